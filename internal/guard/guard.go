@@ -1,0 +1,23 @@
+package guard
+
+// Guard names a rule whose absence loses or doubles data.
+type Guard string
+
+// The guards. Each comment says what the rule is.
+const (
+	// DurableBeforeCommit: segment and manifest are durable before TxnOffsetCommit.
+	DurableBeforeCommit Guard = "durable-before-commit"
+	// ReadBack: a commit with an unknown outcome is not believed; recovery reads the pointer.
+	ReadBack Guard = "read-back"
+	// BarrierPosition: the positions committed are those at the barrier, not those polled.
+	BarrierPosition Guard = "barrier-position"
+	// LostAfterMember: member and generation are read first, then the lost flag is checked.
+	LostAfterMember Guard = "lost-after-member"
+	// CommitRecord: every transaction contains an acknowledged commit record.
+	CommitRecord Guard = "commit-record"
+	// Checksum: what is read from the store is verified.
+	Checksum Guard = "checksum"
+)
+
+// All lists every guard.
+var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, Checksum}
