@@ -1,0 +1,104 @@
+package segment
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"testing"
+)
+
+const benchEntries = 50_000
+
+// fill freezes entries of a 16-byte key and a 100-byte value that compresses about
+// as well as a small struct does: half of it repeats.
+func fill(b *Builder, n int, rng *rand.Rand) {
+	for range n {
+		id := rng.Uint64() % 5_000_000
+		dst := b.BeginPut(uint16(id%128), 1)
+		dst = append(dst, "account-"...)
+		dst = binary.BigEndian.AppendUint64(dst, id)
+		dst = b.KeyDone(dst)
+		for range 6 {
+			dst = binary.LittleEndian.AppendUint64(dst, rng.Uint64())
+		}
+		dst = append(dst, "the same text stands in each of these values ........"[:52]...)
+		b.ValueDone(dst)
+	}
+}
+
+func BenchmarkBuilderFreeze(b *testing.B) {
+	var builder Builder
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 2 {
+		fill(&builder, benchEntries, rng)
+		builder.Finish().Release()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		fill(&builder, benchEntries, rng)
+		b.SetBytes(int64(builder.Bytes()))
+		builder.Finish().Release()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchEntries, "ns/entry")
+}
+
+func BenchmarkSegmentWrite(b *testing.B) {
+	for _, subtasks := range []int{1, 4} {
+		b.Run(fmt.Sprintf("runs=%d", subtasks), func(b *testing.B) {
+			var builder Builder
+			fill(&builder, benchEntries, rand.New(rand.NewPCG(1, 2)))
+			run := builder.Finish()
+			runs := []Run{run}
+			if subtasks > 1 {
+				runs = nil
+				for i := range subtasks {
+					n := run.Len() / subtasks
+					runs = append(runs, Run{&runData{arena: run.d.arena, entries: run.d.entries[i*n : (i+1)*n]}})
+				}
+			}
+			var info Info
+			b.SetBytes(int64(run.Bytes()))
+			b.ReportAllocs()
+			for b.Loop() {
+				var err error
+				if info, err = Write(io.Discard, runs...); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchEntries, "ns/entry")
+			b.ReportMetric(float64(info.Bytes)/benchEntries, "B/entry")
+		})
+	}
+}
+
+func BenchmarkScan(b *testing.B) {
+	var builder Builder
+	fill(&builder, benchEntries, rand.New(rand.NewPCG(1, 2)))
+	var buf bytes.Buffer
+	if _, err := Write(&buf, builder.Finish()); err != nil {
+		b.Fatal(err)
+	}
+	for _, n := range []int{1, 4} {
+		b.Run(fmt.Sprintf("segments=%d", n), func(b *testing.B) {
+			r, err := Open(buf.Bytes())
+			if err != nil {
+				b.Fatal(err)
+			}
+			readers := make([]*Reader, n)
+			for i := range readers {
+				readers[i] = r
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				for _, err := range Scan(0, 1<<16, readers...) {
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(benchEntries*n), "ns/entry")
+		})
+	}
+}

@@ -1,0 +1,243 @@
+package segment
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+	"sync"
+)
+
+// headerLen is the length of the key-group and the state id before the user key.
+const headerLen = 4
+
+// Builder collects the entries that one subtask freezes, in any order. Of several
+// entries with one key the last one counts. It is not safe for concurrent use,
+// except that Runs it handed out may be released from any goroutine.
+//
+// The zero Builder is ready for use.
+type Builder struct {
+	arena   []byte
+	entries []entry
+	scratch []entry
+	pool    *pool
+
+	start int // offset of the entry that is being built
+	klen  int
+}
+
+// entry describes arena[off : off+klen+vlen]: a key with its header, then the value.
+type entry struct {
+	prefix uint64 // the bytes of the user key that tell most keys of its group apart
+	off    int
+	klen   uint32
+	vlen   int32 // tombstone for a delete
+	group  uint32
+}
+
+const tombstone int32 = -1
+
+// BeginPut starts an entry that sets a key. It returns the arena, to which the
+// caller appends the user key; what it gets from append goes to KeyDone.
+func (b *Builder) BeginPut(kg, state uint16) []byte {
+	b.start = len(b.arena)
+	return append(b.arena, byte(kg>>8), byte(kg), byte(state>>8), byte(state))
+}
+
+// KeyDone ends the user key. It returns the arena, to which the caller appends the
+// value; what it gets from append goes to ValueDone.
+func (b *Builder) KeyDone(dst []byte) []byte {
+	b.klen = len(dst) - b.start
+	return dst
+}
+
+// ValueDone ends the value and with it the entry.
+func (b *Builder) ValueDone(dst []byte) {
+	b.add(dst, int32(len(dst)-b.start-b.klen))
+}
+
+// BeginDelete starts an entry that deletes a key. It returns the arena, to which
+// the caller appends the user key; what it gets from append goes to DeleteDone.
+func (b *Builder) BeginDelete(kg, state uint16) []byte { return b.BeginPut(kg, state) }
+
+// DeleteDone ends the user key and with it the entry.
+func (b *Builder) DeleteDone(dst []byte) {
+	b.klen = len(dst) - b.start
+	b.add(dst, tombstone)
+}
+
+// Abandon drops the entry that is being built: an encoder gave an error.
+func (b *Builder) Abandon() { b.arena = b.arena[:b.start] }
+
+func (b *Builder) add(dst []byte, vlen int32) {
+	b.arena = dst
+	b.entries = append(b.entries, entry{
+		off: b.start, klen: uint32(b.klen), vlen: vlen,
+		group: binary.BigEndian.Uint32(dst[b.start:]),
+	})
+}
+
+// Len returns the number of entries, those of one key counted apart.
+func (b *Builder) Len() int { return len(b.entries) }
+
+// Bytes returns the bytes of keys, headers and values collected.
+func (b *Builder) Bytes() int { return len(b.arena) }
+
+// Reset drops all entries and keeps the memory.
+func (b *Builder) Reset() {
+	b.arena, b.entries = b.arena[:0], b.entries[:0]
+}
+
+// Finish sorts what was collected and hands it out. The Builder is empty and ready
+// for the next freeze afterwards; it takes memory that a Run gave back.
+func (b *Builder) Finish() Run {
+	if b.pool == nil {
+		b.pool = &pool{}
+	}
+	b.sortEntries()
+	d := &runData{arena: b.arena, entries: b.entries, pool: b.pool}
+	b.arena, b.entries = b.pool.take()
+	return Run{d}
+}
+
+// sortEntries sorts by key and keeps the newest entry of each key.
+//
+// First a radix pass by key-group and state, of which a subtask has few. Then, in
+// each of these groups, by the eight bytes that follow the prefix which all its
+// keys share ("user-", a tenant, the high bytes of a number), so that nearly every
+// comparison is one of integers that lie in the entry itself.
+func (b *Builder) sortEntries() {
+	es := b.entries
+	if len(es) == 0 {
+		return
+	}
+	var differ uint32
+	for i := range es {
+		differ |= es[i].group ^ es[0].group
+	}
+	for shift := 0; shift < 32; shift += 8 {
+		if byte(differ>>shift) != 0 {
+			es = b.radixPass(es, shift)
+		}
+	}
+	for lo := 0; lo < len(es); {
+		hi := lo + 1
+		for hi < len(es) && es[hi].group == es[lo].group {
+			hi++
+		}
+		b.sortGroup(es[lo:hi])
+		lo = hi
+	}
+	out := es[:1]
+	for _, e := range es[1:] {
+		last := &out[len(out)-1]
+		if e.group == last.group && e.prefix == last.prefix && bytes.Equal(keyOf(b.arena, &e), keyOf(b.arena, last)) {
+			*last = e // sorted by offset: the later one is the newer one
+			continue
+		}
+		out = append(out, e)
+	}
+	b.entries = out
+}
+
+// radixPass orders es by one byte of the group, stably, and returns the ordered
+// slice; the other one becomes the scratch.
+func (b *Builder) radixPass(es []entry, shift int) []entry {
+	var next [256]int
+	for i := range es {
+		next[byte(es[i].group>>shift)]++
+	}
+	sum := 0
+	for i, n := range next {
+		next[i] = sum
+		sum += n
+	}
+	dst := slices.Grow(b.scratch[:0], len(es))[:len(es)]
+	for i := range es {
+		d := byte(es[i].group >> shift)
+		dst[next[d]] = es[i]
+		next[d]++
+	}
+	b.scratch = es[:0]
+	return dst
+}
+
+func (b *Builder) sortGroup(es []entry) {
+	arena := b.arena
+	first := keyOf(arena, &es[0])
+	shared := len(first)
+	for i := 1; i < len(es) && shared > headerLen; i++ {
+		k := keyOf(arena, &es[i])
+		shared = min(shared, len(k))
+		if !bytes.Equal(k[:shared], first[:shared]) {
+			n := 0
+			for k[n] == first[n] {
+				n++
+			}
+			shared = n
+		}
+	}
+	for i := range es {
+		es[i].prefix = prefixOf(keyOf(arena, &es[i])[shared:])
+	}
+	slices.SortFunc(es, func(x, y entry) int {
+		switch {
+		case x.prefix < y.prefix:
+			return -1
+		case x.prefix > y.prefix:
+			return 1
+		}
+		if c := bytes.Compare(keyOf(arena, &x)[shared:], keyOf(arena, &y)[shared:]); c != 0 {
+			return c
+		}
+		return x.off - y.off
+	})
+}
+
+// prefixOf returns the first eight bytes of k, padded with zeros, as a number that
+// orders as they do.
+func prefixOf(k []byte) uint64 {
+	if len(k) >= 8 {
+		return binary.BigEndian.Uint64(k)
+	}
+	var p uint64
+	for i, c := range k {
+		p |= uint64(c) << (56 - 8*i)
+	}
+	return p
+}
+
+func keyOf(arena []byte, e *entry) []byte { return arena[e.off : e.off+int(e.klen)] }
+
+// pool keeps the memory of released runs for the builder that made them.
+type pool struct {
+	mu   sync.Mutex
+	free []spare
+}
+
+type spare struct {
+	arena   []byte
+	entries []entry
+}
+
+// maxSpares bounds what an idle subtask keeps: one run in the making, one on its
+// way to the store.
+const maxSpares = 2
+
+func (p *pool) take() ([]byte, []entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.free) == 0 {
+		return nil, nil
+	}
+	s := p.free[len(p.free)-1]
+	p.free = p.free[:len(p.free)-1]
+	return s.arena, s.entries
+}
+
+func (p *pool) put(arena []byte, entries []entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.free) < maxSpares {
+		p.free = append(p.free, spare{arena[:0], entries[:0]})
+	}
+}
