@@ -1,0 +1,122 @@
+package codec
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"unicode"
+)
+
+// Codec encodes values of type T. It is safe for concurrent use.
+//
+// A codec of keys must be deterministic: equal keys have equal bytes.
+type Codec[T any] interface {
+	// Append appends the encoding of v to dst and returns the extended slice. It
+	// keeps no reference to dst. After an error the bytes beyond len(dst) are
+	// undefined and the returned slice is not to be used.
+	Append(dst []byte, v T) ([]byte, error)
+	// Decode returns the value that Append wrote as b, the whole of b. The value
+	// may alias b if the codec is also a Cloner. Any b gives a value or an error,
+	// never a panic.
+	Decode(b []byte) (T, error)
+	// Name is what manifests remember: "string", "int64", "json",
+	// "proto:pkg.Message". It must never change for data that was written.
+	Name() string
+	// Version is the version that Append writes and Decode reads, at least 1. It
+	// grows when the encoding changes in a way that Decode can't tell.
+	Version() int
+}
+
+// Migrator is implemented by a codec that also reads what its other versions wrote.
+type Migrator[T any] interface {
+	// DecodeVersion decodes what Append wrote when Version was version, which is
+	// never the present Version. It must return an error for a version that it
+	// doesn't know.
+	DecodeVersion(version int, b []byte) (T, error)
+}
+
+// Cloner is implemented by a codec whose Decode returns values that alias its input.
+type Cloner[T any] interface {
+	// Clone returns a value equal to v that shares no memory with it.
+	Clone(v T) T
+}
+
+// Clone detaches v from the bytes that c decoded it from, so that it may be kept
+// after they are gone.
+func Clone[T any](c Codec[T], v T) T {
+	if cl, ok := c.(Cloner[T]); ok {
+		return cl.Clone(v)
+	}
+	return v
+}
+
+// DecodeVersion decodes what version of c wrote. The value may alias b, as with
+// Decode. For another version than c's own, c must be a [Migrator], else the error
+// is a *[VersionError].
+func DecodeVersion[T any](c Codec[T], version int, b []byte) (T, error) {
+	if version == c.Version() {
+		return c.Decode(b)
+	}
+	if m, ok := c.(Migrator[T]); ok {
+		v, err := m.DecodeVersion(version, b)
+		if err != nil {
+			return v, fmt.Errorf("codec %s: migrate version %d to %d: %w", c.Name(), version, c.Version(), err)
+		}
+		return v, nil
+	}
+	var zero T
+	return zero, &VersionError{Codec: c.Name(), Written: version, Known: c.Version()}
+}
+
+// VersionError says that bytes were written by a version of a codec that this
+// build can't read.
+type VersionError struct {
+	Codec   string // name of the codec
+	Written int    // version that wrote the bytes
+	Known   int    // version of this build
+}
+
+func (e *VersionError) Error() string {
+	remedy := "give the codec a method DecodeVersion (codec.Migrator) that reads the old version"
+	if e.Written > e.Known {
+		remedy = "run the newer build that wrote it, or give the codec a method DecodeVersion (codec.Migrator) that reads the newer version"
+	}
+	return fmt.Sprintf("codec %s: data was written by version %d, this build has version %d: %s", e.Codec, e.Written, e.Known, remedy)
+}
+
+// Check reports everything that makes c unusable: no codec at all, no name, a name
+// that a manifest can't carry, a version below 1, and what [Func] and [Proto] found
+// wrong with their arguments.
+func Check[T any](c Codec[T]) error {
+	if c == nil {
+		return fmt.Errorf("codec for %s is nil: pass one, such as codec.String or codec.JSON", reflect.TypeFor[T]())
+	}
+	if b, ok := c.(broken); ok {
+		if err := b.defect(); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	if name := c.Name(); name == "" {
+		errs = append(errs, fmt.Errorf("codec %T: its name is empty: manifests find the codec of stored state by name", c))
+	} else if strings.ToValidUTF8(name, "") != name || strings.ContainsFunc(name, unicode.IsControl) {
+		errs = append(errs, fmt.Errorf("codec %q: its name must be UTF-8 text without control characters", name))
+	}
+	if v := c.Version(); v < 1 {
+		errs = append(errs, fmt.Errorf("codec %s: its version is %d, the first version is 1", c.Name(), v))
+	}
+	return errors.Join(errs...)
+}
+
+// broken is implemented by codecs whose constructor can be given nonsense.
+type broken interface{ defect() error }
+
+// wrongSize is the error of a codec with a fixed size.
+func wrongSize(name string, want int, b []byte) error {
+	unit := "bytes"
+	if want == 1 {
+		unit = "byte"
+	}
+	return fmt.Errorf("codec %s: want %d %s, got %d", name, want, unit, len(b))
+}
