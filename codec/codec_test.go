@@ -93,6 +93,7 @@ func TestDecodeErrorsNameCodecAndCause(t *testing.T) {
 	fails(t, Unit, "x", "codec unit: want 0 bytes, got 1")
 	fails(t, JSON[point](), "{", "codec json: decode codec.point: unexpected end of JSON input")
 	fails(t, JSON[point](), `{"X":"a"}`, "codec json: decode codec.point: ")
+	fails(t, JSON[point](), `{"X":1,"Y":"a"}`, "codec json: decode codec.point: ")
 	fails(t, JSON[*point](), `{}x`, "codec json: decode *codec.point: ")
 	fails(t, Proto[*wrapperspb.StringValue](), "\xff", "codec proto:google.protobuf.StringValue: decode: ")
 }

@@ -125,7 +125,7 @@ func ParsePointer(metadata string) (Pointer, error) {
 	}
 	p, err := parseV1(body)
 	if err == nil && p.encode() != metadata {
-		err = errors.New("its checksum is off")
+		err = errors.New("its checksum is off or it is not as weir writes it")
 	}
 	if err == nil {
 		err = ValidateNames(p.App, p.Instance)
@@ -152,9 +152,7 @@ func parseV1(body string) (Pointer, error) {
 	}
 	p := Pointer{App: f[0], Instance: f[1], Offset: int64(offset)}
 	p.Manifest = ManifestRef{Checkpoint: int64(checkpoint), Incarnation: uint32(incarnation)}
-	if copy(p.Manifest.Hash[:], hash) != len(hash) {
-		return Pointer{}, fmt.Errorf("its hash has %d bytes, want %d", len(hash), len(p.Manifest.Hash))
-	}
+	copy(p.Manifest.Hash[:], hash) // one of another length differs from what Encode writes
 	return p, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"maps"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,35 +86,41 @@ func TestCommitRecordKeepsMillisecondsAndNoZone(t *testing.T) {
 
 func TestParseCommitRecordTellsWhatItFound(t *testing.T) {
 	good := goldenRecord.Append(nil)
+	const (
+		short  = "it is cut short"
+		sum    = "its checksum is off"
+		unlike = "it is not as weir writes it"
+	)
 	for name, c := range map[string]struct {
 		b    []byte
 		want error
+		says string
 	}{
-		"tombstone":   {nil, ErrForeign},
-		"text":        {[]byte("hello"), ErrForeign},
-		"magic only":  {good[:5], ErrDamaged},
-		"no checksum": {good[:len(good)-4], ErrDamaged},
-		"version 0":   {seal(append([]byte(recordMagic), 0)), ErrDamaged},
-		"empty":       {seal(append([]byte(recordMagic), 1)), ErrDamaged},
-		"surplus":     {seal(append(bytes.Clone(good[:len(good)-4]), 0)), ErrDamaged},
-		"many topics": {seal(withTopics(1 << 40)), ErrDamaged},
+		"tombstone":   {nil, ErrForeign, ""},
+		"text":        {[]byte("hello"), ErrForeign, ""},
+		"magic only":  {good[:5], ErrDamaged, short},
+		"no checksum": {good[:len(good)-4], ErrDamaged, sum},
+		"version 0":   {seal(append([]byte(recordMagic), 0)), ErrDamaged, short},
+		"empty":       {seal(append([]byte(recordMagic), 1)), ErrDamaged, short},
+		"surplus":     {seal(append(bytes.Clone(good[:len(good)-4]), 0)), ErrDamaged, unlike},
+		"many topics": {seal(withTopics(1 << 40)), ErrDamaged, short},
 		"topic without partitions": {
-			seal(append(withTopics(1), 1, 't', 0)), ErrDamaged},
+			seal(append(withTopics(1), 1, 't', 0)), ErrDamaged, unlike},
 		"many partitions": {
-			seal(append(withTopics(1), append([]byte{1, 't'}, binary.AppendUvarint(nil, 1<<60)...)...)), ErrDamaged},
+			seal(append(withTopics(1), append([]byte{1, 't'}, binary.AppendUvarint(nil, 1<<60)...)...)), ErrDamaged, short},
 		"partitions unsorted": {
-			seal(append(withTopics(1), 1, 't', 2, 2, 0, 0, 0, 0, 0)), ErrDamaged},
+			seal(append(withTopics(1), 1, 't', 2, 2, 0, 0, 0, 0, 0)), ErrDamaged, unlike},
 		"partition twice": {
-			seal(append(withTopics(1), 1, 't', 2, 0, 0, 0, 0, 0, 0)), ErrDamaged},
+			seal(append(withTopics(1), 1, 't', 2, 0, 0, 0, 0, 0, 0)), ErrDamaged, unlike},
 		"topics unsorted": {
-			seal(append(withTopics(2), 1, 'u', 1, 0, 0, 0, 1, 't', 1, 0, 0, 0)), ErrDamaged},
+			seal(append(withTopics(2), 1, 'u', 1, 0, 0, 0, 1, 't', 1, 0, 0, 0)), ErrDamaged, unlike},
 		"partition of 33 bits": {
-			seal(append(withTopics(1), append([]byte{1, 't', 1}, binary.AppendVarint(nil, 1<<32)...)...)), ErrDamaged},
+			seal(append(withTopics(1), append(append([]byte{1, 't', 1}, binary.AppendVarint(nil, 1<<32)...), 0, 0)...)), ErrDamaged, unlike},
 		"long varint": {
-			seal(append(withTopics(1), 1, 't', 1, 0x80, 0, 0, 0)), ErrDamaged},
+			seal(append(withTopics(1), 1, 't', 1, 0x80, 0, 0, 0)), ErrDamaged, unlike},
 	} {
-		if _, err := ParseCommitRecord(c.b); !errors.Is(err, c.want) {
-			t.Errorf("%s: ParseCommitRecord = %v, want %v", name, err, c.want)
+		if _, err := ParseCommitRecord(c.b); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: ParseCommitRecord = %v, want %v: %s", name, err, c.want, c.says)
 		}
 	}
 	newer := bytes.Clone(good)
