@@ -1,0 +1,193 @@
+package txn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/zap"
+)
+
+const (
+	// reachTimeout bounds the wait for a first answer of any broker.
+	reachTimeout = 15 * time.Second
+
+	maxTimeoutKey = "transaction.max.timeout.ms"
+
+	// nobody is a member id that no group has.
+	nobody = "weir-check"
+)
+
+// Check finds out before the first record what would fail later: brokers that don't
+// answer, topics that don't exist, rights that are missing, a transaction timeout
+// that the brokers refuse. It reports everything at once and changes nothing. cl is
+// any client of the cluster; outputs are the topics that the app writes to.
+func Check(ctx context.Context, cl *kgo.Client, cfg Config, outputs ...string) error {
+	cfg = cfg.withDefaults()
+	if err := checkReach(ctx, cl); err != nil {
+		return err
+	}
+	adm := kadm.NewClient(cl)
+	return errors.Join(
+		checkTopics(ctx, adm, cfg, outputs),
+		checkGroup(ctx, cl, cfg),
+		checkTransactionalID(ctx, cl, cfg),
+		checkTimeout(ctx, adm, cfg),
+	)
+}
+
+func checkReach(ctx context.Context, cl *kgo.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	err := cl.Ping(ctx)
+	if err == nil {
+		return nil
+	}
+	seeds, _ := cl.OptValue(kgo.SeedBrokers).([]string)
+	return fmt.Errorf("reach Kafka at %s: %w\n  check the address (WEIR_BROKERS), that the broker is up, and that TLS and SASL are set as it expects", strings.Join(seeds, ", "), err)
+}
+
+func checkTopics(ctx context.Context, adm *kadm.Client, cfg Config, outputs []string) error {
+	need := map[string][]kmsg.ACLOperation{}
+	for _, t := range cfg.Topics {
+		need[t] = append(need[t], kmsg.ACLOperationRead)
+	}
+	for _, t := range outputs {
+		need[t] = append(need[t], kmsg.ACLOperationWrite)
+	}
+	need[cfg.CommitTopic] = append(need[cfg.CommitTopic], kmsg.ACLOperationRead, kmsg.ACLOperationWrite)
+	names := make([]string, 0, len(need))
+	for t := range need {
+		names = append(names, t)
+	}
+	slices.Sort(names)
+	details, err := adm.ListTopics(kadm.WithAuthorizedOps(ctx), names...)
+	if err != nil {
+		return fmt.Errorf("describe topics %v: %w", names, err)
+	}
+	var errs []error
+	for _, name := range names {
+		d := details[name]
+		switch {
+		case errors.Is(d.Err, kerr.UnknownTopicOrPartition):
+			if name == cfg.CommitTopic {
+				continue // EnsureCommitTopic's business
+			}
+			errs = append(errs, fmt.Errorf("topic %q does not exist\n  create it: kafka-topics --create --topic %s --partitions N", name, name))
+		case errors.Is(d.Err, kerr.TopicAuthorizationFailed):
+			errs = append(errs, missingACL("Describe", "topic", name))
+		case d.Err != nil:
+			errs = append(errs, fmt.Errorf("describe topic %q: %w", name, d.Err))
+		default:
+			if len(d.AuthorizedOperations) == 0 {
+				continue // the broker doesn't tell
+			}
+			for _, op := range need[name] {
+				if !slices.Contains(d.AuthorizedOperations, op) {
+					errs = append(errs, missingACL(aclName(op), "topic", name))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func aclName(op kmsg.ACLOperation) string {
+	if op == kmsg.ACLOperationRead {
+		return "Read"
+	}
+	return "Write"
+}
+
+func missingACL(op, resource, name string) error {
+	return fmt.Errorf("not authorised to %s %s %q\n  grant it: kafka-acls --add --allow-principal User:NAME --operation %s --%s %s", strings.ToLower(op), resource, name, op, resource, name)
+}
+
+// checkGroup sends a heartbeat of nobody: a broker that lets us read the group
+// doesn't know the member, any other says so first.
+func checkGroup(ctx context.Context, cl *kgo.Client, cfg Config) error {
+	req := kmsg.NewPtrHeartbeatRequest()
+	req.Group, req.MemberID, req.Generation = cfg.Group, nobody, -1
+	resp, err := req.RequestWith(ctx, cl)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	switch {
+	case errors.Is(err, kerr.GroupAuthorizationFailed):
+		return missingACL("Read", "group", cfg.Group)
+	case isKafka(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("ask for group %q: %w", cfg.Group, err)
+	}
+	return nil
+}
+
+// checkTransactionalID asks to add the group to a transaction of a producer id that
+// doesn't exist: a broker that lets us write with the transactional id refuses the
+// producer id.
+func checkTransactionalID(ctx context.Context, cl *kgo.Client, cfg Config) error {
+	id := TransactionalID(cfg.App, cfg.Instance)
+	req := kmsg.NewPtrAddOffsetsToTxnRequest()
+	req.TransactionalID, req.Group, req.ProducerID, req.ProducerEpoch = id, cfg.Group, -1, -1
+	resp, err := req.RequestWith(ctx, cl)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	switch {
+	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
+		return missingACL("Write", "transactional-id", id)
+	case isKafka(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("ask for transactional id %q: %w", id, err)
+	}
+	return nil
+}
+
+// isKafka tells whether a broker answered, if only with an error.
+func isKafka(err error) bool {
+	var ke *kerr.Error
+	return errors.As(err, &ke)
+}
+
+func checkTimeout(ctx context.Context, adm *kadm.Client, cfg Config) error {
+	brokers, err := adm.ListBrokers(ctx)
+	if err != nil || len(brokers) == 0 {
+		return err
+	}
+	skip := func(why error) error {
+		cfg.Logger.Info("the broker's "+maxTimeoutKey+" is not known, so the transaction timeout can't be checked against it", zap.Error(why))
+		return nil
+	}
+	configs, err := adm.DescribeBrokerConfigs(ctx, brokers[0].NodeID)
+	if err != nil {
+		return skip(err)
+	}
+	for _, rc := range configs {
+		if rc.Err != nil {
+			return skip(rc.Err)
+		}
+		for _, c := range rc.Configs {
+			if c.Key != maxTimeoutKey {
+				continue
+			}
+			ms, err := strconv.ParseInt(c.MaybeValue(), 10, 64)
+			if err != nil {
+				return skip(err)
+			}
+			if limit := time.Duration(ms) * time.Millisecond; cfg.TransactionTimeout > limit {
+				return fmt.Errorf("transaction timeout %v is more than the brokers' %s of %v\n  commit more often, so that it can be lower, or raise the brokers' limit", cfg.TransactionTimeout, maxTimeoutKey, limit)
+			}
+		}
+	}
+	return nil
+}

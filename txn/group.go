@@ -1,0 +1,344 @@
+package txn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/zap"
+
+	"github.com/weirstream/weir/offsets"
+)
+
+// The client calls these in order, one at a time:
+//
+//	onAssigned   for every new session of the group, also with nothing new
+//	onFetched    with the committed offsets; what it returns nil for is fetched next
+//	adjust       directly after onFetched
+//	onRevoked    when a rebalance takes partitions
+//	onLost       when the session of the group ended in an error
+
+// left tells whether Leave or Close was called.
+func (s *Session) left() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// until returns ctx, ended by Close as well.
+func (s *Session) until(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// onAssigned runs before the client fetches the committed offsets. It ends the
+// transaction that a predecessor with our transactional id left open, which would
+// keep those offsets unstable, and waits for those of others with more patience than
+// the client, which sleeps for a second between its tries.
+func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[string][]int32) {
+	<-s.opened
+	if s.left() || s.Err() != nil {
+		return
+	}
+	ctx, cancel := s.until(ctx)
+	defer cancel()
+	if !s.began.Load() {
+		if err := s.begin(ctx); err != nil {
+			if !s.left() {
+				s.fail(err)
+			}
+			return
+		}
+	}
+	parts := flatten(assigned)
+	if len(parts) == 0 {
+		return
+	}
+	s.log.Info("partitions assigned", zap.Stringers("partitions", parts))
+	if s.cfg.Events.Assigned != nil {
+		s.cfg.Events.Assigned(parts)
+	}
+	if err := s.loadTopicIDs(ctx, s.cfg.Topics); err != nil {
+		if !s.left() {
+			s.fail(err)
+		}
+		return
+	}
+	s.awaitStable(ctx, parts)
+}
+
+// begin takes the transactional id over and opens the first transaction.
+func (s *Session) begin(ctx context.Context) error {
+	if _, _, err := s.cl.ProducerID(ctx); err != nil {
+		return s.errorf("take over transactional id "+s.txnID, err)
+	}
+	if err := s.loadFeatures(ctx); err != nil {
+		return s.errorf("ask the brokers for their features", err)
+	}
+	if err := s.cl.BeginTransaction(); err != nil {
+		return s.errorf("begin transaction", err)
+	}
+	s.began.Store(true)
+	return nil
+}
+
+// onFetched hands what is committed to the handler, which restores it.
+func (s *Session) onFetched(ctx context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
+	<-s.opened
+	if s.left() {
+		return context.Canceled // the client takes this for a group that is being left
+	}
+	if err := s.Err(); err != nil {
+		return plain(err)
+	}
+	s.stopWatch()
+	committed, err := s.parseCommitted(resp)
+	if err != nil {
+		return plain(s.fail(err))
+	}
+	if len(committed) == 0 {
+		return nil
+	}
+	rctx, cancel := s.until(ctx)
+	defer cancel()
+	starts, err := s.h.Restore(rctx, committed)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return ctx.Err() // a rebalance: we are called again for what stays
+	case s.left():
+		return context.Canceled
+	default:
+		return plain(s.fail(fmt.Errorf("restore %d partitions of group %s: %w", len(committed), s.cfg.Group, err)))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.Copy(s.starts, starts)
+	for p, c := range committed {
+		s.owned[p] = true
+		if ptr, err := offsets.ParsePointer(c.Metadata); err == nil {
+			s.last.Store(max(s.last.Load(), ptr.Manifest.Checkpoint))
+		}
+	}
+	return nil
+}
+
+// plain strips err of what it wraps: the client takes any context.Canceled for a
+// group that is being left, and goes on without telling anybody.
+func plain(err error) error { return errors.New(err.Error()) }
+
+// adjust replaces the positions to fetch from by those that Restore asked for.
+func (s *Session) adjust(_ context.Context, at map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for topic, ps := range at {
+		for p := range ps {
+			key := offsets.Partition{Topic: topic, Partition: p}
+			if pos, ok := s.starts[key]; ok {
+				ps[p] = kgo.NewOffset().At(pos.Offset).WithEpoch(pos.LeaderEpoch)
+				delete(s.starts, key)
+			}
+		}
+	}
+	return at, nil
+}
+
+// onRevoked lets the handler commit a last time and hand over.
+func (s *Session) onRevoked(_ context.Context, _ *kgo.Client, revoked map[string][]int32) {
+	<-s.opened
+	parts := flatten(revoked)
+	if s.left() || s.lost.Load() || len(parts) == 0 {
+		return
+	}
+	s.log.Info("partitions revoked", zap.Stringers("partitions", parts))
+	if s.cfg.Events.Revoked != nil {
+		s.cfg.Events.Revoked(parts)
+	}
+	s.h.Revoke(s.ctx, parts)
+	s.disown(parts)
+}
+
+// onLost ends the incarnation. The flag comes first: a Commit that read the
+// membership before now is refused by the broker, one that reads it from now on sees
+// the flag.
+func (s *Session) onLost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
+	s.lost.Store(true)
+	<-s.opened
+	if s.left() {
+		return
+	}
+	parts := flatten(lost)
+	s.stopWatch()
+	s.disown(parts)
+	s.log.Warn("partitions lost", zap.Stringers("partitions", parts))
+	if s.cfg.Events.Lost != nil {
+		s.cfg.Events.Lost(parts)
+	}
+	s.h.Lost(parts)
+	if s.cfg.NextGen {
+		// This protocol doesn't tell why, and rejoins when we return.
+		s.endLost(errors.New("the group ended our membership"))
+	}
+}
+
+// endLost fails the session and keeps the client from rejoining: as a new member it
+// could commit for partitions that are not ours any more.
+func (s *Session) endLost(err error) {
+	e := s.errorf("stay in group "+s.cfg.Group, err)
+	if e.Kind == Transient {
+		e.Kind = Lost
+	}
+	s.fail(e)
+	<-s.gone
+}
+
+// groupHook is the Session as a hook of the client, so that the method isn't part of
+// the exported API.
+type groupHook Session
+
+// OnGroupManageError is called by the classic protocol directly after onLost, with
+// the reason, and the client rejoins when it returns.
+func (h *groupHook) OnGroupManageError(err error) {
+	s := (*Session)(h)
+	if s.left() {
+		return
+	}
+	s.endLost(err)
+}
+
+func (s *Session) disown(parts []offsets.Partition) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range parts {
+		delete(s.owned, p)
+	}
+}
+
+// parseCommitted reads a response to an OffsetFetch of our group. Any error in it is
+// fatal: a partition that is left out would never be consumed.
+func (s *Session) parseCommitted(resp *kmsg.OffsetFetchResponse) (map[offsets.Partition]offsets.Committed, error) {
+	const op = "fetch committed offsets"
+	parts, err := s.fetchedPartitions(resp)
+	if err != nil {
+		return nil, s.errorf(op, err)
+	}
+	committed := make(map[offsets.Partition]offsets.Committed, len(parts))
+	for p, r := range parts {
+		if err := kerr.ErrorForCode(r.ErrorCode); err != nil {
+			return nil, s.errorf(op+" of "+p.String(), err)
+		}
+		c := offsets.Committed{Exists: r.Offset >= 0}
+		c.LeaderEpoch = -1
+		if c.Exists {
+			c.Position = offsets.Position{Offset: r.Offset, LeaderEpoch: r.LeaderEpoch}
+			if r.Metadata != nil {
+				c.Metadata = *r.Metadata
+			}
+		}
+		committed[p] = c
+	}
+	return committed, nil
+}
+
+// fetchedPartitions indexes a response by partition.
+func (s *Session) fetchedPartitions(resp *kmsg.OffsetFetchResponse) (map[offsets.Partition]kmsg.OffsetFetchResponseGroupTopicPartition, error) {
+	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+		return nil, err
+	}
+	parts := map[offsets.Partition]kmsg.OffsetFetchResponseGroupTopicPartition{}
+	for _, g := range resp.Groups {
+		if err := kerr.ErrorForCode(g.ErrorCode); err != nil {
+			return nil, err
+		}
+		for _, t := range g.Topics {
+			name := t.Topic
+			if name == "" {
+				name = s.topicOf(t.TopicID)
+			}
+			if name == "" {
+				return nil, fmt.Errorf("the answer names topic id %x: %w", t.TopicID, kerr.UnknownTopicID)
+			}
+			for _, p := range t.Partitions {
+				parts[offsets.Partition{Topic: name, Partition: p.Partition}] = p
+			}
+		}
+	}
+	return parts, nil
+}
+
+// loadTopicIDs asks once per session: a topic that is deleted and created again
+// while it is consumed must not pass for the old one.
+func (s *Session) loadTopicIDs(ctx context.Context, topics []string) error {
+	s.mu.Lock()
+	topics = slices.DeleteFunc(slices.Clone(topics), func(t string) bool { _, ok := s.topicID[t]; return ok })
+	s.mu.Unlock()
+	if len(topics) == 0 {
+		return nil
+	}
+	req := kmsg.NewPtrMetadataRequest()
+	for _, t := range topics {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = kmsg.StringPtr(t)
+		req.Topics = append(req.Topics, rt)
+	}
+	resp, err := req.RequestWith(ctx, s.cl)
+	if err != nil {
+		return s.errorf("ask for the ids of the topics", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range resp.Topics {
+		if t.Topic == nil {
+			continue
+		}
+		if err := kerr.ErrorForCode(t.ErrorCode); err != nil {
+			return s.errorf("ask for the id of topic "+*t.Topic, err)
+		}
+		s.topicID[*t.Topic] = t.TopicID
+	}
+	return nil
+}
+
+func (s *Session) topicOf(id [16]byte) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, have := range s.topicID {
+		if have == id {
+			return name
+		}
+	}
+	return ""
+}
+
+func flatten(m map[string][]int32) []offsets.Partition {
+	var parts []offsets.Partition
+	for topic, ps := range m {
+		for _, p := range ps {
+			parts = append(parts, offsets.Partition{Topic: topic, Partition: p})
+		}
+	}
+	slices.SortFunc(parts, offsets.Partition.Compare)
+	return parts
+}
+
+// group turns parts into topics with their partitions, in order.
+func group(parts []offsets.Partition) (topics []string, byTopic map[string][]int32) {
+	byTopic = map[string][]int32{}
+	for _, p := range parts {
+		if byTopic[p.Topic] == nil {
+			topics = append(topics, p.Topic)
+		}
+		byTopic[p.Topic] = append(byTopic[p.Topic], p.Partition)
+	}
+	slices.Sort(topics)
+	return topics, byTopic
+}

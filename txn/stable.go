@@ -1,0 +1,320 @@
+package txn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+	"unicode/utf16"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/zap"
+
+	"github.com/weirstream/weir/offsets"
+)
+
+const (
+	// stablePoll is the pause between two looks at offsets that a transaction is about
+	// to decide. Usually its markers are on their way.
+	stablePoll = 10 * time.Millisecond
+
+	// stableWait bounds the wait in the callback of an assignment, which a rebalance
+	// can't interrupt. The client itself goes on asking after that.
+	stableWait = 2 * time.Second
+
+	// fenceAfter is how long somebody else's transaction may keep our offsets unstable
+	// before we fence it. Fencing is safe but ends that instance's work on all its
+	// partitions, so a hand-over in good order must never come near.
+	fenceAfter = 500 * time.Millisecond
+
+	// watchPoll is the pause between two looks once stableWait is over.
+	watchPoll = 500 * time.Millisecond
+
+	// brokerScan is the period in which a broker looks for expired transactions.
+	brokerScan = 10 * time.Second
+
+	// unstableMargin is added to the longest time that offsets can be unstable for.
+	unstableMargin = 5 * time.Second
+
+	// inspectTimeout bounds the look at the transactions that block us.
+	inspectTimeout = 10 * time.Second
+
+	offsetsTopic = "__consumer_offsets"
+)
+
+// UnstableInfo says that committed offsets are not decided yet.
+type UnstableInfo struct {
+	Partitions []offsets.Partition
+	Waited     time.Duration
+	// Fenced are the transactional ids that were fenced because of it.
+	Fenced []string
+}
+
+func (i UnstableInfo) String() string {
+	return fmt.Sprintf("offsets of %v undecided for %v, fenced %q", i.Partitions, i.Waited, i.Fenced)
+}
+
+// awaitStable returns when the offsets committed for parts are decided, or after
+// stableWait, with a watch left behind that fails the session when no transaction
+// can be the reason any more.
+func (s *Session) awaitStable(ctx context.Context, parts []offsets.Partition) {
+	start := time.Now()
+	fenced := false
+	for {
+		unstable, err := s.unstable(ctx, parts)
+		switch {
+		case err != nil:
+			// The client's own fetch follows, with all its retries; it decides.
+			s.log.Info("fetch committed offsets before restoring", zap.Error(err))
+			return
+		case len(unstable) == 0:
+			return
+		}
+		waited := time.Since(start)
+		if waited >= fenceAfter && !fenced {
+			fenced = true
+			s.fenceCommitters(ctx, unstable, waited)
+		}
+		if waited >= stableWait {
+			s.startWatch(unstable, start)
+			return
+		}
+		if !sleep(ctx, stablePoll) {
+			return
+		}
+	}
+}
+
+// startWatch leaves a goroutine that fails the session when parts stay unstable for
+// longer than any transaction may last. It ends when the offsets are stable, when
+// the client fetched them, and with the session.
+func (s *Session) startWatch(parts []offsets.Partition, since time.Time) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	s.mu.Lock()
+	if s.watch != nil {
+		s.watch()
+	}
+	s.watch = cancel
+	s.mu.Unlock()
+	limit := s.cfg.TransactionTimeout + brokerScan + unstableMargin
+	s.background.Go(func() {
+		defer cancel()
+		for sleep(ctx, watchPoll) {
+			unstable, err := s.unstable(ctx, parts)
+			if err != nil {
+				continue
+			}
+			if len(unstable) == 0 {
+				return
+			}
+			if waited := time.Since(since); waited > limit {
+				s.fail(s.unstableError(ctx, unstable, waited))
+				return
+			}
+		}
+	})
+}
+
+func (s *Session) stopWatch() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watch != nil {
+		s.watch()
+		s.watch = nil
+	}
+}
+
+// unstable returns those of parts whose committed offset waits for a transaction.
+// The request names the partitions: one that asks for all doesn't list a partition
+// that has only a pending offset.
+func (s *Session) unstable(ctx context.Context, parts []offsets.Partition) ([]offsets.Partition, error) {
+	got, err := s.fetchOffsets(ctx, parts, true)
+	if err != nil {
+		return nil, err
+	}
+	var unstable []offsets.Partition
+	for _, p := range parts {
+		if errors.Is(kerr.ErrorForCode(got[p].ErrorCode), kerr.UnstableOffsetCommit) {
+			unstable = append(unstable, p)
+		}
+	}
+	return unstable, nil
+}
+
+func (s *Session) fetchOffsets(ctx context.Context, parts []offsets.Partition, stable bool) (map[offsets.Partition]kmsg.OffsetFetchResponseGroupTopicPartition, error) {
+	req := kmsg.NewPtrOffsetFetchRequest()
+	req.RequireStable = stable
+	g := kmsg.NewOffsetFetchRequestGroup()
+	g.Group = s.cfg.Group
+	topics, byTopic := group(parts)
+	if err := s.loadTopicIDs(ctx, topics); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	for _, topic := range topics {
+		t := kmsg.NewOffsetFetchRequestGroupTopic()
+		t.Topic = topic
+		t.TopicID = s.topicID[topic] // version 10 knows no names
+		t.Partitions = byTopic[topic]
+		g.Topics = append(g.Topics, t)
+	}
+	s.mu.Unlock()
+	req.Groups = append(req.Groups, g)
+	resp, err := req.RequestWith(ctx, s.cl)
+	if err != nil {
+		return nil, err
+	}
+	return s.fetchedPartitions(resp)
+}
+
+// fenceCommitters ends the transactions of the instances that committed parts last:
+// most likely one of them was paused or killed with offsets staged.
+func (s *Session) fenceCommitters(ctx context.Context, parts []offsets.Partition, waited time.Duration) {
+	ids := s.committers(ctx, parts)
+	info := UnstableInfo{Partitions: parts, Waited: waited}
+	for _, id := range ids {
+		if id == s.txnID {
+			continue // ours was ended by InitProducerId
+		}
+		if err := s.fence(ctx, id); err != nil {
+			s.log.Warn("fence transactional id", zap.String("transactional_id", id), zap.Error(err))
+			continue
+		}
+		info.Fenced = append(info.Fenced, id)
+	}
+	s.log.Warn("committed offsets are undecided", zap.Stringers("partitions", parts), zap.Duration("for", waited), zap.Strings("fenced", info.Fenced))
+	if s.cfg.Events.Unstable != nil {
+		s.cfg.Events.Unstable(info)
+	}
+}
+
+// committers returns the transactional ids in the pointers last committed for parts.
+func (s *Session) committers(ctx context.Context, parts []offsets.Partition) []string {
+	got, err := s.fetchOffsets(ctx, parts, false)
+	if err != nil {
+		s.log.Info("fetch undecided offsets", zap.Error(err))
+		return nil
+	}
+	ids := map[string]bool{}
+	for _, r := range got {
+		if r.Metadata == nil {
+			continue
+		}
+		// A pointer of another app is none of our business.
+		if ptr, err := offsets.ParsePointer(*r.Metadata); err == nil && ptr.App == s.cfg.App {
+			ids[TransactionalID(ptr.App, ptr.Instance)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(ids))
+}
+
+// fence ends the open transaction of another transactional id and makes its producer
+// fail. InitProducerId also sets that id's timeout, so it has to be the app's own.
+func (s *Session) fence(ctx context.Context, txnID string) error {
+	req := kmsg.NewPtrInitProducerIDRequest()
+	req.TransactionalID = &txnID
+	req.TransactionTimeoutMillis = int32(s.cfg.TransactionTimeout.Milliseconds())
+	req.ProducerID, req.ProducerEpoch = -1, -1
+	for {
+		resp, err := req.RequestWith(ctx, s.cl)
+		if err != nil {
+			return err
+		}
+		err = kerr.ErrorForCode(resp.ErrorCode)
+		if err == nil {
+			return nil
+		}
+		// The abort that the first request started is being written.
+		if !errors.Is(err, kerr.ConcurrentTransactions) && !errors.Is(err, kerr.CoordinatorLoadInProgress) {
+			return err
+		}
+		if !sleep(ctx, 2*stablePoll) {
+			return ctx.Err()
+		}
+	}
+}
+
+// unstableError describes the transactions that block parts, as far as the brokers
+// tell.
+func (s *Session) unstableError(ctx context.Context, parts []offsets.Partition, waited time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	defer cancel()
+	e := &UnstableError{Group: s.cfg.Group, Partitions: parts, Waited: waited}
+	e.Blocking, e.Inspect = blocking(ctx, s.adm, s.cfg.Group, append(s.committers(ctx, parts), s.txnID))
+	return e
+}
+
+// blocking returns the open transactions on the group's partition of the offsets
+// topic, and those of txnIDs that are not over.
+func blocking(ctx context.Context, adm *kadm.Client, groupID string, txnIDs []string) ([]BlockingTransaction, error) {
+	found := map[int64]*BlockingTransaction{}
+	var errs []error
+
+	topics, err := adm.ListTopicsWithInternal(ctx, offsetsTopic)
+	if n := len(topics[offsetsTopic].Partitions); err == nil && n > 0 {
+		set := kadm.TopicsSet{}
+		set.Add(offsetsTopic, groupPartition(groupID, n))
+		producers, err := adm.DescribeProducers(ctx, set)
+		errs = append(errs, err)
+		producers.EachProducer(func(p kadm.DescribedProducer) {
+			if p.CurrentTxnStartOffset >= 0 {
+				found[p.ProducerID] = &BlockingTransaction{ProducerID: p.ProducerID, Pending: true}
+			}
+		})
+	} else {
+		errs = append(errs, err)
+	}
+	if len(found) > 0 {
+		listed, err := adm.ListTransactions(ctx, slices.Collect(maps.Keys(found)), nil)
+		errs = append(errs, err)
+		txnIDs = slices.AppendSeq(txnIDs, maps.Keys(listed))
+	}
+	slices.Sort(txnIDs)
+	described, err := adm.DescribeTransactions(ctx, slices.Compact(txnIDs)...)
+	errs = append(errs, err)
+	for _, d := range described {
+		if d.Err != nil {
+			continue // never used
+		}
+		t := found[d.ProducerID]
+		if t == nil {
+			if d.State != "Ongoing" && d.State != "PrepareCommit" && d.State != "PrepareAbort" {
+				continue
+			}
+			t = &BlockingTransaction{ProducerID: d.ProducerID}
+			found[d.ProducerID] = t
+		}
+		t.TransactionalID, t.State = d.TxnID, d.State
+	}
+	out := []BlockingTransaction{}
+	for _, id := range slices.Sorted(maps.Keys(found)) {
+		out = append(out, *found[id])
+	}
+	return out, errors.Join(errs...)
+}
+
+// groupPartition returns the partition of the offsets topic that keeps a group:
+// Java's String.hashCode of the group, modulo the number of partitions.
+func groupPartition(groupID string, partitions int) int32 {
+	var h int32
+	for _, r := range utf16.Encode([]rune(groupID)) {
+		h = 31*h + int32(r)
+	}
+	return int32(uint32(h)&0x7fffffff) % int32(partitions)
+}
+
+// sleep returns false if ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,217 @@
+package txn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir/offsets"
+)
+
+const (
+	// commitSegmentBytes and commitSegmentTime keep the topic short: only closed
+	// segments are compacted, and a reader goes through what is left.
+	commitSegmentBytes = 4 << 20
+	commitSegmentTime  = time.Hour
+
+	// lookBack is how many offsets before the end LastCommitRecord reads first. Every
+	// transaction has a record and a marker.
+	lookBack = 100
+
+	// fetchBytes is how much one request reads. A larger record is still returned.
+	fetchBytes = 1 << 20
+
+	// lookBackFactor is by how much it reads further where that found nothing.
+	lookBackFactor = 10
+)
+
+// EnsureCommitTopic creates the compacted topic that mirrors an app's commits, with
+// one partition, or verifies that the topic that exists is compacted: retention
+// would delete the only trace of a group whose offsets expired. replication -1 is
+// the broker's default.
+func EnsureCommitTopic(ctx context.Context, adm *kadm.Client, topic string, replication int16) error {
+	compact := "compact"
+	config := map[string]*string{
+		"cleanup.policy": &compact,
+		"segment.bytes":  kadm.StringPtr(fmt.Sprint(commitSegmentBytes)),
+		"segment.ms":     kadm.StringPtr(fmt.Sprint(commitSegmentTime.Milliseconds())),
+	}
+	_, err := adm.CreateTopic(ctx, 1, replication, config, topic)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, kerr.TopicAlreadyExists):
+		return verifyCompacted(ctx, adm, topic)
+	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
+		// It may have been made for us.
+		details, lerr := adm.ListTopics(ctx, topic)
+		if lerr == nil && details.Has(topic) && details[topic].Err == nil {
+			return verifyCompacted(ctx, adm, topic)
+		}
+		return fmt.Errorf("create commit topic %s: %w: grant Create on it to this principal, or create it: kafka-topics --create --topic %s --partitions 1 --config cleanup.policy=compact", topic, err, topic)
+	}
+	return fmt.Errorf("create commit topic %s with replication factor %d: %w", topic, replication, err)
+}
+
+func verifyCompacted(ctx context.Context, adm *kadm.Client, topic string) error {
+	configs, err := adm.DescribeTopicConfigs(ctx, topic)
+	if err != nil {
+		return fmt.Errorf("describe commit topic %s: %w", topic, err)
+	}
+	rc, err := configs.On(topic, nil)
+	if err == nil {
+		err = rc.Err
+	}
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+		return nil // not ours to know; whoever created it without us was told how
+	}
+	if err != nil {
+		return fmt.Errorf("describe commit topic %s: %w", topic, err)
+	}
+	i := slices.IndexFunc(rc.Configs, func(c kadm.Config) bool { return c.Key == "cleanup.policy" })
+	if i < 0 {
+		return nil
+	}
+	if policy := rc.Configs[i].MaybeValue(); policy != "compact" {
+		return fmt.Errorf("commit topic %s has cleanup.policy=%s, which deletes the last commit: set it with kafka-configs --alter --entity-type topics --entity-name %s --add-config cleanup.policy=compact", topic, policy, topic)
+	}
+	return nil
+}
+
+// LastCommitRecord returns the newest committed commit record of app, and false if
+// the topic has none or doesn't exist. It reads backwards from the end: few records
+// usually, all of a topic only where app has none. opts are the user's client
+// options; a client of its own is opened and closed.
+func LastCommitRecord(ctx context.Context, opts []kgo.Opt, topic, app string) (offsets.CommitRecord, bool, error) {
+	rec, ok, err := lastCommitRecord(ctx, opts, topic, app)
+	if err != nil {
+		err = fmt.Errorf("read last commit record of app %q from %s: %w", app, topic, err)
+	}
+	return rec, ok, err
+}
+
+func lastCommitRecord(ctx context.Context, opts []kgo.Opt, topic, app string) (offsets.CommitRecord, bool, error) {
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return offsets.CommitRecord{}, false, err
+	}
+	defer cl.Close()
+	p := commitPartition{cl: cl, topic: topic}
+	found, err := p.find(ctx)
+	if err != nil || !found {
+		return offsets.CommitRecord{}, false, err
+	}
+	to := p.end
+	for back := int64(lookBack); to > p.start; back *= lookBackFactor {
+		from := max(p.end-back, p.start)
+		value, err := p.lastValue(ctx, app, from, to)
+		if err != nil {
+			return offsets.CommitRecord{}, false, err
+		}
+		if value != nil {
+			rec, err := offsets.ParseCommitRecord(value)
+			return rec, err == nil, err
+		}
+		to = from
+	}
+	return offsets.CommitRecord{}, false, nil
+}
+
+// commitPartition reads the one partition of a commit topic with plain Fetch
+// requests: a consumer would wait for ever at an end that compaction removed.
+type commitPartition struct {
+	cl         *kgo.Client
+	topic      string
+	id         [16]byte
+	leader     int32
+	start, end int64 // log start and last stable offset
+}
+
+func (c *commitPartition) find(ctx context.Context) (bool, error) {
+	adm := kadm.NewClient(c.cl)
+	details, err := adm.ListTopics(ctx, c.topic)
+	if err != nil {
+		return false, err
+	}
+	d := details[c.topic]
+	if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+		return false, nil
+	}
+	if err := errors.Join(d.Err, d.Partitions[0].Err); err != nil {
+		return false, err
+	}
+	c.id, c.leader = d.ID, d.Partitions[0].Leader
+	starts, err := adm.ListStartOffsets(ctx, c.topic)
+	if err != nil {
+		return false, err
+	}
+	ends, err := adm.ListCommittedOffsets(ctx, c.topic)
+	if err != nil {
+		return false, err
+	}
+	start, _ := starts.Lookup(c.topic, 0)
+	end, _ := ends.Lookup(c.topic, 0)
+	c.start, c.end = start.Offset, end.Offset
+	return true, errors.Join(start.Err, end.Err)
+}
+
+// lastValue returns the value of the last committed record with key in [from, to),
+// or nil.
+func (c *commitPartition) lastValue(ctx context.Context, key string, from, to int64) ([]byte, error) {
+	var value []byte
+	for from < to {
+		fp, next, err := c.fetch(ctx, from)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range fp.Records {
+			if r.Offset < to && string(r.Key) == key && r.Value != nil {
+				value = slices.Clone(r.Value)
+			}
+		}
+		if next <= from {
+			break // compaction left nothing up to the end
+		}
+		from = next
+	}
+	return value, nil
+}
+
+func (c *commitPartition) fetch(ctx context.Context, from int64) (kgo.FetchPartition, int64, error) {
+	req := kmsg.NewPtrFetchRequest()
+	req.ReplicaID = -1
+	req.MaxWaitMillis = 0
+	req.MinBytes = 1
+	req.MaxBytes = fetchBytes
+	req.IsolationLevel = 1 // read committed
+	req.SessionEpoch = -1  // no fetch session
+	t := kmsg.NewFetchRequestTopic()
+	t.Topic, t.TopicID = c.topic, c.id
+	p := kmsg.NewFetchRequestTopicPartition()
+	p.FetchOffset = from
+	p.PartitionMaxBytes = fetchBytes
+	p.CurrentLeaderEpoch = -1
+	t.Partitions = append(t.Partitions, p)
+	req.Topics = append(req.Topics, t)
+	raw, err := c.cl.Broker(int(c.leader)).RetriableRequest(ctx, req)
+	if err != nil {
+		return kgo.FetchPartition{}, 0, err
+	}
+	resp := raw.(*kmsg.FetchResponse)
+	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+		return kgo.FetchPartition{}, 0, err
+	}
+	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
+		return kgo.FetchPartition{}, 0, errors.New("the answer doesn't name the partition")
+	}
+	opts := kgo.ProcessFetchPartitionOpts{Topic: c.topic, Offset: from, IsolationLevel: kgo.ReadCommitted()}
+	fp, next := kgo.ProcessFetchPartition(opts, &resp.Topics[0].Partitions[0], kgo.DefaultDecompressor(), nil)
+	return fp, next, fp.Err
+}
