@@ -1,0 +1,244 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/offsets"
+)
+
+// Garbage collection deletes an object if
+//
+//	(1) the checkpoint id in its name is lower than that of the oldest retained
+//	    checkpoint, and
+//	(2) no retained manifest, no pending one and no merge refers to it.
+//
+// Why a zombie can't harm its successor. Let Z be a writer that still runs although
+// its instance was replaced, and N the writer of the new owner. Let z be the last
+// checkpoint that Z knows to be committed; Z retains it. Z can commit no more, so the
+// checkpoint c that N restored is z or a later one: later only if others committed
+// in between, or Z itself and it hasn't heard of it. Take any object x that N's
+// manifests refer to, now or ever:
+//
+//   - x is of c's chain and was inherited through z: then z refers to it, or is it,
+//     and Z spares it by (2).
+//   - x came after z, in c's chain or by N's own hand: segments and manifests carry
+//     the id of their checkpoint, higher than z's, and merged segments the id of the
+//     checkpoint that they were merged on, z's or a higher one. As the oldest that Z
+//     retains is not younger than z, Z spares x by (1).
+//
+// It rests on ids that only grow, and on names that nobody writes twice. What Z may
+// delete is a fallback that N retains because it is configured to retain more. A
+// person who restores an older checkpoint by force must stop all processes first.
+//
+// A store holds one lineage: one writer at a time, and its successors.
+//
+// Listing a store is slow and costs money. So it happens once per incarnation, to
+// find what crashes left behind; from then on garbage is what manifests that fall
+// out of retention name and what failed attempts wrote.
+
+// collectState is guarded by Writer.mu.
+type collectState struct {
+	wanted   bool
+	recover  bool             // the store is to be listed and base's ancestors to be found
+	retained []retained       // committed checkpoints, oldest first; the last one is base
+	garbage  map[string]int64 // objects to look at, with the checkpoint id in their name
+}
+
+type retained struct {
+	manifest *Manifest
+	ref      offsets.ManifestRef
+}
+
+// named returns the reference whose checkpoint id and incarnation a merged segment
+// made now has in its name. It is called with w.mu held.
+func (w *Writer) named() offsets.ManifestRef {
+	return offsets.ManifestRef{Checkpoint: w.baseRef.Checkpoint, Incarnation: w.cfg.Incarnation}
+}
+
+// retain makes a committed checkpoint the newest of those kept. It is called with
+// w.mu held.
+func (w *Writer) retain(m *Manifest, ref offsets.ManifestRef) {
+	w.collect.retained = append(w.collect.retained, retained{m, ref})
+	w.dropExpired()
+}
+
+// dropExpired turns what fell out of retention into garbage. It is called with w.mu
+// held.
+func (w *Writer) dropExpired() {
+	c := &w.collect
+	for len(c.retained) > w.cfg.Retain {
+		old := c.retained[0]
+		c.retained = slices.Delete(c.retained, 0, 1)
+		c.garbage[manifestObject(old.ref)] = old.ref.Checkpoint
+		for name := range old.manifest.objects {
+			if id, _, ok := parseObject(name); ok {
+				c.garbage[name] = id
+			}
+		}
+	}
+}
+
+// inUse returns the names of all objects that must stay. It is called with w.mu held.
+func (w *Writer) inUse() map[string]bool {
+	used := map[string]bool{}
+	add := func(m *Manifest, ref offsets.ManifestRef) {
+		used[manifestObject(ref)] = true
+		for name := range m.objects {
+			used[name] = true
+		}
+	}
+	for _, r := range w.collect.retained {
+		add(r.manifest, r.ref)
+	}
+	if w.pending != nil {
+		add(w.pending.manifest, w.pending.ref)
+	}
+	for _, s := range w.merge.inputs {
+		used[s.Object] = true
+	}
+	for _, s := range w.merge.output {
+		used[s.Object] = true
+	}
+	return used
+}
+
+func (w *Writer) runCollector() { w.background(&w.collect.wanted, w.collectOnce) }
+
+func (w *Writer) collectOnce(ctx context.Context) {
+	w.mu.Lock()
+	deferred := w.deferred
+	w.deferred = nil
+	recover := w.collect.recover
+	w.mu.Unlock()
+	err := w.putDeferred(ctx, deferred)
+	if recover {
+		// If the store can't be read now, the next checkpoint tries again; without
+		// the ancestors nothing may be deleted.
+		if rerr := w.recoverGarbage(ctx); rerr != nil {
+			w.collected(ctx, 0, errors.Join(err, rerr))
+			return
+		}
+	}
+	n, derr := w.deleteGarbage(ctx)
+	w.collected(ctx, n, errors.Join(err, derr))
+}
+
+func (w *Writer) collected(ctx context.Context, n int, err error) {
+	if l := w.cfg.Listener.Collected; l != nil && ctx.Err() == nil && (n > 0 || err != nil) {
+		l(event.Collected{App: w.cfg.App, Deleted: n, Err: err})
+	}
+}
+
+// deleteGarbage deletes what may go, manifests first: a manifest that is there
+// should have its segments.
+func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
+	w.mu.Lock()
+	c := &w.collect
+	var names []string
+	if len(c.retained) > 0 {
+		oldest := c.retained[0].ref.Checkpoint
+		used := w.inUse()
+		for name, id := range c.garbage {
+			switch {
+			case used[name]:
+				// Who refers to it now names it again when falling out of retention.
+				if id < oldest {
+					delete(c.garbage, name)
+				}
+			case id < oldest:
+				names = append(names, name)
+			}
+		}
+	}
+	w.mu.Unlock()
+	if len(names) == 0 {
+		return 0, nil
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if am, bm := strings.HasPrefix(a, manifestPrefix), strings.HasPrefix(b, manifestPrefix); am != bm {
+			if am {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
+	crashpoint.Hit(crashpoint.BeforeGC)
+	for i, name := range names {
+		if err := w.cfg.Store.Delete(ctx, name); err != nil {
+			return i, fmt.Errorf("collect garbage: %w", err) // it stays garbage
+		}
+		if i == 0 {
+			crashpoint.Hit(crashpoint.InGC)
+		}
+		w.mu.Lock()
+		delete(c.garbage, name)
+		w.mu.Unlock()
+	}
+	return len(names), nil
+}
+
+// recoverGarbage finds the checkpoints that are retained before base, by way of
+// their parents, and everything else in the store that is older.
+func (w *Writer) recoverGarbage(ctx context.Context) error {
+	if d, ok := w.cfg.Store.(*Dir); ok {
+		if _, err := d.removeTemps(ctx, w.cfg.Now()); err != nil {
+			return err
+		}
+	}
+	ancestors, err := w.ancestors(ctx)
+	if err != nil {
+		return err
+	}
+	found := map[string]int64{}
+	for _, prefix := range []string{manifestPrefix, segmentPrefix} {
+		for o, err := range w.cfg.Store.List(ctx, prefix) {
+			if err != nil {
+				return fmt.Errorf("collect garbage: %w", err)
+			}
+			// What is younger than the base we started from may be a living
+			// writer's; what we made ourselves since then we know.
+			if id, _, ok := parseObject(o.Name); ok && id <= w.cfg.BaseRef.Checkpoint {
+				found[o.Name] = id
+			}
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := &w.collect
+	c.retained = append(ancestors, c.retained...)
+	for name, id := range found {
+		c.garbage[name] = id
+	}
+	c.recover = false
+	w.dropExpired()
+	return nil
+}
+
+// ancestors loads the committed checkpoints before the base, oldest first, as many as
+// are retained. The line ends where one was collected.
+func (w *Writer) ancestors(ctx context.Context) ([]retained, error) {
+	var line []retained
+	parent := w.cfg.Base.Parent
+	for len(line) < w.cfg.Retain-1 && parent != (offsets.ManifestRef{}) {
+		m, err := Load(ctx, w.cfg.Store, parent)
+		var missing *MissingError
+		var damaged *DamagedError
+		if errors.As(err, &missing) || errors.As(err, &damaged) {
+			break // it can't be restored, so nothing is kept for its sake
+		}
+		if err != nil {
+			return nil, fmt.Errorf("collect garbage: %w", err)
+		}
+		line = append(line, retained{m, parent})
+		parent = m.Parent
+	}
+	slices.Reverse(line)
+	return line, nil
+}

@@ -1,0 +1,353 @@
+package checkpoint
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"iter"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/weirstream/weir/internal/crashpoint"
+)
+
+// Dir is a store in a directory of a local or network file system.
+//
+// Put writes a temporary file beside the object, syncs it, links it to its name,
+// which fails if the name is taken, and syncs the directory. So a name stands for
+// the complete object from the first instant on.
+type Dir struct {
+	path string // absolute
+
+	mu   sync.Mutex
+	made map[string]bool // directories that exist durably
+}
+
+const (
+	tempPrefix = ".tmp-"
+	// tempAge is how old a temporary file must be before it counts as left behind
+	// by a crash: much longer than any Put takes, because it may be another
+	// process that is writing it.
+	tempAge = time.Hour
+
+	dirMode  = 0o755
+	fileMode = 0o644
+)
+
+// OpenDir opens the store in the directory at path and makes it if it is missing.
+func OpenDir(path string) (*Dir, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, &StoreError{Op: "open", Store: path, Err: err}
+	}
+	d := &Dir{path: abs, made: map[string]bool{}}
+	if err := d.makeDir(abs); err != nil {
+		return nil, &StoreError{Op: "open", Store: d.String(), Err: err}
+	}
+	return d, nil
+}
+
+// Path returns the directory's absolute path.
+func (d *Dir) Path() string { return d.path }
+
+func (d *Dir) String() string { return (&url.URL{Scheme: "file", Path: d.path}).String() }
+
+func (d *Dir) err(op, name string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errors.Join(ErrNotFound, err)
+	}
+	return &StoreError{Op: op, Object: name, Store: d.String(), Err: err}
+}
+
+func (d *Dir) file(name string) (string, error) {
+	if !validName(name) {
+		return "", errBadName
+	}
+	return filepath.Join(d.path, filepath.FromSlash(name)), nil
+}
+
+// makeDir makes dir and its parents and syncs each parent that got a new entry: a
+// synced file in a directory whose own entry is lost is lost, too.
+func (d *Dir) makeDir(dir string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.makeDirLocked(dir)
+}
+
+func (d *Dir) makeDirLocked(dir string) error {
+	if d.made[dir] {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && !info.IsDir():
+		return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
+	case err == nil:
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	default:
+		parent := filepath.Dir(dir)
+		if err := d.makeDirLocked(parent); err != nil {
+			return err
+		}
+		if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := syncDir(parent); err != nil {
+			return err
+		}
+	}
+	d.made[dir] = true
+	return nil
+}
+
+// Put implements Store.
+func (d *Dir) Put(ctx context.Context, name string, data []byte) error {
+	if err := d.put(ctx, name, data); err != nil {
+		return d.err("put", name, err)
+	}
+	return nil
+}
+
+func (d *Dir) put(ctx context.Context, name string, data []byte) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	file, err := d.file(name)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(file)
+	if err := d.makeDir(dir); err != nil {
+		return err
+	}
+	temp, err := writeTemp(dir, data)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Somebody removed the directory under us; a store made anew is as good.
+		d.mu.Lock()
+		clear(d.made)
+		d.mu.Unlock()
+		if err := d.makeDir(dir); err != nil {
+			return err
+		}
+		temp, err = writeTemp(dir, data)
+	}
+	if err != nil {
+		return err
+	}
+	crashpoint.Hit(crashpoint.InStorePut)
+	if err := ctx.Err(); err != nil {
+		_ = os.Remove(temp)
+		return err
+	}
+	err = os.Link(temp, file)
+	if cannotLink(err) {
+		err = renameNew(temp, file)
+	}
+	// The object stands under its name by now, or doesn't; a temporary file that
+	// can't be removed is collected later.
+	_ = os.Remove(temp)
+	if errors.Is(err, fs.ErrExist) {
+		return ErrExists
+	}
+	if err != nil {
+		return err
+	}
+	crashpoint.Hit(crashpoint.AfterStoreRename)
+	return syncDir(dir)
+}
+
+// writeTemp writes data durably into a new temporary file in dir.
+func writeTemp(dir string, data []byte) (temp string, err error) {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	temp = filepath.Join(dir, tempPrefix+hex.EncodeToString(id[:]))
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = cmp.Or(err, f.Close())
+	if err != nil {
+		_ = os.Remove(temp)
+		return "", err
+	}
+	return temp, nil
+}
+
+// cannotLink tells that the file system has no hard links.
+func cannotLink(err error) bool {
+	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.ENOSYS)
+}
+
+// renameNew is for file systems without hard links. Between look and rename another
+// process could take the name; only the store's marker has a name that two
+// processes would choose, and who loses there notices at the next start.
+func renameNew(temp, file string) error {
+	if _, err := os.Lstat(file); err == nil {
+		return fs.ErrExist
+	}
+	return os.Rename(temp, file)
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return cmp.Or(f.Sync(), f.Close())
+}
+
+// Get implements Store.
+func (d *Dir) Get(ctx context.Context, name string) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, d.err("get", name, err)
+	}
+	file, err := d.file(name)
+	if err != nil {
+		return nil, d.err("get", name, err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, d.err("get", name, err)
+	}
+	return b, nil
+}
+
+// GetRange implements Store.
+func (d *Dir) GetRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	b, err := d.getRange(ctx, name, off, n)
+	if err != nil {
+		return nil, d.err("get range", name, err)
+	}
+	return b, nil
+}
+
+func (d *Dir) getRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	file, err := d.file(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if size := info.Size(); off < 0 || n < 0 || off > size || n > size-off {
+		return nil, io.ErrUnexpectedEOF
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(io.NewSectionReader(f, off, n), b); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// List implements Store.
+func (d *Dir) List(ctx context.Context, prefix string) iter.Seq2[Object, error] {
+	return func(yield func(Object, error) bool) {
+		err := d.walk(ctx, prefix, func(name string, info fs.FileInfo) error {
+			if strings.HasPrefix(path.Base(name), tempPrefix) || !strings.HasPrefix(name, prefix) {
+				return nil
+			}
+			if !yield(Object{name, info.Size(), info.ModTime()}, nil) {
+				return fs.SkipAll
+			}
+			return nil
+		})
+		if err != nil {
+			yield(Object{}, d.err("list", prefix, err))
+		}
+	}
+}
+
+// walk visits the files below the last directory of prefix.
+func (d *Dir) walk(ctx context.Context, prefix string, visit func(name string, info fs.FileInfo) error) error {
+	dir := ""
+	if i := strings.LastIndexByte(prefix, '/'); i >= 0 {
+		dir = prefix[:i]
+	}
+	root := filepath.Join(d.path, filepath.FromSlash(dir))
+	return filepath.WalkDir(root, func(file string, e fs.DirEntry, err error) error {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // deleted between being read and being looked at, or never made
+		}
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(d.path, file)
+		if err != nil {
+			return err
+		}
+		return visit(filepath.ToSlash(rel), info)
+	})
+}
+
+// Delete implements Store. The directory is not synced: an object that comes back
+// after a crash is garbage again.
+func (d *Dir) Delete(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return d.err("delete", name, err)
+	}
+	file, err := d.file(name)
+	if err != nil {
+		return d.err("delete", name, err)
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return d.err("delete", name, err)
+	}
+	return nil
+}
+
+// removeTemps removes temporary files that a crash left behind, and returns how
+// many.
+func (d *Dir) removeTemps(ctx context.Context, now time.Time) (int, error) {
+	n := 0
+	err := d.walk(ctx, "", func(name string, info fs.FileInfo) error {
+		if !strings.HasPrefix(path.Base(name), tempPrefix) || now.Sub(info.ModTime()) < tempAge {
+			return nil
+		}
+		err := os.Remove(filepath.Join(d.path, filepath.FromSlash(name)))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			n++
+		}
+		return err
+	})
+	if err != nil {
+		return n, d.err("remove temporary files", "", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,340 @@
+package checkpoint
+
+import (
+	"cmp"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"crypto/sha256"
+
+	"github.com/weirstream/weir/internal/guard"
+	"github.com/weirstream/weir/offsets"
+)
+
+// Manifest is all that makes up one checkpoint. It is immutable once it was loaded
+// or persisted.
+type Manifest struct {
+	App         string
+	Instance    string
+	Checkpoint  int64
+	Incarnation uint32
+	Created     time.Time
+	KeyGroups   int
+
+	// Parent is the checkpoint that this one was built on, zero for the first one.
+	Parent offsets.ManifestRef
+	// Positions are those at the barrier.
+	Positions map[offsets.Partition]offsets.Position
+	// States is the registry of keyed states.
+	States []StateInfo
+	// Segments is the chain, oldest first: later ones win.
+	Segments []SegmentRef
+	// Sinks holds the state of sinks by operator ID.
+	Sinks map[string]json.RawMessage
+}
+
+// StateInfo describes one keyed state. Its ID stands in the keys of segments, is
+// given once and kept for the life of the app.
+type StateInfo struct {
+	ID           uint16 `json:"id"`
+	Operator     string `json:"operator"`
+	Name         string `json:"name"`
+	Kind         string `json:"kind"` // value, list, map, timers, ...
+	KeyCodec     string `json:"keyCodec"`
+	ValueCodec   string `json:"valueCodec"`
+	ValueVersion int    `json:"valueVersion"`
+}
+
+// SegmentRef says where a segment is and what it contains. A segment is a whole
+// object, or a part of a manifest.
+type SegmentRef struct {
+	Object     string `json:"object,omitempty"` // in the encoded manifest, empty is this manifest
+	Offset     int64  `json:"offset,omitempty"` // bytes
+	Length     int64  `json:"length"`           // bytes
+	CRC32C     uint32 `json:"crc32c"`           // of these bytes
+	Entries    int64  `json:"entries"`
+	Tombstones int64  `json:"tombstones"`
+	MinKG      uint16 `json:"minKG"`
+	MaxKG      uint16 `json:"maxKG"` // inclusive
+	// The checkpoints whose changes it holds.
+	FirstCheckpoint int64 `json:"first"`
+	LastCheckpoint  int64 `json:"last"`
+}
+
+// Inline tells that the segment is a part of a manifest object.
+func (s SegmentRef) Inline() bool { return strings.HasPrefix(s.Object, manifestPrefix) }
+
+// overlaps tells whether the segment may have keys in [lo, hi).
+func (s SegmentRef) overlaps(lo, hi int) bool { return int(s.MinKG) < hi && int(s.MaxKG) >= lo }
+
+// Check makes sure that the manifest is one of app with keyGroups key-groups. Errors
+// are *WrongAppError and *KeyGroupsError.
+func (m *Manifest) Check(store Store, app string, keyGroups int) error {
+	switch {
+	case m.App != app:
+		return &WrongAppError{Store: store.String(), Want: app, Got: m.App}
+	case m.KeyGroups != keyGroups:
+		return &KeyGroupsError{Store: store.String(), Want: keyGroups, Got: m.KeyGroups}
+	}
+	return nil
+}
+
+// Bytes returns the size of all segments together.
+func (m *Manifest) Bytes() int64 {
+	var n int64
+	for _, s := range m.Segments {
+		n += s.Length
+	}
+	return n
+}
+
+// objects yields the names of the objects that the checkpoint needs beside its own.
+func (m *Manifest) objects(yield func(string) bool) {
+	for _, s := range m.Segments {
+		if !yield(s.Object) {
+			return
+		}
+	}
+}
+
+const (
+	manifestPrefix = "ckpt/"
+	manifestSuffix = ".manifest"
+	segmentPrefix  = "seg/"
+	segmentSuffix  = ".sst"
+)
+
+// manifestObject returns the name of the object that ref names.
+func manifestObject(ref offsets.ManifestRef) string {
+	return manifestPrefix + ref.Object() + manifestSuffix
+}
+
+func segmentObject(ref offsets.ManifestRef) string {
+	return segmentPrefix + ref.Object() + segmentSuffix
+}
+
+func mergedObject(ref offsets.ManifestRef, n int) string {
+	return segmentPrefix + ref.Object() + "-m" + strconv.Itoa(n) + segmentSuffix
+}
+
+// parseObject returns the checkpoint id and incarnation in the name of a manifest
+// or segment.
+func parseObject(name string) (id int64, incarnation uint32, ok bool) {
+	switch {
+	case strings.HasPrefix(name, manifestPrefix) && strings.HasSuffix(name, manifestSuffix):
+		name = name[len(manifestPrefix) : len(name)-len(manifestSuffix)]
+	case strings.HasPrefix(name, segmentPrefix) && strings.HasSuffix(name, segmentSuffix):
+		name = name[len(segmentPrefix) : len(name)-len(segmentSuffix)]
+		if base, n, merged := strings.Cut(name, "-m"); merged {
+			if _, err := strconv.ParseUint(n, 10, 32); err != nil {
+				return 0, 0, false
+			}
+			name = base
+		}
+	default:
+		return 0, 0, false
+	}
+	c, i, ok := strings.Cut(name, "-")
+	if !ok || len(c) != 16 || len(i) != 8 {
+		return 0, 0, false
+	}
+	cp, err := strconv.ParseUint(c, 16, 63)
+	if err != nil {
+		return 0, 0, false
+	}
+	inc, err := strconv.ParseUint(i, 16, 32)
+	if err != nil {
+		return 0, 0, false
+	}
+	return int64(cp), uint32(inc), true
+}
+
+// An encoded manifest, version 1; numbers are big-endian:
+//
+//	magic          "WEIRCKPT"
+//	version        4 bytes
+//	header length  4 bytes
+//	total length   8 bytes  of everything, checksum included
+//	header         JSON, for people and for fields to come; unknown ones are ignored
+//	inline         the bytes of an inline segment, or nothing
+//	crc32c         4 bytes  of everything before it
+const (
+	manifestMagic   = "WEIRCKPT"
+	manifestVersion = 1
+	fixedBytes      = 8 + 4 + 4 + 8
+	trailerBytes    = 4
+)
+
+// header is the JSON form of a Manifest.
+type header struct {
+	App         string                     `json:"app"`
+	Instance    string                     `json:"instance"`
+	Checkpoint  int64                      `json:"checkpoint"`
+	Incarnation uint32                     `json:"incarnation"`
+	Created     time.Time                  `json:"created"`
+	KeyGroups   int                        `json:"keyGroups"`
+	Parent      *refJSON                   `json:"parent,omitempty"`
+	Positions   []positionJSON             `json:"positions"`
+	States      []StateInfo                `json:"states"`
+	Segments    []SegmentRef               `json:"segments"`
+	Sinks       map[string]json.RawMessage `json:"sinks,omitempty"`
+}
+
+type refJSON struct {
+	Checkpoint  int64  `json:"checkpoint"`
+	Incarnation uint32 `json:"incarnation"`
+	Hash        string `json:"hash"`
+}
+
+type positionJSON struct {
+	Topic       string `json:"topic"`
+	Partition   int32  `json:"partition"`
+	Offset      int64  `json:"offset"`
+	LeaderEpoch int32  `json:"leaderEpoch"`
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encode returns the manifest's bytes and the reference to them. The last segment
+// refers to inline if its Object is empty; in m it gets the place that inline has
+// in the encoded manifest.
+func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
+	h := header{
+		App: m.App, Instance: m.Instance, Checkpoint: m.Checkpoint, Incarnation: m.Incarnation,
+		Created: m.Created, KeyGroups: m.KeyGroups, States: m.States, Segments: m.Segments, Sinks: m.Sinks,
+		Positions: make([]positionJSON, 0, len(m.Positions)),
+	}
+	if m.Parent != (offsets.ManifestRef{}) {
+		h.Parent = &refJSON{m.Parent.Checkpoint, m.Parent.Incarnation, hex.EncodeToString(m.Parent.Hash[:])}
+	}
+	for p, pos := range m.Positions {
+		h.Positions = append(h.Positions, positionJSON{p.Topic, p.Partition, pos.Offset, pos.LeaderEpoch})
+	}
+	slices.SortFunc(h.Positions, func(a, b positionJSON) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
+	text, err := json.Marshal(&h)
+	if err != nil {
+		return nil, offsets.ManifestRef{}, fmt.Errorf("encode manifest of checkpoint %d: %w", m.Checkpoint, err)
+	}
+	if len(text) > math.MaxUint32 {
+		return nil, offsets.ManifestRef{}, fmt.Errorf("encode manifest of checkpoint %d: header of %d bytes is too long", m.Checkpoint, len(text))
+	}
+	total := fixedBytes + len(text) + len(inline) + trailerBytes
+	b := make([]byte, 0, total)
+	b = append(b, manifestMagic...)
+	b = binary.BigEndian.AppendUint32(b, manifestVersion)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
+	b = binary.BigEndian.AppendUint64(b, uint64(total))
+	b = append(b, text...)
+	b = append(b, inline...)
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	ref := offsets.ManifestRef{Checkpoint: m.Checkpoint, Incarnation: m.Incarnation, Hash: hashOf(b)}
+	m.place(manifestObject(ref), int64(fixedBytes+len(text)))
+	return b, ref, nil
+}
+
+// place turns references to the manifest itself into references to its object.
+func (m *Manifest) place(object string, inlineAt int64) {
+	for i := range m.Segments {
+		if s := &m.Segments[i]; s.Object == "" {
+			s.Object = object
+			s.Offset += inlineAt
+		}
+	}
+}
+
+func hashOf(b []byte) (h [16]byte) {
+	sum := sha256.Sum256(b)
+	copy(h[:], sum[:])
+	return h
+}
+
+// errUnknownVersion is turned into a *VersionError by who knows the object's name.
+type unknownVersion int
+
+func (v unknownVersion) Error() string { return fmt.Sprintf("unknown version %d", int(v)) }
+
+// decodeManifest decodes an encoded manifest that stands in the store as object. An
+// error says what is wrong with it; an unknownVersion is one.
+func decodeManifest(b []byte, object string) (*Manifest, error) {
+	verify := !guard.Broken(guard.Checksum)
+	if len(b) < fixedBytes+trailerBytes {
+		return nil, fmt.Errorf("truncated: %d bytes are less than any manifest has", len(b))
+	}
+	if string(b[:8]) != manifestMagic {
+		return nil, errors.New("it does not begin as a manifest does")
+	}
+	version := binary.BigEndian.Uint32(b[8:])
+	if version != manifestVersion {
+		// The checksum has the same place in every version: a flipped bit is not
+		// mistaken for a newer build.
+		if verify && !sumMatches(b) {
+			return nil, errors.New("its checksum does not match")
+		}
+		return nil, unknownVersion(version)
+	}
+	headerLen, total := uint64(binary.BigEndian.Uint32(b[12:])), binary.BigEndian.Uint64(b[16:])
+	if total != uint64(len(b)) {
+		if total > uint64(len(b)) {
+			return nil, fmt.Errorf("truncated: %d of %d bytes", len(b), total)
+		}
+		return nil, fmt.Errorf("%d bytes, %d were written", len(b), total)
+	}
+	if verify && !sumMatches(b) {
+		return nil, errors.New("its checksum does not match")
+	}
+	if headerLen > uint64(len(b)-fixedBytes-trailerBytes) {
+		return nil, fmt.Errorf("header of %d bytes in a manifest of %d", headerLen, len(b))
+	}
+	var h header
+	if err := json.Unmarshal(b[fixedBytes:fixedBytes+headerLen], &h); err != nil {
+		return nil, fmt.Errorf("header: %w", err)
+	}
+	m := &Manifest{
+		App: h.App, Instance: h.Instance, Checkpoint: h.Checkpoint, Incarnation: h.Incarnation,
+		Created: h.Created, KeyGroups: h.KeyGroups, States: h.States, Segments: h.Segments, Sinks: h.Sinks,
+		Positions: make(map[offsets.Partition]offsets.Position, len(h.Positions)),
+	}
+	if h.Parent != nil {
+		m.Parent = offsets.ManifestRef{Checkpoint: h.Parent.Checkpoint, Incarnation: h.Parent.Incarnation}
+		if n, err := hex.Decode(m.Parent.Hash[:], []byte(h.Parent.Hash[:min(len(h.Parent.Hash), 32)])); err != nil || n != 16 || len(h.Parent.Hash) != 32 {
+			return nil, fmt.Errorf("header: the parent's hash %q is not one", h.Parent.Hash)
+		}
+	}
+	for _, p := range h.Positions {
+		part := offsets.Partition{Topic: p.Topic, Partition: p.Partition}
+		if _, dup := m.Positions[part]; dup {
+			return nil, fmt.Errorf("header: two positions of %s", part)
+		}
+		m.Positions[part] = offsets.Position{Offset: p.Offset, LeaderEpoch: p.LeaderEpoch}
+	}
+	inline := int64(len(b)-fixedBytes-trailerBytes) - int64(headerLen)
+	for i, s := range m.Segments {
+		if s.Offset < 0 || s.Length < 0 || s.Offset > math.MaxInt64-s.Length || s.Entries < 0 || s.Tombstones < 0 || s.MinKG > s.MaxKG {
+			return nil, fmt.Errorf("header: segment %d makes no sense", i)
+		}
+		if s.Object == "" && s.Offset+s.Length > inline {
+			return nil, fmt.Errorf("header: inline segment of bytes %d to %d, there are %d", s.Offset, s.Offset+s.Length, inline)
+		}
+		if s.Object != "" && (!validName(s.Object) || !s.Inline() && !strings.HasPrefix(s.Object, segmentPrefix)) {
+			return nil, fmt.Errorf("header: segment %d has the object name %q", i, s.Object)
+		}
+	}
+	m.place(object, int64(fixedBytes+headerLen))
+	return m, nil
+}
+
+func sumMatches(b []byte) bool {
+	n := len(b) - trailerBytes
+	return crc32.Checksum(b[:n], castagnoli) == binary.BigEndian.Uint32(b[n:])
+}

@@ -1,0 +1,127 @@
+package checkpoint
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Store holds objects that are immutable and never overwritten. It is safe for
+// concurrent use, also by several processes.
+//
+// Errors are *StoreError. A name is a slash-separated relative path; none of its
+// elements begins with a dot.
+type Store interface {
+	// Put makes data durable under name. When it returns nil the object is complete
+	// and survives a crash; whatever it returns, a part of an object is never
+	// visible. It gives ErrExists if the name is taken, and keeps no reference to
+	// data. After another error the object may exist or not.
+	Put(ctx context.Context, name string, data []byte) error
+	// Get returns an object, or ErrNotFound.
+	Get(ctx context.Context, name string) ([]byte, error)
+	// GetRange returns n bytes from offset off, or ErrNotFound. If the object is
+	// shorter than that the error wraps io.ErrUnexpectedEOF.
+	GetRange(ctx context.Context, name string, off, n int64) ([]byte, error)
+	// List yields the objects whose name begins with prefix, by name.
+	List(ctx context.Context, prefix string) iter.Seq2[Object, error]
+	// Delete removes an object. It is no error if there is none.
+	Delete(ctx context.Context, name string) error
+	// String returns the URL, for messages.
+	String() string
+}
+
+// Object describes an object in a store.
+type Object struct {
+	Name     string
+	Size     int64 // bytes
+	Modified time.Time
+}
+
+// supportedSchemes is what OpenStore tells an operator.
+const supportedSchemes = "file:///absolute/path, a plain path, or mem:// for tests"
+
+var named = struct {
+	sync.Mutex
+	mem map[string]*Mem
+}{mem: map[string]*Mem{}}
+
+// OpenStore opens the store at url: file:///absolute/path or a plain path is a
+// directory, which is made if it is missing; mem:// is a new store in memory, and
+// mem://name is one that all who name it in this process share.
+func OpenStore(url string) (Store, error) {
+	scheme, rest, ok := strings.Cut(url, "://")
+	switch {
+	case url == "":
+		return nil, fmt.Errorf("open checkpoint store: the URL is empty; use %s", supportedSchemes)
+	case !ok:
+		return openDir(url)
+	case scheme == "file":
+		if !strings.HasPrefix(rest, "/") {
+			return nil, fmt.Errorf("open checkpoint store %s: a file URL has an empty host and an absolute path; use file:///%s", url, rest)
+		}
+		return openDir(rest)
+	case scheme == "mem":
+		if rest == "" {
+			return NewMem(), nil
+		}
+		named.Lock()
+		defer named.Unlock()
+		m := named.mem[rest]
+		if m == nil {
+			m = newMem(url)
+			named.mem[rest] = m
+		}
+		return m, nil
+	default:
+		return nil, fmt.Errorf("open checkpoint store %s: scheme %q is not supported; use %s", url, scheme, supportedSchemes)
+	}
+}
+
+// openDir keeps a nil *Dir out of the interface.
+func openDir(path string) (Store, error) {
+	d, err := OpenDir(path)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Probe writes, reads back and deletes an object, so that a store that can't do its
+// work is found at start and not at the first checkpoint.
+func Probe(ctx context.Context, store Store) error {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	name := "probe/" + hex.EncodeToString(id[:])
+	data := []byte("weir writes, reads back and deletes this object at start\n")
+	if err := store.Put(ctx, name, data); err != nil {
+		return fmt.Errorf("probe checkpoint store: %w", err)
+	}
+	got, err := store.Get(ctx, name)
+	if err == nil && !bytes.Equal(got, data) {
+		err = &DamagedError{Object: name, Store: store.String(), What: fmt.Sprintf("%d bytes were written, other %d read back", len(data), len(got))}
+	}
+	return wrap("probe checkpoint store", errors.Join(err, store.Delete(ctx, name)))
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// validName tells whether a store may take name.
+func validName(name string) bool {
+	if !fs.ValidPath(name) || name == "." {
+		return false
+	}
+	return !strings.HasPrefix(name, ".") && !strings.Contains(name, "/.")
+}

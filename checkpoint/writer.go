@@ -1,0 +1,466 @@
+package checkpoint
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/internal/guard"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/segment"
+)
+
+const (
+	// DefaultRetain is how many committed checkpoints are kept.
+	DefaultRetain = 3
+	// DefaultInlineLimit is the size in bytes up to which a segment rides in its
+	// manifest: a second object costs more than these bytes do.
+	DefaultInlineLimit = 64 << 10
+	// DefaultMergeFanIn is how many segments of about one size become one.
+	DefaultMergeFanIn = 8
+)
+
+// Config says what a Writer works on.
+type Config struct {
+	Store     Store
+	App       string
+	Instance  string
+	KeyGroups int
+
+	// Base is the manifest that was restored and BaseRef the reference to it; both
+	// are zero if there was none.
+	Base    *Manifest
+	BaseRef offsets.ManifestRef
+	// Incarnation distinguishes this writer's objects from those of every other
+	// that tried the same checkpoint ids: a random number.
+	Incarnation uint32
+
+	Retain      int   // committed checkpoints to keep; default DefaultRetain
+	InlineLimit int64 // bytes; default DefaultInlineLimit, negative: never inline
+	MergeFanIn  int   // at least 2; default DefaultMergeFanIn
+
+	Listener Listener
+	Now      func() time.Time // default time.Now
+}
+
+// Listener hears of the work in the background. Functions may be nil and are called
+// from the writer's goroutines.
+type Listener struct {
+	Collected func(event.Collected)
+	Merged    func(MergeInfo)
+}
+
+// MergeInfo says that segments were merged, or not.
+type MergeInfo struct {
+	App      string
+	Segments int   // merged into one
+	Bytes    int64 // read
+	Written  int64 // bytes
+	Took     time.Duration
+	Err      error
+}
+
+func (i MergeInfo) String() string {
+	if i.Err != nil {
+		return fmt.Sprintf("merging %d segments: %v", i.Segments, i.Err)
+	}
+	return fmt.Sprintf("merged %d segments of %d bytes into %d bytes in %v", i.Segments, i.Bytes, i.Written, i.Took.Round(time.Microsecond))
+}
+
+// Snapshot is what a barrier cut.
+type Snapshot struct {
+	Checkpoint int64 // higher than any before
+	Positions  map[offsets.Partition]offsets.Position
+	States     []StateInfo
+	// Runs are the changes since the last Persist, oldest first where keys overlap.
+	// They belong to the writer from the call on, whatever it returns: it releases
+	// them once they are part of a committed checkpoint.
+	Runs  []segment.Run
+	Sinks map[string]json.RawMessage
+}
+
+// Stats describes what Persist wrote.
+type Stats struct {
+	Entries       int64
+	Tombstones    int64
+	SegmentBytes  int64
+	ManifestBytes int64 // an inline segment included
+	Inline        bool  // the segment rides in the manifest
+	Segments      int   // length of the chain
+	Took          time.Duration
+	// Segment is the segment's bytes, nil if nothing changed. It is a Pebble table,
+	// to be ingested after the commit, and must not be changed.
+	Segment []byte
+	// Manifest is what was written. It must not be changed.
+	Manifest *Manifest
+}
+
+// Writer makes checkpoints durable, one after the other, and keeps the store tidy.
+//
+// Persist and Committed are called by one goroutine, the committer. Two goroutines
+// run beside it, from NewWriter until Close: one merges segments, the other deletes
+// garbage. A Put that hangs beyond its context runs in a third until it returns.
+//
+// What must hold, at every instant:
+//
+//   - base is the last checkpoint known to be committed, and everything that it
+//     refers to is in the store.
+//   - runs holds, oldest first, every change since base. A Persist encodes all of
+//     them, so what it writes is complete whatever became of the ones before it:
+//     failed, timed out, or persisted and never committed.
+//   - pending is the last one persisted. Only Committed makes it base.
+//   - Nothing that retained, pending or a merge refers to is deleted (collect.go).
+type Writer struct {
+	cfg Config
+
+	mu       sync.Mutex
+	cond     *sync.Cond // something below changed that a goroutine waits for
+	base     *Manifest  // nil: nothing was ever committed
+	baseRef  offsets.ManifestRef
+	last     offsets.ManifestRef // highest checkpoint id tried
+	runs     []segment.Run
+	pending  *pending
+	deferred []object // writes put off because the guard is broken
+	err      error    // misuse; every Persist returns it
+
+	merge   mergeState
+	collect collectState
+
+	closed bool
+	ctx    context.Context // of the background work
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // background goroutines and hanging puts
+	busy   int            // pieces of background work being done
+}
+
+type pending struct {
+	manifest *Manifest
+	ref      offsets.ManifestRef
+	objects  []object // names only
+	runs     int      // how many of Writer.runs it holds
+}
+
+type object struct {
+	name string
+	data []byte
+}
+
+// NewWriter starts a writer. Its background goroutines run until Close.
+func NewWriter(cfg Config) (*Writer, error) {
+	cfg.Retain = cmp.Or(cfg.Retain, DefaultRetain)
+	cfg.InlineLimit = cmp.Or(cfg.InlineLimit, DefaultInlineLimit)
+	cfg.MergeFanIn = cmp.Or(cfg.MergeFanIn, DefaultMergeFanIn)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	var errs []error
+	if cfg.Store == nil {
+		errs = append(errs, errors.New("the store is missing"))
+	}
+	if cfg.App == "" {
+		errs = append(errs, errors.New("the app's name is missing"))
+	}
+	if cfg.KeyGroups < 1 {
+		errs = append(errs, fmt.Errorf("%d key-groups, want at least 1", cfg.KeyGroups))
+	}
+	if cfg.Retain < 1 {
+		errs = append(errs, fmt.Errorf("retain %d checkpoints, want at least 1", cfg.Retain))
+	}
+	if cfg.MergeFanIn < 2 {
+		errs = append(errs, fmt.Errorf("merge fan-in %d, want at least 2", cfg.MergeFanIn))
+	}
+	if (cfg.Base == nil) != (cfg.BaseRef == offsets.ManifestRef{}) {
+		errs = append(errs, errors.New("a base manifest and the reference to it come together or not at all"))
+	}
+	if cfg.Base != nil && cfg.Store != nil {
+		errs = append(errs, cfg.Base.Check(cfg.Store, cfg.App, cfg.KeyGroups))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("checkpoint writer: %w", err)
+	}
+	w := &Writer{cfg: cfg, base: cfg.Base, baseRef: cfg.BaseRef, last: cfg.BaseRef}
+	w.cond = sync.NewCond(&w.mu)
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	w.collect.garbage = map[string]int64{}
+	if w.base != nil {
+		w.collect.retained = []retained{{w.base, w.baseRef}}
+		w.collect.recover = true
+		w.collect.wanted = true
+	}
+	w.wg.Go(w.runMerger)
+	w.wg.Go(w.runCollector)
+	return w, nil
+}
+
+// Base returns the last checkpoint known to be committed, nil and zero if none is.
+func (w *Writer) Base() (*Manifest, offsets.ManifestRef) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.base, w.baseRef
+}
+
+// Persist makes a checkpoint durable: first its segment, then its manifest. The
+// reference that it returns may be committed.
+//
+// After an error nothing was lost: the runs go into the next Persist, which needs a
+// higher checkpoint id. Errors are *StoreError where the store failed or ctx ended.
+func (w *Writer) Persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, Stats, error) {
+	ref, stats, err := w.persist(ctx, s)
+	if err != nil {
+		return offsets.ManifestRef{}, Stats{}, fmt.Errorf("persist checkpoint %d: %w", s.Checkpoint, err)
+	}
+	return ref, stats, nil
+}
+
+func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, Stats, error) {
+	start := w.cfg.Now()
+	none := offsets.ManifestRef{}
+	w.mu.Lock()
+	for _, r := range s.Runs {
+		if r.Len() > 0 {
+			w.runs = append(w.runs, r)
+		} else {
+			r.Release()
+		}
+	}
+	err := w.err
+	switch {
+	case w.closed:
+		err = errors.New("the writer is closed")
+	case err == nil && s.Checkpoint <= w.last.Checkpoint:
+		err = &SupersededError{Checkpoint: s.Checkpoint, Last: w.last}
+	}
+	if err != nil {
+		w.mu.Unlock()
+		return none, Stats{}, err
+	}
+	w.last = offsets.ManifestRef{Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation}
+	w.abandonPending()
+	// Runs are only appended to, and only by this goroutine.
+	runs := slices.Clip(w.runs)
+	w.mu.Unlock()
+
+	crashpoint.Hit(crashpoint.BeforeSegment)
+	var data []byte
+	var info segment.Info
+	if len(runs) > 0 {
+		var buf bytes.Buffer
+		if info, err = segment.Write(&buf, runs...); err != nil {
+			return none, Stats{}, err
+		}
+		data = buf.Bytes()
+	}
+	inline := data != nil && int64(len(data)) <= w.cfg.InlineLimit
+	var written []object
+	if data != nil && !inline {
+		o := object{segmentObject(w.last), data}
+		if err := w.put(ctx, s.Checkpoint, o); err != nil {
+			return none, Stats{}, err
+		}
+		written = append(written, object{name: o.name})
+	}
+	crashpoint.Hit(crashpoint.AfterSegment)
+
+	m := &Manifest{
+		App: w.cfg.App, Instance: w.cfg.Instance, Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation,
+		Created: start.UTC(), KeyGroups: w.cfg.KeyGroups, Positions: s.Positions, States: s.States, Sinks: s.Sinks,
+	}
+	w.mu.Lock()
+	m.Parent = w.baseRef
+	m.Segments = w.chain()
+	w.mu.Unlock()
+	if data != nil {
+		sr := SegmentRef{
+			Length: info.Bytes, CRC32C: info.CRC32C, Entries: info.Entries, Tombstones: info.Tombstones,
+			MinKG: info.MinKG, MaxKG: info.MaxKG, FirstCheckpoint: s.Checkpoint, LastCheckpoint: s.Checkpoint,
+		}
+		if !inline {
+			sr.Object = segmentObject(w.last)
+		}
+		m.Segments = append(m.Segments, sr)
+	}
+	var body []byte
+	if inline {
+		body = data
+	}
+	encoded, ref, err := m.encode(body)
+	if err == nil {
+		crashpoint.Hit(crashpoint.BeforeManifest)
+		err = w.put(ctx, s.Checkpoint, object{manifestObject(ref), encoded})
+	}
+	if err != nil {
+		w.discard(s.Checkpoint, written...)
+		return none, Stats{}, err
+	}
+	crashpoint.Hit(crashpoint.AfterManifest)
+
+	w.mu.Lock()
+	w.pending = &pending{m, ref, append(written, object{name: manifestObject(ref)}), len(runs)}
+	w.mu.Unlock()
+	return ref, Stats{
+		Entries: info.Entries, Tombstones: info.Tombstones, SegmentBytes: info.Bytes, ManifestBytes: int64(len(encoded)),
+		Inline: inline, Segments: len(m.Segments), Took: w.cfg.Now().Sub(start), Segment: data, Manifest: m,
+	}, nil
+}
+
+// abandonPending forgets a checkpoint that was persisted and not committed. Its runs
+// are still in w.runs; its objects become garbage. It is called with w.mu held.
+func (w *Writer) abandonPending() {
+	if w.pending == nil {
+		return
+	}
+	for _, o := range w.pending.objects {
+		w.collect.garbage[o.name] = w.pending.ref.Checkpoint
+	}
+	w.pending = nil
+}
+
+func (w *Writer) discard(id int64, objects ...object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, o := range objects {
+		w.collect.garbage[o.name] = id
+	}
+}
+
+// put writes an object of checkpoint id and returns when it is durable or ctx is
+// done. A store that hangs doesn't hold up the caller: the write goes on alone. An
+// object that may exist although the caller was told that it doesn't is garbage,
+// from the instant at which the store can no longer be about to make it.
+func (w *Writer) put(ctx context.Context, id int64, o object) error {
+	if guard.Broken(guard.DurableBeforeCommit) {
+		w.mu.Lock()
+		w.deferred = append(w.deferred, o)
+		w.mu.Unlock()
+		return nil
+	}
+	result := make(chan error, 1)
+	var left, finished bool // under w.mu
+	w.wg.Go(func() {
+		err := w.cfg.Store.Put(ctx, o.name, o.data)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		finished = true
+		// A name that was taken is somebody else's object.
+		if left || err != nil && !errors.Is(err, ErrExists) {
+			w.collect.garbage[o.name] = id
+		}
+		result <- err
+	})
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if finished {
+		return <-result
+	}
+	left = true
+	return &StoreError{Op: "put", Object: o.name, Store: w.cfg.Store.String(), Err: ctx.Err()}
+}
+
+// Committed says that the commit point of checkpoint id is behind us: it becomes the
+// base of the next one, its runs are released, and in the background segments are
+// merged and garbage is deleted. id is that of the last successful Persist.
+func (w *Writer) Committed(id int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.pending
+	if p == nil || p.ref.Checkpoint != id {
+		if id != w.baseRef.Checkpoint {
+			w.err = cmp.Or(w.err, fmt.Errorf("checkpoint %d was said to be committed, but it is not the last one persisted", id))
+		}
+		return
+	}
+	w.pending = nil
+	w.base, w.baseRef = p.manifest, p.ref
+	for _, r := range w.runs[:p.runs] {
+		r.Release()
+	}
+	w.runs = slices.Delete(w.runs, 0, p.runs)
+	w.settleMerge()
+	w.retain(p.manifest, p.ref)
+	w.merge.wanted = true
+	w.collect.wanted = true
+	w.cond.Broadcast()
+}
+
+// Close stops the background work and waits for it, and for writes that hang, until
+// ctx is done. Garbage that is left is found by the next incarnation. Close doesn't
+// wait for Persist: the committer has stopped.
+func (w *Writer) Close(ctx context.Context) error {
+	w.mu.Lock()
+	if !w.closed {
+		w.closed = true
+		for _, r := range w.runs {
+			r.Release()
+		}
+		w.runs = nil
+	}
+	w.cancel()
+	w.cond.Broadcast()
+	deferred := w.deferred
+	w.deferred = nil
+	w.mu.Unlock()
+	errs := []error{w.putDeferred(ctx, deferred)}
+	done := make(chan struct{})
+	go func() {
+		w.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		errs = append(errs, fmt.Errorf("close checkpoint writer: background work on %s goes on: %w", w.cfg.Store, ctx.Err()))
+	}
+	return errors.Join(errs...)
+}
+
+// putDeferred writes what a broken guard let through too early.
+func (w *Writer) putDeferred(ctx context.Context, objects []object) error {
+	var errs []error
+	for _, o := range objects {
+		errs = append(errs, w.cfg.Store.Put(ctx, o.name, o.data))
+	}
+	return errors.Join(errs...)
+}
+
+// background runs work, which is one step, whenever wanted says so, until Close.
+func (w *Writer) background(wanted *bool, work func(context.Context)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for {
+		for !*wanted && !w.closed {
+			w.cond.Wait()
+		}
+		if w.closed {
+			return
+		}
+		*wanted = false
+		w.busy++
+		w.mu.Unlock()
+		work(w.ctx)
+		w.mu.Lock()
+		w.busy--
+		w.cond.Broadcast()
+	}
+}
+
+// settle waits until there is no background work left to do. For tests.
+func (w *Writer) settle() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.busy > 0 || (w.merge.wanted || w.collect.wanted) && !w.closed {
+		w.cond.Wait()
+	}
+}
