@@ -5,23 +5,23 @@ type Point string
 
 // The points, in the order in which a checkpoint passes them.
 const (
-	BeforeBarrier    Point = "before-barrier"    // a checkpoint is due, no barrier was injected
-	InFreeze         Point = "in-freeze"         // a subtask is encoding its dirty entries
-	BeforeSegment    Point = "before-segment"    // all subtasks acknowledged, nothing was written
-	AfterSegment     Point = "after-segment"     // the segment is durable, the manifest is not
-	BeforeManifest   Point = "before-manifest"   // the manifest is encoded, not written
-	AfterManifest    Point = "after-manifest"    // the manifest is durable, the transaction is open
-	AfterRecord      Point = "after-record"      // the commit record is acknowledged
-	AfterOffsets     Point = "after-offsets"     // between TxnOffsetCommit and EndTxn
-	AfterCommit      Point = "after-commit"      // EndTxn was acknowledged, nobody was told
-	BeforeSinks      Point = "before-sinks"      // before the sinks learn of the commit
-	AfterSinks       Point = "after-sinks"       // after the sinks learned of the commit
-	InMerge          Point = "in-merge"          // a merged segment is durable, no manifest names it
-	BeforeGC         Point = "before-gc"         // garbage is known, nothing was deleted
-	InGC             Point = "in-gc"             // some garbage is deleted
-	InRestore        Point = "in-restore"        // the manifest is read, state is half loaded
-	AfterRestore     Point = "after-restore"     // state is loaded, nothing was polled
-	InStorePut       Point = "in-store-put"      // directory store: temporary file written, not renamed
+	BeforeBarrier    Point = "before-barrier"     // a checkpoint is due, no barrier was injected
+	InFreeze         Point = "in-freeze"          // a subtask is encoding its dirty entries
+	BeforeSegment    Point = "before-segment"     // all subtasks acknowledged, nothing was written
+	AfterSegment     Point = "after-segment"      // the segment is durable, the manifest is not
+	BeforeManifest   Point = "before-manifest"    // the manifest is encoded, not written
+	AfterManifest    Point = "after-manifest"     // the manifest is durable, the transaction is open
+	AfterRecord      Point = "after-record"       // the commit record is acknowledged
+	AfterOffsets     Point = "after-offsets"      // between TxnOffsetCommit and EndTxn
+	AfterCommit      Point = "after-commit"       // EndTxn was acknowledged, nobody was told
+	BeforeSinks      Point = "before-sinks"       // before the sinks learn of the commit
+	AfterSinks       Point = "after-sinks"        // after the sinks learned of the commit
+	InMerge          Point = "in-merge"           // a merged segment is durable, no manifest names it
+	BeforeGC         Point = "before-gc"          // garbage is known, nothing was deleted
+	InGC             Point = "in-gc"              // some garbage is deleted
+	InRestore        Point = "in-restore"         // the manifest is read, state is half loaded
+	AfterRestore     Point = "after-restore"      // state is loaded, nothing was polled
+	InStorePut       Point = "in-store-put"       // directory store: temporary file written, not renamed
 	AfterStoreRename Point = "after-store-rename" // directory store: renamed, directory not synced
 )
 

@@ -1,0 +1,123 @@
+package weir_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
+)
+
+// broker starts an embedded broker with topics of that many partitions.
+func broker(t testing.TB, partitions int32, topics ...string) []string {
+	t.Helper()
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(partitions, topics...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c.ListenAddrs()
+}
+
+// produce writes values to a topic, keyed by themselves, and waits for them.
+func produce(t testing.TB, brokers []string, topic string, values ...string) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	var rs []*kgo.Record
+	for _, v := range values {
+		rs = append(rs, &kgo.Record{Topic: topic, Key: []byte(v), Value: []byte(v)})
+	}
+	if err := cl.ProduceSync(t.Context(), rs...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// consume reads n committed records of a topic.
+func consume(t testing.TB, brokers []string, topic string, n int) []*kgo.Record {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(topic),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var rs []*kgo.Record
+	for len(rs) < n {
+		fs := cl.PollFetches(ctx)
+		if err := fs.Err(); err != nil {
+			t.Fatalf("read %d of %d records of %s: %v", len(rs), n, topic, err)
+		}
+		rs = append(rs, fs.Records()...)
+	}
+	return rs
+}
+
+func wordCount(app *weir.App) {
+	lines := weir.From(app, "lines", source.Values("lines", codec.String))
+	words := weir.FlatMap(lines, "split", func(line string, emit func(string)) error {
+		for w := range strings.FieldsSeq(line) {
+			emit(w)
+		}
+		return nil
+	})
+	byWord := weir.KeyBy(words, "by-word", func(w string) string { return w }, codec.String)
+	counts := weir.Aggregate(byWord, "count", weir.Count[string]())
+	weir.To(counts, "counts", kafka.Sink("counts", codec.String, codec.Int64))
+}
+
+func TestWordCountDrainsAndContinuesFromItsCheckpoint(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	store := checkpoint.NewMem()
+	run := func() {
+		app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.InstanceID("a"),
+			weir.Parallelism(3), weir.CheckpointEvery(20*time.Millisecond), weir.Drain())
+		wordCount(app)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		if err := app.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if ctx.Err() != nil {
+			t.Fatal("did not drain")
+		}
+	}
+	var lines []string
+	for i := range 1000 {
+		lines = append(lines, fmt.Sprintf("to be or not %d", i%7))
+	}
+	produce(t, brokers, "lines", lines...)
+	run()
+	produce(t, brokers, "lines", "to be", "be")
+	run()
+	last := map[string]int64{}
+	for _, r := range consume(t, brokers, "counts", 5003) {
+		n, err := codec.Int64.Decode(r.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last[string(r.Key)]+1 != n {
+			t.Fatalf("%s: %d follows %d", r.Key, n, last[string(r.Key)])
+		}
+		last[string(r.Key)] = n
+	}
+	for w, want := range map[string]int64{"to": 1001, "be": 1002, "or": 1000, "not": 1000, "0": 143, "6": 142} {
+		if last[w] != want {
+			t.Errorf("%s was counted %d times, want %d", w, last[w], want)
+		}
+	}
+}

@@ -1,0 +1,31 @@
+package weir
+
+import (
+	"errors"
+
+	"github.com/weirstream/weir/processor"
+)
+
+// HandlerError is a user function's error or panic: operator, topic, partition and
+// offset. [App.Run] returns it wrapped.
+type HandlerError = processor.HandlerError
+
+// Skip makes the runtime drop the input record: it is counted and reported as an
+// event, and its processing ends. What the handler did before it returned counts.
+func Skip(err error) error { return &processor.Skip{Err: cause(err)} }
+
+// DeadLetter makes the runtime send the input record, as it was read and with
+// headers that say where it came from and why, to the topic of [DeadLetters], in
+// the transaction of its epoch. What the handler did before it returned counts.
+func DeadLetter(err error) error { return &processor.DeadLetter{Err: cause(err)} }
+
+// Retry makes the app restart from its last checkpoint under the policy of
+// [Restart]: for what may succeed the next time.
+func Retry(err error) error { return &processor.Retriable{Err: cause(err)} }
+
+func cause(err error) error {
+	if err == nil {
+		return errors.New("no reason given")
+	}
+	return err
+}

@@ -1,0 +1,206 @@
+// Package event tells the outside what a running app does: one Info struct for
+// each kind of event, and a listener of optional functions.
+//
+// The runtime calls a listener's functions from its own goroutines, one event at
+// a time for each goroutine. A function must return quickly, must not call into
+// the app and must be safe for concurrent use. Metrics and tracing libraries are
+// adapters over [Listener]; the core imports none.
+package event
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/weirstream/weir/offsets"
+)
+
+// CheckpointBegun says that a barrier was injected.
+type CheckpointBegun struct {
+	App        string
+	Checkpoint int64
+	Reason     string // interval, records, bytes, request, revoke, shutdown
+}
+
+func (i CheckpointBegun) String() string {
+	return fmt.Sprintf("checkpoint %d begun (%s)", i.Checkpoint, i.Reason)
+}
+
+// CheckpointPersisted says that segment and manifest are durable.
+type CheckpointPersisted struct {
+	App        string
+	Checkpoint int64
+	Aligned    time.Duration // barrier injected until the last subtask acknowledged
+	Took       time.Duration // writing segment and manifest
+	Entries    int64         // changed state entries
+	Bytes      int64         // bytes written to the store
+	Segments   int           // segments that the manifest names
+}
+
+func (i CheckpointPersisted) String() string {
+	return fmt.Sprintf("checkpoint %d persisted: %d entries, %d bytes, %d segments, aligned in %v, written in %v",
+		i.Checkpoint, i.Entries, i.Bytes, i.Segments, i.Aligned.Round(time.Microsecond), i.Took.Round(time.Microsecond))
+}
+
+// CheckpointCommitted says that the commit point of a checkpoint is behind us.
+type CheckpointCommitted struct {
+	App        string
+	Checkpoint int64
+	Took       time.Duration // the Kafka commit alone
+	Total      time.Duration // barrier injected until committed
+	Records    int64         // input records of the epoch
+}
+
+func (i CheckpointCommitted) String() string {
+	return fmt.Sprintf("checkpoint %d committed: %d records, commit %v, total %v",
+		i.Checkpoint, i.Records, i.Took.Round(time.Microsecond), i.Total.Round(time.Microsecond))
+}
+
+// CheckpointFailed says that a checkpoint was given up. Nothing of it was committed.
+type CheckpointFailed struct {
+	App        string
+	Checkpoint int64
+	Err        error
+}
+
+func (i CheckpointFailed) String() string {
+	return fmt.Sprintf("checkpoint %d failed: %v", i.Checkpoint, i.Err)
+}
+
+// Restored says that state was loaded and processing begins.
+type Restored struct {
+	App        string
+	Checkpoint int64 // 0: started without a checkpoint
+	Partitions int
+	Segments   int
+	Entries    int64
+	Took       time.Duration
+}
+
+func (i Restored) String() string {
+	if i.Checkpoint == 0 {
+		return fmt.Sprintf("started empty on %d partitions", i.Partitions)
+	}
+	return fmt.Sprintf("restored checkpoint %d: %d entries from %d segments for %d partitions in %v",
+		i.Checkpoint, i.Entries, i.Segments, i.Partitions, i.Took.Round(time.Microsecond))
+}
+
+// Restarting says that the incarnation ended and another one begins.
+type Restarting struct {
+	App     string
+	Attempt int // consecutive restarts so far
+	After   time.Duration
+	Err     error // nil: partitions were handed over in an orderly way
+}
+
+func (i Restarting) String() string {
+	if i.Err == nil {
+		return "partitions handed over, waiting for the next assignment"
+	}
+	return fmt.Sprintf("restart %d in %v after: %v", i.Attempt, i.After.Round(time.Millisecond), i.Err)
+}
+
+// Rebalanced says that partitions came or went.
+type Rebalanced struct {
+	App      string
+	Assigned []offsets.Partition
+	Revoked  []offsets.Partition
+	Lost     []offsets.Partition
+}
+
+func (i Rebalanced) String() string {
+	return fmt.Sprintf("rebalance: %d partitions assigned, %d revoked, %d lost", len(i.Assigned), len(i.Revoked), len(i.Lost))
+}
+
+// Fenced says that another process took this one's place.
+type Fenced struct {
+	App string
+	Err error
+}
+
+func (i Fenced) String() string { return fmt.Sprintf("fenced: %v", i.Err) }
+
+// DeadLettered says that an input record went to the dead-letter topic.
+type DeadLettered struct {
+	App       string
+	Operator  string
+	Partition offsets.Partition
+	Offset    int64
+	Err       error
+}
+
+func (i DeadLettered) String() string {
+	return fmt.Sprintf("operator %q sent %s at offset %d to the dead-letter topic: %v", i.Operator, i.Partition, i.Offset, i.Err)
+}
+
+// Skipped says that an input record was dropped on the handler's word.
+type Skipped struct {
+	App       string
+	Operator  string
+	Partition offsets.Partition
+	Offset    int64
+	Err       error
+}
+
+func (i Skipped) String() string {
+	return fmt.Sprintf("operator %q skipped %s at offset %d: %v", i.Operator, i.Partition, i.Offset, i.Err)
+}
+
+// Collected says that garbage in the checkpoint store was deleted, or not.
+type Collected struct {
+	App     string
+	Deleted int
+	Err     error
+}
+
+func (i Collected) String() string {
+	if i.Err != nil {
+		return fmt.Sprintf("garbage collection: %d objects deleted, then: %v", i.Deleted, i.Err)
+	}
+	return fmt.Sprintf("garbage collection: %d objects deleted", i.Deleted)
+}
+
+// Listener receives events. Nil functions are skipped.
+type Listener struct {
+	CheckpointBegun     func(CheckpointBegun)
+	CheckpointPersisted func(CheckpointPersisted)
+	CheckpointCommitted func(CheckpointCommitted)
+	CheckpointFailed    func(CheckpointFailed)
+	Restored            func(Restored)
+	Restarting          func(Restarting)
+	Rebalanced          func(Rebalanced)
+	Fenced              func(Fenced)
+	DeadLettered        func(DeadLettered)
+	Skipped             func(Skipped)
+	Collected           func(Collected)
+}
+
+// Tee returns a listener that calls each of ls in turn, with every function set.
+func Tee(ls ...Listener) Listener {
+	return Listener{
+		CheckpointBegun:     tee(ls, func(l Listener) func(CheckpointBegun) { return l.CheckpointBegun }),
+		CheckpointPersisted: tee(ls, func(l Listener) func(CheckpointPersisted) { return l.CheckpointPersisted }),
+		CheckpointCommitted: tee(ls, func(l Listener) func(CheckpointCommitted) { return l.CheckpointCommitted }),
+		CheckpointFailed:    tee(ls, func(l Listener) func(CheckpointFailed) { return l.CheckpointFailed }),
+		Restored:            tee(ls, func(l Listener) func(Restored) { return l.Restored }),
+		Restarting:          tee(ls, func(l Listener) func(Restarting) { return l.Restarting }),
+		Rebalanced:          tee(ls, func(l Listener) func(Rebalanced) { return l.Rebalanced }),
+		Fenced:              tee(ls, func(l Listener) func(Fenced) { return l.Fenced }),
+		DeadLettered:        tee(ls, func(l Listener) func(DeadLettered) { return l.DeadLettered }),
+		Skipped:             tee(ls, func(l Listener) func(Skipped) { return l.Skipped }),
+		Collected:           tee(ls, func(l Listener) func(Collected) { return l.Collected }),
+	}
+}
+
+func tee[I any](ls []Listener, pick func(Listener) func(I)) func(I) {
+	var fs []func(I)
+	for _, l := range ls {
+		if f := pick(l); f != nil {
+			fs = append(fs, f)
+		}
+	}
+	return func(i I) {
+		for _, f := range fs {
+			f(i)
+		}
+	}
+}

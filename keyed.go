@@ -1,0 +1,126 @@
+package weir
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/state"
+)
+
+// Keyed is a stream divided by key: the operators on it keep state for each key,
+// and see the values of a key in order.
+type Keyed[K comparable, T any] struct {
+	app   *App
+	node  *node
+	stage *processor.KeyedStage[K, T]
+	codec codec.Codec[K]
+}
+
+// KeyBy divides a stream by the key that key returns. c encodes the key, for the
+// choice of the key-group and in state; the same key must always give the same
+// bytes.
+func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.Codec[K]) Keyed[K, T] {
+	app := in.app
+	n := app.add("keyby", id, "", in.node)
+	k := Keyed[K, T]{app: app, node: n, codec: c, stage: processor.NewKeyedStage(id, key, c)}
+	if c == nil {
+		var zero K
+		app.errorf("operator %q: key type %T has no codec (%s)", id, zero, n.where)
+	}
+	if key == nil {
+		app.errorf("operator %q: the key function is nil (%s)", id, n.where)
+	}
+	app.stages = append(app.stages, k.stage)
+	in.out.add(k.stage.Send)
+	return k
+}
+
+// Setup is what a process function's setup declares its state on.
+type Setup struct{ scope *state.Scope }
+
+// StateScope implements [state.Setup].
+func (s *Setup) StateScope() *state.Scope { return s.scope }
+
+// Context is what a handler may use while it runs. It must not be kept.
+type Context[K comparable, O any] struct {
+	sub  *processor.Subtask
+	op   *processor.Operator
+	keys *state.Keyspace[K]
+	emit func(O)
+	side []sideFunc
+}
+
+// Key is the current key.
+func (c *Context[K, O]) Key() K { return c.keys.Key() }
+
+// Emit sends a value downstream.
+func (c *Context[K, O]) Emit(v O) {
+	c.emit(v)
+	c.op.Leave(c.op)
+}
+
+// Meta tells where the input record came from.
+func (c *Context[K, O]) Meta() Meta { return c.sub.Meta() }
+
+// Timestamp is the Kafka timestamp of the input record.
+func (c *Context[K, O]) Timestamp() time.Time { return c.sub.Meta().Timestamp() }
+
+// Handler is what a process function does.
+type Handler[K comparable, T, O any] struct {
+	onRecord func(*Context[K, O], T) error
+}
+
+// OnRecord returns a handler that calls f for every value.
+func OnRecord[K comparable, T, O any](f func(c *Context[K, O], v T) error) Handler[K, T, O] {
+	return Handler[K, T, O]{onRecord: f}
+}
+
+// Process runs a handler with state over a keyed stream. setup declares the state
+// and returns the handler; it is called once for validation and once for each
+// subtask, and must declare the same states each time.
+func Process[K comparable, T, O any](in Keyed[K, T], id string, setup func(s *Setup) Handler[K, T, O]) Stream[O] {
+	st := newStream[O](in.app, in.app.add("process", id, "", in.node))
+	if setup == nil {
+		in.app.errorf("operator %q: the setup function is nil (%s)", id, st.node.where)
+		return st
+	}
+	var handler Handler[K, T, O]
+	declareStates(in, st.node, func(sc *state.Scope) { handler = setup(&Setup{sc}) })
+	if handler.onRecord == nil {
+		in.app.errorf("operator %q: setup returned a handler without a function; use weir.OnRecord (%s)", id, st.node.where)
+		return st
+	}
+	in.stage.Add(processor.KeyedOperator[K, T]{ID: id, Build: func(s *processor.Subtask, ks *state.Keyspace[K]) (*state.Scope, func(T)) {
+		scope := state.NewScope(id)
+		h := setup(&Setup{scope})
+		c := &Context[K, O]{sub: s, op: s.Operator(id), keys: ks, emit: st.out.build(s), side: st.node.buildSides(s)}
+		return scope, func(v T) {
+			outer := c.op.Enter()
+			err := h.onRecord(c, v)
+			c.op.Leave(outer)
+			if err != nil {
+				c.op.Fail(err)
+			}
+		}
+	}})
+	return st
+}
+
+// declareStates collects the states that an operator on a keyed stream declares.
+func declareStates[K comparable, T any](in Keyed[K, T], n *node, setup func(*state.Scope)) {
+	scope := state.NewScope(n.id)
+	setup(scope)
+	for _, err := range scope.Errors() {
+		in.app.errorf("%w (%s)", err, n.where)
+	}
+	keyCodec := ""
+	if in.codec != nil {
+		keyCodec = in.codec.Name()
+	}
+	for _, d := range scope.Descriptors() {
+		n.states = append(n.states, fmt.Sprintf("%s %s", d.Name, d.ValueCodec))
+		in.app.states = append(in.app.states, processor.DeclaredState{Descriptor: d, Stage: in.node.id, KeyCodec: keyCodec})
+	}
+}

@@ -1,0 +1,392 @@
+package weir
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/zap"
+
+	"github.com/weirstream/weir/barrier"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/keygroup"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/txn"
+)
+
+// The defaults of the options.
+const (
+	DefaultCheckpointEvery    = 100 * time.Millisecond
+	DefaultCheckpointTimeout  = 60 * time.Second
+	DefaultTolerableFailures  = barrier.DefaultTolerableFailures
+	DefaultKeyGroups          = 128
+	DefaultRetain             = 3
+	DefaultHeldBytes          = 64 << 20
+	DefaultStopTimeout        = 30 * time.Second
+	DefaultSessionTimeout     = 45 * time.Second
+	DefaultTransactionTimeout = 0 // derived: see TransactionTimeout
+)
+
+// Option configures an app. Later options win over earlier ones.
+type Option interface{ apply(*options) }
+
+type option func(*options)
+
+func (f option) apply(o *options) { f(o) }
+
+// options is the one place of configuration. Everything is validated by config.
+type options struct {
+	brokers  []string
+	kafka    []kgo.Opt
+	group    string
+	instance string
+
+	keyGroups, parallelism int
+
+	every             time.Duration
+	records, bytes    int64
+	minPause          time.Duration
+	checkpointTimeout time.Duration
+	tolerable         int
+
+	store  string
+	opened checkpoint.Store
+	retain int
+	held   int64
+
+	txnTimeout, sessionTimeout time.Duration
+
+	commitTopic       string
+	commitReplication int16
+
+	deadLetters string
+	skip        string
+	recovery    Recovery
+	allowed     []string
+
+	drain       bool
+	stopTimeout time.Duration
+	restart     RestartPolicy
+
+	listeners []event.Listener
+	log       *zap.Logger
+
+	errs []error
+}
+
+func defaults() options {
+	return options{
+		keyGroups: DefaultKeyGroups, parallelism: runtime.GOMAXPROCS(0),
+		every: DefaultCheckpointEvery, checkpointTimeout: DefaultCheckpointTimeout, tolerable: DefaultTolerableFailures,
+		retain: DefaultRetain, held: DefaultHeldBytes,
+		sessionTimeout: DefaultSessionTimeout, commitReplication: -1,
+		stopTimeout: DefaultStopTimeout,
+		restart:     RestartPolicy{Initial: 100 * time.Millisecond, Max: 10 * time.Second, Limit: 10, Quiet: time.Minute},
+	}
+}
+
+// Brokers sets the seed brokers, "host:port". Required, here or as WEIR_BROKERS.
+func Brokers(addrs ...string) Option { return option(func(o *options) { o.brokers = addrs }) }
+
+// KafkaOptions passes options to the Kafka client: TLS, SASL, dialer, batch and
+// fetch sizes, compression. Options that would break the guarantee are refused by
+// name. They add to those of earlier calls.
+func KafkaOptions(opts ...kgo.Opt) Option {
+	return option(func(o *options) { o.kafka = append(o.kafka, opts...) })
+}
+
+// Group sets the consumer group. Default: the app's name.
+func Group(name string) Option { return option(func(o *options) { o.group = name }) }
+
+// InstanceID names this process within the app. It must be stable across restarts
+// and different for processes that run at the same time: a restarted process takes
+// its place in the group back at once instead of after the session timeout.
+// Default: WEIR_INSTANCE_ID, else the host name.
+func InstanceID(id string) Option { return option(func(o *options) { o.instance = id }) }
+
+// KeyGroups sets into how many key-groups keyed state is divided, which bounds the
+// parallelism. It is fixed when the app first runs. Default 128.
+func KeyGroups(n int) Option { return option(func(o *options) { o.keyGroups = n }) }
+
+// Parallelism sets the number of subtasks of each stage. It may change at any
+// restart. Default: GOMAXPROCS.
+func Parallelism(n int) Option { return option(func(o *options) { o.parallelism = n }) }
+
+// CheckpointEvery sets the time from one checkpoint to the next, which bounds the
+// latency of outputs for read_committed readers. An epoch without input is not
+// checkpointed. Default 100ms.
+func CheckpointEvery(d time.Duration) Option { return option(func(o *options) { o.every = d }) }
+
+// AfterRecords triggers a checkpoint after n input records, too. 0: not at all.
+func AfterRecords(n int64) Option { return option(func(o *options) { o.records = n }) }
+
+// AfterBytes triggers a checkpoint after n bytes of input, too. 0: not at all.
+func AfterBytes(n int64) Option { return option(func(o *options) { o.bytes = n }) }
+
+// MinPause sets the least time between the end of a checkpoint and the barrier of
+// the next. Default 0.
+func MinPause(d time.Duration) Option { return option(func(o *options) { o.minPause = d }) }
+
+// CheckpointTimeout sets how long a checkpoint may take to be aligned and made
+// durable; then it is given up and counts as failed. Default 60s.
+func CheckpointTimeout(d time.Duration) Option {
+	return option(func(o *options) { o.checkpointTimeout = d })
+}
+
+// TolerableFailures sets how many checkpoints in a row may fail; one more stops the
+// app. Nothing is lost by a failed checkpoint: its epoch stays open. Default 3.
+func TolerableFailures(n int) Option { return option(func(o *options) { o.tolerable = n }) }
+
+// CheckpointStore sets where checkpoints are kept: file:///absolute/path, a plain
+// path, or mem:// for tests. Required, here or as WEIR_STORE. An app that may run
+// on several machines needs a store that all of them reach.
+func CheckpointStore(url string) Option {
+	return option(func(o *options) { o.store, o.opened = url, nil })
+}
+
+// Store sets the checkpoint store to one that is already open.
+func Store(s checkpoint.Store) Option {
+	return option(func(o *options) { o.opened, o.store = s, s.String() })
+}
+
+// Retain sets how many committed checkpoints are kept in the store. Default 3.
+func Retain(n int) Option { return option(func(o *options) { o.retain = n }) }
+
+// HeldBytes bounds the outputs that may wait in memory, in bytes, while the
+// checkpoint before them is being committed. At the bound, processing waits.
+// Default 64 MiB.
+func HeldBytes(n int64) Option { return option(func(o *options) { o.held = n }) }
+
+// TransactionTimeout sets after what time the broker aborts a transaction that was
+// not committed. Default: derived from interval and checkpoint timeout, at least
+// 60s. It must not exceed the broker's transaction.max.timeout.ms, 15 minutes
+// where nobody changed it.
+func TransactionTimeout(d time.Duration) Option { return option(func(o *options) { o.txnTimeout = d }) }
+
+// SessionTimeout sets after what silence the group gives this process's partitions
+// to a standby. Default 45s, as Kafka's own.
+func SessionTimeout(d time.Duration) Option { return option(func(o *options) { o.sessionTimeout = d }) }
+
+// CommitTopic sets the compacted topic that mirrors the committed pointer. Default:
+// the app's name and "-checkpoints". It is created if it is missing.
+func CommitTopic(name string) Option { return option(func(o *options) { o.commitTopic = name }) }
+
+// CommitTopicReplication sets the replication factor of the commit topic when it is
+// created. Default: the broker's.
+func CommitTopicReplication(n int16) Option {
+	return option(func(o *options) { o.commitReplication = n })
+}
+
+// DeadLetters sets the topic for input records whose handler returned
+// [DeadLetter]. It must exist.
+func DeadLetters(topic string) Option { return option(func(o *options) { o.deadLetters = topic }) }
+
+// SkipRecords names input records, as "topic/partition@offset" separated by commas,
+// that are dropped when their processing fails. Also: WEIR_SKIP.
+func SkipRecords(s string) Option { return option(func(o *options) { o.skip = s }) }
+
+// OnMismatch chooses a way on when committed offsets and checkpoint disagree:
+// offsets that were moved by hand, expired, or deleted with their group. Without it
+// the app refuses to start. It has no effect while they agree. Also: WEIR_RECOVER.
+func OnMismatch(r Recovery) Option { return option(func(o *options) { o.recovery = r }) }
+
+// Recovery is a way on after a mismatch, see [OnMismatch].
+type Recovery = processor.Recovery
+
+// The ways on after a mismatch.
+const (
+	RecoverRefuse     = processor.RecoverRefuse
+	RecoverCheckpoint = processor.RecoverCheckpoint
+	RecoverOffsets    = processor.RecoverOffsets
+	RecoverNothing    = processor.RecoverNothing
+)
+
+// AllowDroppedState lets the app start although the checkpoint holds state of these
+// operators, which the topology lacks. Their state is dropped.
+func AllowDroppedState(ids ...string) Option {
+	return option(func(o *options) { o.allowed = append(o.allowed, ids...) })
+}
+
+// Drain makes Run process the input that is there when it starts, commit, and
+// return: for backfills and tests.
+func Drain() Option { return option(func(o *options) { o.drain = true }) }
+
+// StopTimeout bounds the last checkpoint of a clean stop. Default 30s.
+func StopTimeout(d time.Duration) Option { return option(func(o *options) { o.stopTimeout = d }) }
+
+// RestartPolicy says how a failed app begins again inside Run.
+type RestartPolicy = processor.RestartPolicy
+
+// Restart sets the restart policy. Default: delays from 100ms to 10s, doubling,
+// with jitter; at most 10 in a row; the count begins anew after a quiet minute.
+func Restart(p RestartPolicy) Option { return option(func(o *options) { o.restart = p }) }
+
+// Listener receives events, see package event.
+type Listener = event.Listener
+
+// Listen adds a listener.
+func Listen(l Listener) Option {
+	return option(func(o *options) { o.listeners = append(o.listeners, l) })
+}
+
+// Log writes one line for each notable event, and the Kafka client's warnings, to l.
+// Default: silence.
+func Log(l *zap.Logger) Option { return option(func(o *options) { o.log = l }) }
+
+// FromEnv takes what a server needs at run time from the environment:
+//
+//	WEIR_BROKERS       Brokers, separated by commas
+//	WEIR_STORE         CheckpointStore
+//	WEIR_GROUP         Group
+//	WEIR_INSTANCE_ID   InstanceID (also read without this option)
+//	WEIR_PARALLELISM   Parallelism
+//	WEIR_INTERVAL      CheckpointEvery, a duration such as 100ms
+//	WEIR_SKIP          SkipRecords (also read without this option)
+//	WEIR_RECOVER       OnMismatch: checkpoint, offsets or nothing (also read without this option)
+//
+// Variables that are unset change nothing.
+func FromEnv() Option {
+	return option(func(o *options) {
+		env := func(name string, set func(string) error) {
+			v := os.Getenv(name)
+			if v == "" {
+				return
+			}
+			if err := set(v); err != nil {
+				o.errs = append(o.errs, fmt.Errorf("%s=%q: %w", name, v, err))
+			}
+		}
+		env("WEIR_BROKERS", func(v string) error { o.brokers = strings.Split(v, ","); return nil })
+		env("WEIR_STORE", func(v string) error { o.store, o.opened = v, nil; return nil })
+		env("WEIR_GROUP", func(v string) error { o.group = v; return nil })
+		env("WEIR_PARALLELISM", func(v string) (err error) { o.parallelism, err = strconv.Atoi(v); return err })
+		env("WEIR_INTERVAL", func(v string) (err error) { o.every, err = time.ParseDuration(v); return err })
+	})
+}
+
+// config validates the options and turns them into what the runtime takes.
+func (o options) config(app string) (processor.Config, []error) {
+	errs := append([]error(nil), o.errs...)
+	bad := func(cond bool, format string, args ...any) {
+		if cond {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	add := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	or := func(v, alt string) string {
+		if v == "" {
+			return alt
+		}
+		return v
+	}
+
+	cfg := processor.Config{
+		App: app, Group: or(o.group, app), Instance: or(o.instance, os.Getenv("WEIR_INSTANCE_ID")),
+		KeyGroups: o.keyGroups, Parallelism: o.parallelism,
+		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause},
+		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
+		Store: o.opened, Retain: o.retain, HeldBytes: o.held,
+		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
+		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
+		CommitTopic:       or(o.commitTopic, app+"-checkpoints"), CommitTopicReplication: o.commitReplication,
+		DeadLetterTopic: o.deadLetters, AllowDropped: dropped(o.allowed),
+		Drain: o.drain, StopTimeout: o.stopTimeout, Restart: o.restart,
+		Logger: o.log,
+	}
+	if cfg.Instance == "" {
+		host, err := os.Hostname()
+		bad(err != nil, "no instance ID, and the host name is unknown (%v): set weir.InstanceID or WEIR_INSTANCE_ID", err)
+		cfg.Instance = host
+	}
+	if app != "" && cfg.Instance != "" {
+		add(offsets.ValidateNames(app, cfg.Instance))
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	cfg.Listener = event.Tee(append([]event.Listener{event.Log(cfg.Logger)}, o.listeners...)...)
+
+	bad(len(o.brokers) == 0, "no brokers: set weir.Brokers or WEIR_BROKERS")
+	add(txn.ValidateOptions(o.kafka))
+	cfg.Kafka = append([]kgo.Opt{kgo.SeedBrokers(o.brokers...)}, o.kafka...)
+
+	switch {
+	case cfg.Store != nil:
+	case o.store == "":
+		bad(true, "no checkpoint store: set weir.CheckpointStore or WEIR_STORE, for example to file:///var/lib/%s", app)
+	default:
+		var err error
+		cfg.Store, err = checkpoint.OpenStore(o.store)
+		add(err)
+	}
+
+	bad(o.keyGroups < 1 || o.keyGroups > keygroup.Max, "weir.KeyGroups(%d): want 1 to %d", o.keyGroups, keygroup.Max)
+	bad(o.parallelism < 1, "weir.Parallelism(%d): want at least 1", o.parallelism)
+	bad(o.parallelism > o.keyGroups && o.keyGroups >= 1, "weir.Parallelism(%d): there are only %d key-groups to divide; raise weir.KeyGroups before the first run", o.parallelism, o.keyGroups)
+	bad(o.every <= 0 && o.records <= 0 && o.bytes <= 0, "no checkpoint is ever due: set weir.CheckpointEvery, AfterRecords or AfterBytes")
+	add(cfg.Trigger.Validate())
+	bad(o.checkpointTimeout <= 0, "weir.CheckpointTimeout(%v): want more than 0", o.checkpointTimeout)
+	bad(o.tolerable < 0, "weir.TolerableFailures(%d): want 0 or more", o.tolerable)
+	bad(o.retain < 1, "weir.Retain(%d): the checkpoint that the pointer names has to be kept: want 1 or more", o.retain)
+	bad(o.held < 1, "weir.HeldBytes(%d): want more than 0", o.held)
+	bad(o.stopTimeout <= 0, "weir.StopTimeout(%v): want more than 0", o.stopTimeout)
+	bad(o.sessionTimeout <= 0, "weir.SessionTimeout(%v): want more than 0", o.sessionTimeout)
+	bad(o.restart.Initial <= 0 || o.restart.Max < o.restart.Initial, "weir.Restart: delays from %v to %v: want a positive first delay that is not above the longest", o.restart.Initial, o.restart.Max)
+	cfg.TransactionTimeout = o.txnTimeout
+	if cfg.TransactionTimeout == 0 {
+		cfg.TransactionTimeout = deriveTransactionTimeout(o)
+	}
+	// A commit may use half of the timeout, and the checkpoint comes before it.
+	bad(o.txnTimeout != 0 && o.txnTimeout < o.every+time.Second, "weir.TransactionTimeout(%v): shorter than a checkpoint interval of %v and a commit", o.txnTimeout, o.every)
+
+	var err error
+	cfg.Skip, err = processor.ParseSkip(strings.Trim(o.skip+","+os.Getenv("WEIR_SKIP"), ","))
+	add(err)
+	cfg.Recovery = o.recovery
+	if v := os.Getenv("WEIR_RECOVER"); v != "" && o.recovery == RecoverRefuse {
+		cfg.Recovery, err = processor.ParseRecovery(v)
+		if err != nil {
+			add(errors.New("WEIR_RECOVER: " + err.Error()))
+		}
+	} else {
+		_, err = processor.ParseRecovery(string(o.recovery))
+		add(err)
+	}
+	return cfg, errs
+}
+
+// deriveTransactionTimeout leaves room for an interval, as many failed checkpoints
+// as are tolerated, and a commit, which may take half of it.
+func deriveTransactionTimeout(o options) time.Duration {
+	const least, most = time.Minute, 15 * time.Minute
+	open := o.every + time.Duration(o.tolerable+1)*o.checkpointTimeout
+	return min(max(2*open, least), most)
+}
+
+func describeTrigger(t barrier.TriggerConfig) string {
+	var parts []string
+	if t.Every > 0 {
+		parts = append(parts, "every "+t.Every.String())
+	}
+	if t.Records > 0 {
+		parts = append(parts, fmt.Sprintf("after %d records", t.Records))
+	}
+	if t.Bytes > 0 {
+		parts = append(parts, fmt.Sprintf("after %d bytes", t.Bytes))
+	}
+	if t.MinPause > 0 {
+		parts = append(parts, "at least "+t.MinPause.String()+" apart")
+	}
+	return strings.Join(parts, ", ")
+}

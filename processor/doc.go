@@ -1,0 +1,40 @@
+// Package processor is the runtime: it turns a validated plan into subtasks and
+// edges, drives records and barriers through them, and runs the life cycle of the
+// job: start, restore, checkpoint, commit, restart, stop.
+//
+// # Parts
+//
+//   - [Plan]: the stages of a topology. A stage is a group of subtasks: [Sources] is
+//     the first, each KeyBy is another ([KeyedStage]). Everything between two
+//     stages is fused into nested typed calls.
+//   - [Subtask]: one goroutine that runs a chain of operators. It owns its state,
+//     its outgoing edges and its [output]; nothing of it is shared.
+//   - edge (shuffle.go): typed batches over a bounded queue between two subtasks.
+//     A subtask that runs out of empty batches waits: that is the backpressure.
+//   - gate: which epoch's outputs may go into the open transaction.
+//   - incarnation: one life of the job, from the first assignment to the first
+//     failure. Its loop is the only goroutine that drives barrier.Coordinator.
+//   - [Job]: restarts incarnations under the restart policy.
+//
+// # Goroutines of an incarnation
+//
+//	poller      polls the client, hands slices of records to the source subtasks
+//	subtasks    one each; the source subtasks cut positions at a barrier
+//	loop        drives the coordinator: barriers out, acknowledgements in
+//	committer   makes a checkpoint durable, then commits it; one at a time
+//	client      franz-go's own; they call Restore, Revoke and Lost
+//
+// They end in the opposite order: the incarnation's context is cancelled, the
+// client is closed, and the incarnation waits for all of them.
+//
+// # One checkpoint
+//
+//	loop       Inject{N}: every source subtask is told
+//	subtask    flushes its open batches, freezes its state, forwards barrier N,
+//	           counts its outputs to epoch N+1 from here on, acknowledges
+//	loop       all acknowledged: Persist{N}
+//	committer  segment and manifest durable
+//	loop       Commit{N}
+//	committer  commit record, offsets with pointer, EndTxn
+//	loop       Completed{N}: the gate opens for N+1, subtasks release what they held
+package processor

@@ -1,0 +1,94 @@
+package processor
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/weirstream/weir/offsets"
+)
+
+// Skip marks an error after which the input record is dropped and counted.
+type Skip struct{ Err error }
+
+func (e *Skip) Error() string { return "skip: " + e.Err.Error() }
+func (e *Skip) Unwrap() error { return e.Err }
+
+// DeadLetter marks an error after which the input record goes to the dead-letter
+// topic, in the transaction of its epoch.
+type DeadLetter struct{ Err error }
+
+func (e *DeadLetter) Error() string { return "dead-letter: " + e.Err.Error() }
+func (e *DeadLetter) Unwrap() error { return e.Err }
+
+// Retriable marks an error after which the job restarts from its last checkpoint
+// under the restart policy.
+type Retriable struct{ Err error }
+
+func (e *Retriable) Error() string { return e.Err.Error() }
+func (e *Retriable) Unwrap() error { return e.Err }
+
+// HandlerError is a user function's error or panic, with the place where it
+// happened.
+type HandlerError struct {
+	App       string
+	Operator  string
+	Partition offsets.Partition
+	Offset    int64
+	// Checkpoint is the last committed checkpoint; 0 if there is none.
+	Checkpoint int64
+	// Panic tells that the function panicked; Stack is where.
+	Panic bool
+	Stack string
+	Err   error
+}
+
+func (e *HandlerError) Error() string {
+	var b strings.Builder
+	verb := "failed"
+	if e.Panic {
+		verb = "panicked"
+	}
+	fmt.Fprintf(&b, "operator %q %s on %s at offset %d: %v", e.Operator, verb, e.Partition, e.Offset, e.Err)
+	if e.Checkpoint == 0 {
+		b.WriteString("\n  no checkpoint is committed yet; nothing was published")
+	} else {
+		fmt.Fprintf(&b, "\n  the last committed checkpoint is %d; nothing after it was published", e.Checkpoint)
+	}
+	fmt.Fprintf(&b, "\n  to skip this record: return weir.Skip(err) from the handler, or start with WEIR_SKIP=%s@%d", e.Partition, e.Offset)
+	if e.Stack != "" {
+		b.WriteString("\n" + e.Stack)
+	}
+	return b.String()
+}
+
+func (e *HandlerError) Unwrap() error { return e.Err }
+
+// RestartsError says that the restart policy gave up.
+type RestartsError struct {
+	Restarts int
+	Err      error
+}
+
+func (e *RestartsError) Error() string {
+	return fmt.Sprintf("gave up after %d restarts in a row (weir.Restart sets the limit); the last failure: %v", e.Restarts, e.Err)
+}
+
+func (e *RestartsError) Unwrap() error { return e.Err }
+
+// errHandedOver ends an incarnation whose partitions went to another member in an
+// orderly way. It is not a failure.
+var errHandedOver = errors.New("partitions were handed over")
+
+// fatalError marks an error that a restart cannot mend.
+type fatalError struct{ error }
+
+func (e fatalError) Unwrap() error { return e.error }
+
+// fatal marks err as one that a restart cannot mend.
+func fatal(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fatalError{err}
+}

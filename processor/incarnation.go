@@ -1,0 +1,489 @@
+package processor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weirstream/weir/barrier"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/segment"
+	"github.com/weirstream/weir/txn"
+)
+
+// incarnation is one life of a job: one client, one restore, subtasks that run
+// until something fails or the job stops. It is never reused.
+type incarnation struct {
+	cfg  *Config
+	plan *Plan
+	ends map[offsets.Partition]int64 // drain up to here; nil: never
+
+	ctx    context.Context // of everything that runs in the incarnation
+	cancel context.CancelCauseFunc
+	group  sync.WaitGroup
+
+	sess      *txn.Session
+	events    chan any      // acks and outcomes for the loop
+	observedC chan struct{} // capacity 1: input was processed
+	drainedC  chan struct{} // closed when every partition reached its end
+	started   chan struct{} // closed when the subtasks run
+	commits   chan commitJob
+
+	restore restoring // guarded by the client: its hooks never overlap
+
+	// Set by start, before started is closed.
+	writer  *checkpoint.Writer
+	gate    *gate
+	runners []runner
+	sources []*sourceRunner
+	base    checkpoint.Manifest // what was restored
+	states  []checkpoint.StateInfo
+
+	mu    sync.RWMutex
+	parts map[offsets.Partition]*partition
+
+	committed     atomic.Int64 // newest committed checkpoint
+	records       atomic.Int64 // processed since the loop looked last
+	bytes         atomic.Int64
+	quiet         atomic.Bool // the loop waits for the first record of an epoch
+	undrained     atomic.Int64
+	handedOver    chan struct{} // closed when the checkpoint for a revoke is committed
+	revokeStarted atomic.Bool
+
+	// Used while the plan is built.
+	shuffles map[string]any
+	spaces   []ownedSpace
+	subtasks []*Subtask
+	stateErr error
+}
+
+// ownedSpace is a keyspace with the key-groups [lo, hi) that its subtask owns.
+type ownedSpace struct {
+	stage  string
+	lo, hi int
+	space  state.Space
+}
+
+// ack is a subtask's part of a checkpoint.
+type ack struct {
+	subtask   int
+	id        int64
+	run       segment.Run
+	hasRun    bool
+	positions []position
+}
+
+// Outcomes that the committer reports to the loop.
+type (
+	persisted struct {
+		id    int64
+		ref   offsets.ManifestRef
+		stats checkpoint.Stats
+		took  time.Duration
+		err   error
+	}
+	committed struct {
+		id   int64
+		took time.Duration
+		err  error
+	}
+	revoke struct{}
+)
+
+// commitJob is work for the committer: make a checkpoint durable, or commit it.
+type commitJob struct {
+	ctx      context.Context
+	snapshot *checkpoint.Snapshot
+	commit   *txn.Commit
+	id       int64
+}
+
+// commitQueue is how many jobs may wait behind the persist of a checkpoint that was
+// given up while a store hangs. Tolerable failures end it long before.
+const commitQueue = 64
+
+func newIncarnation(ctx context.Context, cfg *Config, plan *Plan, ends map[offsets.Partition]int64) *incarnation {
+	inc := &incarnation{
+		cfg: cfg, plan: plan, ends: ends,
+		events:     make(chan any, 64),
+		observedC:  make(chan struct{}, 1),
+		drainedC:   make(chan struct{}),
+		started:    make(chan struct{}),
+		commits:    make(chan commitJob, commitQueue),
+		parts:      map[offsets.Partition]*partition{},
+		handedOver: make(chan struct{}),
+		shuffles:   map[string]any{},
+	}
+	// The incarnation outlives the stop request by its last checkpoint.
+	inc.ctx, inc.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	return inc
+}
+
+// run lives until the job is stopped (nil), the partitions were handed over
+// (errHandedOver) or something failed.
+func (inc *incarnation) run(stop context.Context) (err error) {
+	inc.sess, err = txn.Open(inc.ctx, inc.sessionConfig(), inc)
+	if err != nil {
+		inc.cancel(err)
+		return err
+	}
+	pollCtx, stopPolling := context.WithCancel(inc.ctx)
+	inc.spawn(func() error { return inc.poll(pollCtx) })
+	err = inc.live(stop, stopPolling)
+	if err == nil {
+		inc.leave()
+	}
+	inc.cancel(err)
+	stopPolling()
+	inc.sess.Close()
+	inc.group.Wait()
+	if inc.writer != nil {
+		inc.writer.Close(context.Background())
+	}
+	return err
+}
+
+// live waits for the first assignment and then drives checkpoints.
+func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
+	select {
+	case <-inc.started:
+	case <-inc.sess.Failed():
+		return inc.sess.Err()
+	case <-inc.ctx.Done():
+		return context.Cause(inc.ctx)
+	case <-stop.Done():
+		// Not a stop while state is half loaded: the loading is cancelled by Close.
+		return nil
+	}
+	return inc.loop(stop, stopPolling)
+}
+
+// leave tells the group that this instance goes, so that a standby takes over at
+// once. Failing that, the standby waits for the session timeout.
+func (inc *incarnation) leave() {
+	ctx, cancel := context.WithTimeout(inc.ctx, leaveTimeout)
+	defer cancel()
+	if err := inc.sess.Leave(ctx); err != nil {
+		inc.cfg.Logger.Sugar().Warnf("leaving the consumer group: %v", err)
+	}
+}
+
+// leaveTimeout bounds the farewell to the group coordinator.
+const leaveTimeout = 5 * time.Second
+
+// spawn runs f in a goroutine of the incarnation; its error ends the incarnation.
+func (inc *incarnation) spawn(f func() error) {
+	inc.group.Go(func() {
+		if err := f(); err != nil {
+			inc.cancel(err)
+		}
+	})
+}
+
+// send hands an event to the loop.
+func (inc *incarnation) send(e any) {
+	select {
+	case inc.events <- e:
+	case <-inc.ctx.Done():
+	}
+}
+
+// observe counts processed input.
+func (inc *incarnation) observe(records, bytes int64) {
+	inc.records.Add(records)
+	inc.bytes.Add(bytes)
+	if inc.quiet.Load() && inc.quiet.Swap(false) || inc.cfg.Trigger.Records > 0 || inc.cfg.Trigger.Bytes > 0 {
+		select {
+		case inc.observedC <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (inc *incarnation) partitionDrained() {
+	if inc.undrained.Add(-1) == 0 {
+		close(inc.drainedC)
+	}
+}
+
+func (inc *incarnation) partition(p offsets.Partition) *partition {
+	inc.mu.RLock()
+	defer inc.mu.RUnlock()
+	return inc.parts[p]
+}
+
+func (inc *incarnation) skipped(op string, p offsets.Partition, offset int64, err error) {
+	inc.cfg.Listener.Skipped(event.Skipped{App: inc.cfg.App, Operator: op, Partition: p, Offset: offset, Err: err})
+}
+
+func (inc *incarnation) newSubtask(stage string, index int) *Subtask {
+	s := &Subtask{inc: inc, id: len(inc.subtasks), stage: stage, index: index, wake: make(chan struct{}, 1)}
+	s.out = output{ctx: inc.ctx, gate: inc.gate, to: inc.sess, epoch: inc.gate.open.Load()}
+	inc.subtasks = append(inc.subtasks, s)
+	return s
+}
+
+// loop drives the coordinator until the job stops or fails.
+func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
+	now := time.Now()
+	co, err := barrier.NewCoordinator(barrier.CoordinatorConfig{
+		Subtasks:          len(inc.runners),
+		LastID:            inc.committed.Load(),
+		Timeout:           inc.cfg.CheckpointTimeout,
+		TolerableFailures: inc.cfg.TolerableFailures,
+		Trigger:           inc.cfg.Trigger,
+	}, now)
+	if err != nil {
+		return fatal(err)
+	}
+	d := &driver{inc: inc, co: co}
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var stopTimer <-chan time.Time
+	stopC, drained := stop.Done(), inc.drainedC
+	for {
+		now = time.Now()
+		if r, b := inc.records.Swap(0), inc.bytes.Swap(0); r > 0 {
+			d.epochRecords += r
+			if over, err := d.do(now, co.Observe(now, r, b)); over {
+				return err
+			}
+		}
+		// Say that the next record must wake this loop, then look again: a record
+		// counted in between has seen the old answer.
+		inc.quiet.Store(!co.Dirty())
+		if inc.records.Load() > 0 {
+			continue
+		}
+		if at, ok := co.Next(now); ok {
+			timer.Reset(time.Until(at))
+		} else {
+			timer.Reset(time.Hour)
+		}
+		var acts []barrier.Action
+		select {
+		case e := <-inc.events:
+			now = time.Now()
+			acts = d.event(now, e)
+		case <-timer.C:
+			now = time.Now()
+			acts = co.Tick(now)
+		case <-inc.observedC:
+			continue
+		case <-drained:
+			drained = nil
+			acts = co.Request(time.Now(), barrier.Shutdown)
+		case <-stopC:
+			stopC = nil
+			stopPolling()
+			stopTimer = time.After(inc.cfg.StopTimeout)
+			acts = co.Request(time.Now(), barrier.Shutdown)
+		case <-stopTimer:
+			return fatal(fmt.Errorf("the last checkpoint was not committed within the stop timeout of %v (weir.StopTimeout); nothing after checkpoint %d was published, the next start replays from there", inc.cfg.StopTimeout, inc.committed.Load()))
+		case <-inc.sess.Failed():
+			return inc.sess.Err()
+		case <-inc.ctx.Done():
+			return context.Cause(inc.ctx)
+		}
+		if over, err := d.do(now, acts); over {
+			return err
+		}
+	}
+}
+
+// driver carries out what the coordinator decides. It belongs to the loop.
+type driver struct {
+	inc *incarnation
+	co  *barrier.Coordinator
+
+	pending       int64 // in flight
+	begun         time.Time
+	aligned       time.Duration
+	runs          []segment.Run // frozen and not yet with the writer, oldest first
+	positions     map[offsets.Partition]offsets.Position
+	ref           offsets.ManifestRef
+	cancelPersist context.CancelFunc
+	epochRecords  int64
+}
+
+// event tells the coordinator what happened.
+func (d *driver) event(now time.Time, e any) []barrier.Action {
+	switch e := e.(type) {
+	case ack:
+		if e.hasRun {
+			// Also for a checkpoint that was given up: its entries are not dirty any
+			// more on the subtask, so the next checkpoint has to carry them.
+			d.runs = append(d.runs, e.run)
+		}
+		if e.id == d.pending {
+			for _, p := range e.positions {
+				d.positions[p.part] = p.at
+			}
+		}
+		return d.co.Ack(now, e.subtask, e.id)
+	case persisted:
+		if e.err != nil {
+			return d.co.PersistFailed(now, e.id, e.err)
+		}
+		if e.id == d.pending { // else it was given up and came late
+			d.ref = e.ref
+		}
+		d.inc.cfg.Listener.CheckpointPersisted(event.CheckpointPersisted{
+			App: d.inc.cfg.App, Checkpoint: e.id, Aligned: d.aligned, Took: e.took,
+			Entries: e.stats.Entries, Bytes: written(e.stats), Segments: e.stats.Segments,
+		})
+		return d.co.Persisted(now, e.id)
+	case committed:
+		if e.err != nil {
+			return d.co.CommitFailed(now, e.id, e.err)
+		}
+		d.inc.cfg.Listener.CheckpointCommitted(event.CheckpointCommitted{
+			App: d.inc.cfg.App, Checkpoint: e.id, Took: e.took, Total: now.Sub(d.begun), Records: d.epochRecords,
+		})
+		d.epochRecords = 0
+		return d.co.Committed(now, e.id)
+	case revoke:
+		return d.co.Request(now, barrier.Revoke)
+	}
+	panic(fmt.Sprintf("unknown event %T", e))
+}
+
+// do carries out actions, in order. over tells that the loop ends.
+func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error) {
+	inc := d.inc
+	for _, a := range acts {
+		switch a := a.(type) {
+		case barrier.Inject:
+			crashpoint.Hit(crashpoint.BeforeBarrier)
+			d.pending, d.begun = a.ID, now
+			d.positions = map[offsets.Partition]offsets.Position{}
+			inc.cfg.Listener.CheckpointBegun(event.CheckpointBegun{App: inc.cfg.App, Checkpoint: a.ID, Reason: a.Reason.String()})
+			for _, s := range inc.sources {
+				s.inject(a.ID)
+			}
+		case barrier.Persist:
+			d.aligned = now.Sub(d.begun)
+			var ctx context.Context
+			ctx, d.cancelPersist = context.WithCancel(inc.ctx)
+			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: &checkpoint.Snapshot{
+				Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs,
+			}})
+			d.runs = nil
+		case barrier.Commit:
+			inc.hand(commitJob{ctx: inc.ctx, id: a.ID, commit: &txn.Commit{Positions: d.positions, Manifest: d.ref}})
+		case barrier.Cancel:
+			if d.cancelPersist != nil {
+				d.cancelPersist()
+			}
+			inc.cfg.Listener.CheckpointFailed(event.CheckpointFailed{App: inc.cfg.App, Checkpoint: a.ID, Err: a.Err})
+			// The epoch stays open: what was held for the next one joins it.
+			inc.release(a.ID + 1)
+		case barrier.Completed:
+			inc.completed(a.ID)
+			if slices.Contains(a.Requests, barrier.Revoke) {
+				close(inc.handedOver)
+				return true, errHandedOver
+			}
+		case barrier.Fail:
+			inc.cfg.Listener.CheckpointFailed(event.CheckpointFailed{App: inc.cfg.App, Checkpoint: d.pending, Err: a.Err})
+			var ce *barrier.CommitError
+			if errors.As(a.Err, &ce) {
+				return true, ce.Err // what happened to the commit decides, not that it was one
+			}
+			return true, fatal(a.Err)
+		case barrier.Stopped:
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// completed is what follows the commit point.
+func (inc *incarnation) completed(id int64) {
+	inc.committed.Store(id)
+	crashpoint.Hit(crashpoint.BeforeSinks)
+	inc.release(id + 1)
+	crashpoint.Hit(crashpoint.AfterSinks)
+	inc.writer.Committed(id)
+}
+
+// release lets outputs up to the epoch into the open transaction.
+func (inc *incarnation) release(epoch int64) {
+	inc.gate.raise(epoch)
+	for _, s := range inc.subtasks {
+		s.notify()
+	}
+}
+
+// hand gives the committer its next job. The coordinator has one checkpoint in
+// flight; a job can wait only behind the persist of one that was given up.
+func (inc *incarnation) hand(j commitJob) {
+	select {
+	case inc.commits <- j:
+	case <-inc.ctx.Done():
+	}
+}
+
+// commitLoop is the committer.
+func (inc *incarnation) commitLoop() error {
+	for {
+		select {
+		case <-inc.ctx.Done():
+			return nil
+		case j := <-inc.commits:
+			begun := time.Now()
+			if j.snapshot != nil {
+				ref, stats, err := inc.writer.Persist(j.ctx, *j.snapshot)
+				inc.send(persisted{id: j.id, ref: ref, stats: stats, took: time.Since(begun), err: err})
+				continue
+			}
+			err := inc.sess.Commit(j.ctx, *j.commit)
+			inc.send(committed{id: j.id, took: time.Since(begun), err: err})
+		}
+	}
+}
+
+// Revoke implements [txn.Handler]: one more checkpoint, then the partitions may go.
+func (inc *incarnation) Revoke(ctx context.Context, parts []offsets.Partition) {
+	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Revoked: parts})
+	select {
+	case <-inc.started:
+	default:
+		return // nothing was read from them
+	}
+	if inc.revokeStarted.CompareAndSwap(false, true) {
+		inc.send(revoke{})
+	}
+	select {
+	case <-inc.handedOver:
+	case <-inc.ctx.Done():
+	case <-ctx.Done():
+	}
+}
+
+// Lost implements [txn.Handler]. The session fails by itself.
+func (inc *incarnation) Lost(parts []offsets.Partition) {
+	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Lost: parts})
+}
+
+// sortedPartitions lists the keys of m in order.
+func sortedPartitions[V any](m map[offsets.Partition]V) []offsets.Partition {
+	return slices.SortedFunc(maps.Keys(m), offsets.Partition.Compare)
+}
+
+// written is the number of bytes that a checkpoint put into the store.
+func written(s checkpoint.Stats) int64 {
+	if s.Inline {
+		return s.ManifestBytes // holds the segment
+	}
+	return s.ManifestBytes + s.SegmentBytes
+}

@@ -1,0 +1,168 @@
+package processor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/txn"
+)
+
+// Job runs a plan until it is stopped: one incarnation after another, under the
+// restart policy.
+type Job struct {
+	cfg  Config
+	plan *Plan
+}
+
+// NewJob returns a job. cfg and plan were validated and must not change.
+func NewJob(cfg Config, plan *Plan) *Job { return &Job{cfg, plan} }
+
+// Run runs the job until ctx is cancelled (which takes a last checkpoint), the
+// input is drained, or something fails that a restart cannot mend. It returns nil
+// after a clean stop.
+func (j *Job) Run(ctx context.Context) error {
+	if err := j.prepare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // asked to stop before anything began
+		}
+		return err
+	}
+	ends, err := j.endOffsets(ctx)
+	if err != nil {
+		return err
+	}
+	delay := backoff.NewExponentialBackOff()
+	delay.InitialInterval, delay.MaxInterval = j.cfg.Restart.Initial, j.cfg.Restart.Max
+	restarts := 0
+	for {
+		begun := time.Now()
+		err := newIncarnation(ctx, &j.cfg, j.plan, ends).run(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errHandedOver):
+			if ctx.Err() != nil {
+				return nil
+			}
+			j.cfg.Listener.Restarting(event.Restarting{App: j.cfg.App})
+			continue
+		}
+		var te *txn.Error
+		if errors.As(err, &te) && te.Kind == txn.Fenced {
+			j.cfg.Listener.Fenced(event.Fenced{App: j.cfg.App, Err: err})
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("stopping: the last checkpoint was not committed, the next start replays: %w", err)
+		}
+		if isFatal(err) {
+			return err
+		}
+		if time.Since(begun) >= j.cfg.Restart.Quiet {
+			restarts = 0
+			delay.Reset()
+		}
+		if restarts++; j.cfg.Restart.Limit >= 0 && restarts > j.cfg.Restart.Limit {
+			return &RestartsError{Restarts: restarts - 1, Err: err}
+		}
+		after := delay.NextBackOff()
+		j.cfg.Listener.Restarting(event.Restarting{App: j.cfg.App, Attempt: restarts, After: after, Err: err})
+		select {
+		case <-time.After(after):
+		case <-ctx.Done():
+			return nil // nothing is open: the failed incarnation was rolled back
+		}
+	}
+}
+
+// prepare checks everything that can be checked before the first record.
+func (j *Job) prepare(ctx context.Context) error {
+	errs := []error{
+		checkpoint.Probe(ctx, j.cfg.Store),
+		checkpoint.Claim(ctx, j.cfg.Store, j.cfg.App, j.cfg.KeyGroups),
+	}
+	if errs[0] != nil {
+		errs[1] = nil // says the same again
+	}
+	cl, err := kgo.NewClient(j.cfg.Kafka...)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer cl.Close()
+	outputs := j.plan.OutputTopics
+	if j.cfg.DeadLetterTopic != "" {
+		outputs = append(outputs[:len(outputs):len(outputs)], j.cfg.DeadLetterTopic)
+	}
+	cfg := sessionConfig(&j.cfg, j.plan)
+	if err := txn.Check(ctx, cl, cfg, outputs...); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	errs = append(errs, txn.EnsureCommitTopic(ctx, kadm.NewClient(cl), cfg.CommitTopic, cfg.CommitTopicReplication))
+	return errors.Join(errs...)
+}
+
+// endOffsets returns where a drain stops: what a read_committed reader can reach now.
+func (j *Job) endOffsets(ctx context.Context) (map[offsets.Partition]int64, error) {
+	if !j.cfg.Drain {
+		return nil, nil
+	}
+	cl, err := kgo.NewClient(j.cfg.Kafka...)
+	if err != nil {
+		return nil, err
+	}
+	defer cl.Close()
+	listed, err := kadm.NewClient(cl).ListCommittedOffsets(ctx, j.plan.Sources.Topics()...)
+	if err != nil {
+		return nil, fmt.Errorf("reading the end offsets to drain to: %w", err)
+	}
+	if err := listed.Error(); err != nil {
+		return nil, fmt.Errorf("reading the end offsets to drain to: %w", err)
+	}
+	ends := map[offsets.Partition]int64{}
+	listed.Each(func(o kadm.ListedOffset) {
+		ends[offsets.Partition{Topic: o.Topic, Partition: o.Partition}] = o.Offset
+	})
+	return ends, nil
+}
+
+func sessionConfig(cfg *Config, plan *Plan) txn.Config {
+	return txn.Config{
+		App: cfg.App, Group: cfg.Group, Instance: cfg.Instance, Topics: plan.Sources.Topics(), Opts: cfg.Kafka,
+		TransactionTimeout: cfg.TransactionTimeout, SessionTimeout: cfg.SessionTimeout,
+		RebalanceTimeout: cfg.RebalanceTimeout, HeartbeatInterval: cfg.HeartbeatInterval,
+		CommitTopic: cfg.CommitTopic, CommitTopicReplication: cfg.CommitTopicReplication,
+		SingleActive: true, Logger: cfg.Logger,
+	}
+}
+
+func (inc *incarnation) sessionConfig() txn.Config { return sessionConfig(inc.cfg, inc.plan) }
+
+// isFatal tells whether a restart cannot mend err.
+func isFatal(err error) bool {
+	var (
+		f  fatalError
+		te *txn.Error
+	)
+	return errors.As(err, &f) || errors.As(err, &te) && te.Kind == txn.Rejected
+}
+
+// classifyStore marks what a restart cannot mend among the errors of the store.
+func classifyStore(err error) error {
+	var (
+		damaged *checkpoint.DamagedError
+		missing *checkpoint.MissingError
+		version *checkpoint.VersionError
+	)
+	if errors.As(err, &damaged) || errors.As(err, &missing) || errors.As(err, &version) {
+		return fatal(err)
+	}
+	return err
+}

@@ -1,0 +1,462 @@
+package processor
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/internal/keygroup"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/txn"
+)
+
+// restoring is the one restore of an incarnation. The client may cancel and repeat
+// the hook that asks for it; the loading goes on and the next call finds it.
+type restoring struct {
+	began bool
+	ref   offsets.ManifestRef
+	done  chan struct{}
+	state recovered
+	err   error
+}
+
+// recovered is where an incarnation begins.
+type recovered struct {
+	manifest  *checkpoint.Manifest                   // nil: empty state
+	ref       offsets.ManifestRef                    // of manifest
+	last      int64                                  // highest checkpoint id that is known to have been used
+	positions map[offsets.Partition]offsets.Position // of every assigned partition
+}
+
+// Restore implements [txn.Handler]: it is called with the partitions that the
+// group assigned and what is committed for them, before anything is fetched.
+func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Assigned: sortedPartitions(committed)})
+	if len(committed) == 0 {
+		return nil, nil
+	}
+	select {
+	case <-inc.started:
+		return inc.join(ctx, committed)
+	default:
+	}
+	r := &inc.restore
+	begun := time.Now()
+	if !r.began {
+		state, err := inc.recover(ctx, committed)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := inc.build(state); err != nil {
+			return nil, fatal(err)
+		}
+		r.began, r.state, r.done = true, state, make(chan struct{})
+		inc.spawn(func() error {
+			defer close(r.done)
+			r.err = inc.load(inc.ctx, state, begun)
+			return nil // reported by the hook
+		})
+	}
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	positions := map[offsets.Partition]offsets.Position{}
+	for p := range committed {
+		pos, ok := r.state.positions[p]
+		if !ok {
+			return nil, fatal(fmt.Errorf("partition %s joined while state was being restored; it is taken up by the next start", p))
+		}
+		positions[p] = pos
+	}
+	inc.start(positions)
+	return positions, nil
+}
+
+// join takes up partitions that appear while the job runs.
+func (inc *incarnation) join(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+	for p := range committed {
+		if inc.partition(p) == nil {
+			// Its owner has to know it before a barrier: the next incarnation, which
+			// starts from a checkpoint, does.
+			return nil, fmt.Errorf("partition %s was added: restarting from the last checkpoint to take it up", p)
+		}
+	}
+	return nil, nil
+}
+
+// recover decides where to begin: the pointer decides, and nothing else.
+func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (recovered, error) {
+	verdict, err := offsets.Verify(inc.cfg.App, committed)
+	if err != nil {
+		return inc.recoverAfter(ctx, committed, err)
+	}
+	if verdict.Fresh {
+		last, ok, err := txn.LastCommitRecord(ctx, inc.cfg.Kafka, inc.cfg.CommitTopic, inc.cfg.App)
+		if err != nil {
+			return recovered{}, err
+		}
+		if ok {
+			return inc.recoverAfter(ctx, committed, &ForgottenError{Group: inc.cfg.Group, Topic: inc.cfg.CommitTopic, Checkpoint: last.Manifest.Checkpoint, At: last.At})
+		}
+		return inc.fromScratch(ctx, committed)
+	}
+	m, err := checkpoint.Load(ctx, inc.cfg.Store, verdict.Manifest)
+	if err != nil {
+		return recovered{}, classifyStore(err)
+	}
+	all, err := inc.withUnassigned(ctx, m, committed)
+	if err != nil {
+		return recovered{}, err
+	}
+	if err := offsets.VerifyPositions(m.Positions, all); err != nil {
+		return inc.recoverAfter(ctx, committed, err)
+	}
+	r := recovered{manifest: m, ref: verdict.Manifest, last: m.Checkpoint, positions: maps.Clone(m.Positions)}
+	return r, inc.addNew(ctx, committed, r.positions)
+}
+
+// withUnassigned adds what is committed for partitions that the manifest names
+// and the assignment lacks.
+func (inc *incarnation) withUnassigned(ctx context.Context, m *checkpoint.Manifest, committed map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Committed, error) {
+	all := maps.Clone(committed)
+	var missing []offsets.Partition
+	for p := range m.Positions {
+		if _, ok := all[p]; !ok {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 {
+		return all, nil
+	}
+	got, err := kadm.NewClient(inc.sess.Client()).FetchOffsets(ctx, inc.cfg.Group)
+	if err != nil {
+		return nil, fmt.Errorf("reading the committed offsets of group %s: %w", inc.cfg.Group, err)
+	}
+	for _, p := range missing {
+		o, ok := got.Lookup(p.Topic, p.Partition)
+		if !ok || o.At < 0 {
+			all[p] = offsets.Committed{}
+			continue
+		}
+		all[p] = offsets.Committed{Position: offsets.Position{Offset: o.At, LeaderEpoch: o.LeaderEpoch}, Metadata: o.Metadata, Exists: true}
+	}
+	return all, nil
+}
+
+// ForgottenError says that the group has no offsets although checkpoints were
+// committed: they expired, or somebody deleted the group.
+type ForgottenError struct {
+	Group, Topic string
+	Checkpoint   int64
+	At           time.Time
+}
+
+func (e *ForgottenError) Error() string {
+	return fmt.Sprintf("group %q has no committed offsets, but topic %q says that checkpoint %d was committed at %s: the offsets expired or the group was deleted"+
+		"\n  to go on from that checkpoint: weir.OnMismatch(weir.RecoverCheckpoint) or WEIR_RECOVER=checkpoint"+
+		"\n  to start empty from the beginning of the input: weir.OnMismatch(weir.RecoverNothing) or WEIR_RECOVER=nothing",
+		e.Group, e.Topic, e.Checkpoint, e.At.UTC().Format(time.RFC3339))
+}
+
+// recoverAfter goes the way that the operator chose after offsets and checkpoint
+// were found to disagree; without a choice it refuses.
+func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.Partition]offsets.Committed, mismatch error) (recovered, error) {
+	switch inc.cfg.Recovery {
+	case RecoverNothing:
+		inc.cfg.Logger.Sugar().Warnf("starting empty, as asked (recovery %q), because: %v", inc.cfg.Recovery, mismatch)
+		r, err := inc.fromScratch(ctx, committed)
+		if err != nil {
+			return r, err
+		}
+		// Checkpoint ids must not fall back behind what was used before.
+		r.last, err = inc.highestCheckpoint(ctx, committed)
+		return r, err
+	case RecoverCheckpoint, RecoverOffsets:
+		inc.cfg.Logger.Sugar().Warnf("recovering as asked (recovery %q), because: %v", inc.cfg.Recovery, mismatch)
+	default:
+		return recovered{}, fatal(mismatch)
+	}
+	ref, ok, err := inc.newestRef(ctx, committed)
+	if err != nil {
+		return recovered{}, err
+	}
+	if !ok {
+		return recovered{}, fatal(fmt.Errorf("no pointer and no commit record names a checkpoint to recover; choose WEIR_RECOVER=nothing to start empty: %w", mismatch))
+	}
+	m, err := checkpoint.Load(ctx, inc.cfg.Store, ref)
+	if err != nil {
+		return recovered{}, classifyStore(err)
+	}
+	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, positions: map[offsets.Partition]offsets.Position{}}
+	for p, c := range committed {
+		at, ok := m.Positions[p]
+		if inc.cfg.Recovery == RecoverOffsets && c.Exists {
+			at, ok = c.Position, true
+		}
+		if ok {
+			r.positions[p] = at
+		}
+	}
+	return r, inc.addNew(ctx, committed, r.positions)
+}
+
+// newestRef is the newest checkpoint that a pointer or the commit topic names.
+func (inc *incarnation) newestRef(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (ref offsets.ManifestRef, ok bool, err error) {
+	for _, c := range committed {
+		if p, err := offsets.ParsePointer(c.Metadata); err == nil && p.App == inc.cfg.App && p.Manifest.Checkpoint > ref.Checkpoint {
+			ref, ok = p.Manifest, true
+		}
+	}
+	last, found, err := txn.LastCommitRecord(ctx, inc.cfg.Kafka, inc.cfg.CommitTopic, inc.cfg.App)
+	if err != nil {
+		return ref, false, err
+	}
+	if found && last.Manifest.Checkpoint > ref.Checkpoint {
+		ref, ok = last.Manifest, true
+	}
+	return ref, ok, nil
+}
+
+func (inc *incarnation) highestCheckpoint(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (int64, error) {
+	ref, _, err := inc.newestRef(ctx, committed)
+	return ref.Checkpoint, err
+}
+
+// fromScratch begins with empty state: at the committed offsets if there are any,
+// else at the beginning.
+func (inc *incarnation) fromScratch(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (recovered, error) {
+	r := recovered{positions: map[offsets.Partition]offsets.Position{}}
+	for p, c := range committed {
+		if c.Exists {
+			r.positions[p] = c.Position
+		}
+	}
+	return r, inc.addNew(ctx, committed, r.positions)
+}
+
+// addNew gives partitions that nothing was read from yet their first offset, so
+// that they take part in every commit from the first one on.
+func (inc *incarnation) addNew(ctx context.Context, committed map[offsets.Partition]offsets.Committed, positions map[offsets.Partition]offsets.Position) error {
+	topics := map[string]bool{}
+	for p := range committed {
+		if _, ok := positions[p]; !ok {
+			topics[p.Topic] = true
+		}
+	}
+	if len(topics) == 0 {
+		return nil
+	}
+	starts, err := kadm.NewClient(inc.sess.Client()).ListStartOffsets(ctx, keys(topics)...)
+	if err != nil {
+		return fmt.Errorf("reading the first offsets of new partitions: %w", err)
+	}
+	for p := range committed {
+		if _, ok := positions[p]; ok {
+			continue
+		}
+		o, ok := starts.Lookup(p.Topic, p.Partition)
+		if !ok {
+			return fmt.Errorf("the broker does not name the first offset of %s", p)
+		}
+		if o.Err != nil {
+			return fmt.Errorf("reading the first offset of %s: %w", p, o.Err)
+		}
+		positions[p] = offsets.Position{Offset: o.Offset, LeaderEpoch: -1}
+	}
+	return nil
+}
+
+func keys[K comparable, V any](m map[K]V) []K {
+	ks := make([]K, 0, len(m))
+	for k := range m {
+		ks = append(ks, k)
+	}
+	return ks
+}
+
+// build makes the subtasks of the plan, with empty state.
+func (inc *incarnation) build(at recovered) error {
+	inc.committed.Store(at.last)
+	inc.gate = newGate(at.last+1, inc.cfg.HeldBytes)
+	if at.manifest != nil {
+		inc.base = *at.manifest
+	}
+	if err := inc.register(); err != nil {
+		return err
+	}
+	inc.sources = inc.plan.Sources.build(inc)
+	for _, r := range inc.sources {
+		inc.runners = append(inc.runners, r)
+	}
+	for _, st := range inc.plan.Stages {
+		rs, err := st.Build(inc)
+		if err != nil {
+			return err
+		}
+		inc.runners = append(inc.runners, rs...)
+	}
+	for _, s := range inc.subtasks {
+		if s.err != nil {
+			return s.err
+		}
+	}
+	return nil
+}
+
+// load opens the writer and fills the subtasks' state.
+func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time) error {
+	var nonce [4]byte
+	_, _ = rand.Read(nonce[:])
+	w, err := checkpoint.NewWriter(checkpoint.Config{
+		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
+		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
+		Base: at.manifest, BaseRef: at.ref,
+		Incarnation: binary.BigEndian.Uint32(nonce[:]),
+		Listener:    checkpoint.Listener{Collected: inc.cfg.Listener.Collected},
+	})
+	if err != nil {
+		return classifyStore(err)
+	}
+	inc.writer = w
+	info := event.Restored{App: inc.cfg.App, Partitions: len(at.positions), Checkpoint: at.ref.Checkpoint}
+	if at.manifest != nil {
+		info.Segments = len(at.manifest.Segments)
+		if info.Entries, err = inc.fill(ctx, at.manifest); err != nil {
+			return err
+		}
+	}
+	crashpoint.Hit(crashpoint.AfterRestore)
+	info.Took = time.Since(begun)
+	inc.cfg.Listener.Restored(info)
+	return nil
+}
+
+// fill loads every entry of the manifest into the keyspace that owns its key-group.
+func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entries int64, err error) {
+	targets := map[uint16][]ownedSpace{} // by state id, the stage's spaces by subtask
+	stageOf := map[string]string{}
+	for _, d := range inc.plan.States {
+		stageOf[d.Operator] = d.Stage
+	}
+	spaces := map[string][]ownedSpace{}
+	for _, sp := range inc.spaces {
+		spaces[sp.stage] = append(spaces[sp.stage], sp)
+	}
+	for _, s := range inc.base.States {
+		if stage, ok := stageOf[s.Operator]; ok && s.Kind != kindDropped {
+			targets[s.ID] = spaces[stage]
+		}
+	}
+	var half int64
+	for _, sr := range m.Segments {
+		half += sr.Entries
+	}
+	half /= 2
+	for e, err := range m.Scan(ctx, inc.cfg.Store, 0, inc.cfg.KeyGroups) {
+		if err != nil {
+			return entries, classifyStore(err)
+		}
+		if entries == half {
+			crashpoint.Hit(crashpoint.InRestore)
+		}
+		entries++
+		owners, ok := targets[e.State]
+		if !ok {
+			continue // dropped, as allowed
+		}
+		owner := owners[keygroup.Subtask(int(e.KeyGroup), len(owners), inc.cfg.KeyGroups)]
+		if err := owner.space.Restore(e.KeyGroup, e.State, e.Key, e.Value); err != nil {
+			return entries, fatal(fmt.Errorf("restoring checkpoint %d: %w", m.Checkpoint, err))
+		}
+	}
+	if entries <= half {
+		crashpoint.Hit(crashpoint.InRestore)
+	}
+	return entries, nil
+}
+
+// start gives the partitions their owners and lets everything run.
+func (inc *incarnation) start(positions map[offsets.Partition]offsets.Position) {
+	inc.mu.Lock()
+	undrained := int64(0)
+	for _, id := range sortedPartitions(positions) {
+		owner := inc.sources[int(id.Partition)%len(inc.sources)]
+		p := &partition{id: id, owner: owner, next: positions[id].Offset, epoch: positions[id].LeaderEpoch, end: -1}
+		p.polled.Store(p.next)
+		if end, ok := inc.ends[id]; ok {
+			p.end = end
+			p.drained = p.next >= end
+			if !p.drained {
+				undrained++
+			}
+		}
+		owner.parts = append(owner.parts, p)
+		inc.parts[id] = p
+	}
+	inc.undrained.Store(undrained)
+	if inc.ends != nil && undrained == 0 {
+		close(inc.drainedC)
+	}
+	inc.mu.Unlock()
+	inc.spawn(inc.commitLoop)
+	for _, r := range inc.runners {
+		inc.spawn(func() error { return r.run(inc.ctx) })
+	}
+	close(inc.started)
+}
+
+// fetchError classifies an error of the poll loop; nil means that the client
+// deals with it.
+func (inc *incarnation) fetchError(ctx context.Context, p offsets.Partition, err error) error {
+	switch {
+	case errors.Is(err, kerr.OffsetOutOfRange):
+		return fatal(inc.outOfRange(ctx, p))
+	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
+		return fatal(fmt.Errorf("input %s is gone or was recreated: %w\n  the checkpoints refer to offsets of the old topic; restore the topic, or start empty with WEIR_RECOVER=nothing after deleting the offsets of group %q", p, err, inc.cfg.Group))
+	case errors.Is(err, kerr.TopicAuthorizationFailed):
+		return fatal(fmt.Errorf("reading topic %s: %w\n  grant READ on the topic to this principal", p.Topic, err))
+	case kerr.IsRetriable(err):
+		return nil
+	}
+	return fmt.Errorf("reading %s: %w", p, err)
+}
+
+// outOfRange says what is known about a position that the log does not have.
+func (inc *incarnation) outOfRange(ctx context.Context, p offsets.Partition) error {
+	at := "?"
+	if part := inc.partition(p); part != nil {
+		at = fmt.Sprint(part.polled.Load())
+	}
+	first, last := "?", "?"
+	adm := kadm.NewClient(inc.sess.Client())
+	if l, err := adm.ListStartOffsets(ctx, p.Topic); err == nil {
+		if o, ok := l.Lookup(p.Topic, p.Partition); ok {
+			first = fmt.Sprint(o.Offset)
+		}
+	}
+	if l, err := adm.ListEndOffsets(ctx, p.Topic); err == nil {
+		if o, ok := l.Lookup(p.Topic, p.Partition); ok {
+			last = fmt.Sprint(o.Offset)
+		}
+	}
+	return fmt.Errorf("input %s has offsets %s to %s, the next one to read is %s: retention passed the position, or the topic was recreated; the records in between are lost"+
+		"\n  to go on with the records that are left, set the group's offset of the partition by hand and start with WEIR_RECOVER=offsets", p, first, last, at)
+}

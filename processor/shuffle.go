@@ -1,0 +1,318 @@
+package processor
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/barrier"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/keygroup"
+	"github.com/weirstream/weir/state"
+)
+
+// item is one record on a hash edge.
+type item[K comparable, T any] struct {
+	raw *kgo.Record
+	key K
+	val T
+	kg  uint16
+}
+
+// batch is what one subtask hands to another: records and, after them, perhaps a
+// barrier. It belongs to one edge and goes back to home when it was processed.
+type batch[K comparable, T any] struct {
+	input   int
+	items   []item[K, T]
+	barrier int64
+	home    chan *batch[K, T]
+}
+
+const (
+	batchSize     = 512 // records in a full batch
+	batchesInEdge = 4   // batches of one edge: the bound of its queue
+)
+
+// KeyedStage is the stage behind a KeyBy: subtasks that own contiguous ranges of
+// key-groups and run the operators on the keyed stream.
+type KeyedStage[K comparable, T any] struct {
+	id        string
+	key       func(T) K
+	codec     codec.Codec[K]
+	operators []KeyedOperator[K, T]
+}
+
+// KeyedOperator builds an operator's chain on one subtask of a keyed stage. The
+// keyspace's current key is that of the value whenever the returned function is
+// called.
+type KeyedOperator[K comparable, T any] struct {
+	ID    string
+	Build func(s *Subtask, ks *state.Keyspace[K]) (scope *state.Scope, next func(T))
+}
+
+// NewKeyedStage returns the stage of a KeyBy with this operator ID.
+func NewKeyedStage[K comparable, T any](id string, key func(T) K, c codec.Codec[K]) *KeyedStage[K, T] {
+	return &KeyedStage[K, T]{id: id, key: key, codec: c}
+}
+
+// Add appends an operator to the stage.
+func (st *KeyedStage[K, T]) Add(op KeyedOperator[K, T]) { st.operators = append(st.operators, op) }
+
+// StageID implements [Stage].
+func (st *KeyedStage[K, T]) StageID() string { return st.id }
+
+// Idle tells whether nothing consumes the keyed stream.
+func (st *KeyedStage[K, T]) Idle() bool { return len(st.operators) == 0 }
+
+// Send returns the function that routes a value of subtask s to the stage. It
+// makes one edge from s to each of the stage's subtasks.
+func (st *KeyedStage[K, T]) Send(s *Subtask) func(T) {
+	sh := st.shuffle(s.inc)
+	snd := &sender[K, T]{
+		sub: s, op: s.Operator(st.id), stage: st,
+		keyGroups: s.inc.cfg.KeyGroups, parallelism: len(sh.boxes),
+		boxes: sh.boxes, open: make([]*batch[K, T], len(sh.boxes)), free: make([]chan *batch[K, T], len(sh.boxes)),
+	}
+	input := sh.inputs
+	sh.inputs++
+	for i := range snd.free {
+		snd.free[i] = make(chan *batch[K, T], batchesInEdge)
+		for range batchesInEdge {
+			snd.free[i] <- &batch[K, T]{input: input, home: snd.free[i], items: make([]item[K, T], 0, batchSize)}
+		}
+	}
+	s.outgoing = append(s.outgoing, snd)
+	return snd.send
+}
+
+// shuffle is the stage's part of one incarnation: a mailbox for each subtask.
+type shuffle[K comparable, T any] struct {
+	boxes  []*mailbox[K, T]
+	inputs int
+}
+
+// mailbox is the queue before one subtask, shared by its inputs. It has room for
+// every batch of every edge, so a send never blocks: what blocks a fast sender is
+// that it runs out of its own empty batches, which holds no other input back.
+type mailbox[K comparable, T any] struct {
+	ch chan *batch[K, T]
+}
+
+// maxInputs bounds the edges into one subtask, for the mailbox's capacity.
+const maxInputs = 1024
+
+func (st *KeyedStage[K, T]) shuffle(inc *incarnation) *shuffle[K, T] {
+	if sh, ok := inc.shuffles[st.id]; ok {
+		return sh.(*shuffle[K, T])
+	}
+	sh := &shuffle[K, T]{}
+	for range inc.cfg.Parallelism {
+		sh.boxes = append(sh.boxes, &mailbox[K, T]{make(chan *batch[K, T], maxInputs*batchesInEdge)})
+	}
+	inc.shuffles[st.id] = sh
+	return sh
+}
+
+// Build implements [Stage].
+func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
+	sh := st.shuffle(inc)
+	if sh.inputs > maxInputs {
+		return nil, fmt.Errorf("%q has %d input subtasks, more than %d: lower weir.Parallelism", st.id, sh.inputs, maxInputs)
+	}
+	var rs []runner
+	for i, box := range sh.boxes {
+		s := inc.newSubtask(st.id, i)
+		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec)}
+		for _, op := range st.operators {
+			scope, next := op.Build(s, r.keys)
+			if scope != nil {
+				ids, err := inc.stateIDs(scope)
+				if err != nil {
+					return nil, err
+				}
+				r.keys.Attach(scope, ids)
+			}
+			r.chain = append(r.chain, next)
+		}
+		lo, hi := keygroup.Range(i, len(sh.boxes), inc.cfg.KeyGroups)
+		inc.spaces = append(inc.spaces, ownedSpace{stage: st.id, lo: lo, hi: hi, space: r.keys})
+		rs = append(rs, r)
+	}
+	return rs, nil
+}
+
+// sender is the sending side of the edges from one subtask to a keyed stage.
+type sender[K comparable, T any] struct {
+	sub         *Subtask
+	op          *Operator
+	stage       *KeyedStage[K, T]
+	keyGroups   int
+	parallelism int
+	boxes       []*mailbox[K, T]
+	open        []*batch[K, T]
+	free        []chan *batch[K, T]
+	scratch     []byte
+}
+
+func (e *sender[K, T]) send(v T) {
+	outer := e.op.Enter()
+	k := e.stage.key(v)
+	e.op.Leave(outer)
+	b, err := e.stage.codec.Append(e.scratch[:0], k)
+	if err != nil {
+		e.op.Fail(fmt.Errorf("encoding the key: %w", err))
+		return
+	}
+	e.scratch = b
+	kg := keygroup.Of(b, e.keyGroups)
+	to := keygroup.Subtask(kg, e.parallelism, e.keyGroups)
+	bt := e.open[to]
+	if bt == nil {
+		if bt = e.acquire(to); bt == nil {
+			return
+		}
+	}
+	bt.items = append(bt.items, item[K, T]{e.sub.raw, k, v, uint16(kg)})
+	if len(bt.items) == batchSize {
+		e.hand(to)
+	}
+}
+
+// acquire waits for an empty batch to the receiver. It returns nil when the
+// incarnation ends.
+func (e *sender[K, T]) acquire(to int) *batch[K, T] {
+	select {
+	case e.open[to] = <-e.free[to]:
+		return e.open[to]
+	default:
+	}
+	// What the receivers wait for must not wait behind this one.
+	for i, bt := range e.open {
+		if bt != nil && len(bt.items) > 0 {
+			e.hand(i)
+		}
+	}
+	select {
+	case e.open[to] = <-e.free[to]:
+		return e.open[to]
+	case <-e.sub.inc.ctx.Done():
+		e.sub.err = context.Cause(e.sub.inc.ctx)
+		return nil
+	}
+}
+
+func (e *sender[K, T]) hand(to int) {
+	bt := e.open[to]
+	e.open[to] = nil
+	e.boxes[to].ch <- bt
+}
+
+func (e *sender[K, T]) flush() {
+	for i, bt := range e.open {
+		if bt != nil && len(bt.items) > 0 {
+			e.hand(i)
+		}
+	}
+}
+
+func (e *sender[K, T]) barrier(id int64) {
+	for i := range e.open {
+		bt := e.open[i]
+		if bt == nil {
+			if bt = e.acquire(i); bt == nil {
+				return
+			}
+		}
+		bt.barrier = id
+		e.hand(i)
+	}
+}
+
+// keyedRunner runs one subtask of a keyed stage.
+type keyedRunner[K comparable, T any] struct {
+	sub     *Subtask
+	box     *mailbox[K, T]
+	aligner *barrier.Aligner
+	keys    *state.Keyspace[K]
+	chain   []func(T)
+	stash   []*batch[K, T] // batches of blocked inputs, in order of arrival
+}
+
+func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
+
+func (r *keyedRunner[K, T]) run(ctx context.Context) error {
+	for {
+		var bt *batch[K, T]
+		select {
+		case bt = <-r.box.ch:
+		default:
+			r.sub.idle()
+			select {
+			case bt = <-r.box.ch:
+			case <-r.sub.wake:
+				continue
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if err := r.take(bt); err != nil {
+			return err
+		}
+		if r.sub.err != nil {
+			return r.sub.err
+		}
+	}
+}
+
+// take processes a batch, or puts it aside while its input is blocked.
+func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
+	if r.aligner.Blocked(bt.input) {
+		r.stash = append(r.stash, bt)
+		return nil
+	}
+	for done := 0; done < len(bt.items) && r.sub.err == nil; {
+		r.sub.guarded(func() {
+			for done < len(bt.items) && r.sub.err == nil {
+				it := &bt.items[done]
+				done++
+				r.sub.raw = it.raw
+				r.keys.Use(it.key, it.kg)
+				for _, next := range r.chain {
+					next(it.val)
+				}
+			}
+		})
+	}
+	if r.sub.err != nil {
+		return r.sub.err
+	}
+	id, input := bt.barrier, bt.input
+	clear(bt.items) // a batch at rest must not keep fetched records alive
+	bt.items, bt.barrier = bt.items[:0], 0
+	bt.home <- bt
+	if id == 0 {
+		return nil
+	}
+	eff, err := r.aligner.Barrier(input, id)
+	if err != nil {
+		return fmt.Errorf("%s/%d: %w", r.sub.stage, r.sub.index, err)
+	}
+	if eff.Snapshot != 0 {
+		r.sub.barrier(eff.Snapshot, r.keys.Freeze, nil)
+		if r.sub.err != nil {
+			return r.sub.err
+		}
+	}
+	if !eff.Unblock {
+		return nil
+	}
+	stash := r.stash
+	r.stash = nil
+	for _, bt := range stash {
+		if err := r.take(bt); err != nil {
+			return err
+		}
+	}
+	return nil
+}

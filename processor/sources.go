@@ -1,0 +1,227 @@
+package processor
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/internal/guard"
+	"github.com/weirstream/weir/offsets"
+)
+
+// Sources is the first stage: its subtasks own the partitions of all input topics
+// and run the chains behind them.
+type Sources struct {
+	ops []sourceOp
+}
+
+type sourceOp struct {
+	id, topic string
+	build     func(s *Subtask) func(*kgo.Record)
+}
+
+// SourcesID is the stage ID of the sources.
+const SourcesID = "sources"
+
+// Add adds the source of a topic. build makes the chain of one subtask.
+func (st *Sources) Add(id, topic string, build func(s *Subtask) func(*kgo.Record)) {
+	st.ops = append(st.ops, sourceOp{id, topic, build})
+}
+
+// Topics lists the input topics.
+func (st *Sources) Topics() []string {
+	var ts []string
+	for _, op := range st.ops {
+		ts = append(ts, op.topic)
+	}
+	return ts
+}
+
+func (st *Sources) build(inc *incarnation) []*sourceRunner {
+	var rs []*sourceRunner
+	for i := range inc.cfg.Parallelism {
+		s := inc.newSubtask(SourcesID, i)
+		r := &sourceRunner{sub: s, queue: make(chan slice, sliceQueue), chains: map[string]func(*kgo.Record){}}
+		for _, op := range st.ops {
+			r.chains[op.topic] = op.build(s)
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+const (
+	sliceSize  = 512 // records handed to a source subtask at once
+	sliceQueue = 4   // slices that wait before a source subtask
+)
+
+// slice is a run of polled records of one partition.
+type slice struct {
+	part    *partition
+	records []*kgo.Record
+}
+
+// partition is an input partition that this instance owns. The runner that owns
+// it is the only one to touch next and epoch.
+type partition struct {
+	id    offsets.Partition
+	owner *sourceRunner
+	next  int64 // the offset after the last processed record
+	epoch int32 // leader epoch of the last processed record, -1 if unknown
+
+	polled  atomic.Int64 // the offset after the last record that the poller handed over
+	end     int64        // drained when next reaches it; -1: no end
+	drained bool
+}
+
+// position is where a partition stood at a barrier.
+type position struct {
+	part offsets.Partition
+	at   offsets.Position
+}
+
+// sourceRunner runs one source subtask.
+type sourceRunner struct {
+	sub    *Subtask
+	queue  chan slice
+	chains map[string]func(*kgo.Record)
+	parts  []*partition // set before run, see incarnation.start
+
+	want atomic.Int64 // newest barrier that the loop injected
+	cut  int64        // newest barrier at which positions were cut
+}
+
+func (r *sourceRunner) subtask() *Subtask { return r.sub }
+
+// inject asks for a barrier. A newer one replaces one that was not cut yet.
+func (r *sourceRunner) inject(id int64) {
+	r.want.Store(id)
+	r.sub.notify()
+}
+
+func (r *sourceRunner) run(ctx context.Context) error {
+	for {
+		r.barrier()
+		if r.sub.err != nil {
+			return r.sub.err
+		}
+		var s slice
+		select {
+		case s = <-r.queue:
+		default:
+			r.sub.idle()
+			select {
+			case s = <-r.queue:
+			case <-r.sub.wake:
+				continue
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		r.process(s)
+		if r.sub.err != nil {
+			return r.sub.err
+		}
+	}
+}
+
+// barrierEvery is how many records are processed between two looks at want.
+const barrierEvery = 64
+
+func (r *sourceRunner) process(s slice) {
+	chain := r.chains[s.part.id.Topic]
+	var bytes int64
+	for done := 0; done < len(s.records) && r.sub.err == nil; {
+		r.sub.guarded(func() {
+			for done < len(s.records) && r.sub.err == nil {
+				if done%barrierEvery == barrierEvery-1 {
+					r.barrier()
+				}
+				rec := s.records[done]
+				done++
+				if rec.Offset < s.part.next {
+					r.sub.err = fatal(fmt.Errorf("%s: record at offset %d came after offset %d was processed: this is a bug in weir or in its Kafka client", s.part.id, rec.Offset, s.part.next-1))
+					return
+				}
+				// The record counts as processed before its chain runs: after a panic
+				// that is skipped, the next barrier must not cut before it.
+				s.part.next, s.part.epoch = rec.Offset+1, rec.LeaderEpoch
+				bytes += int64(len(rec.Key) + len(rec.Value))
+				if rec.Attrs.IsControl() {
+					continue // a transaction marker: it moves the position, nothing else
+				}
+				r.sub.raw = rec
+				chain(rec)
+			}
+		})
+	}
+	r.sub.inc.observe(int64(len(s.records)), bytes)
+	r.drain(s.part)
+}
+
+// drain tells the incarnation when the partition reached the end it is to stop at.
+func (r *sourceRunner) drain(p *partition) {
+	if !p.drained && p.end >= 0 && p.next >= p.end {
+		p.drained = true
+		r.sub.inc.partitionDrained()
+	}
+}
+
+// barrier cuts the positions if a barrier was injected.
+func (r *sourceRunner) barrier() {
+	id := r.want.Load()
+	if id <= r.cut {
+		return
+	}
+	r.cut = id
+	ps := make([]position, len(r.parts))
+	for i, p := range r.parts {
+		ps[i] = position{p.id, offsets.Position{Offset: p.next, LeaderEpoch: p.epoch}}
+		if guard.Broken(guard.BarrierPosition) {
+			ps[i].at.Offset = max(p.next, p.polled.Load())
+		}
+	}
+	r.sub.barrier(id, nil, ps)
+}
+
+// poll hands what the client fetched to the source subtasks until ctx is done.
+func (inc *incarnation) poll(ctx context.Context) error {
+	cl := inc.sess.Client()
+	for {
+		fs := cl.PollRecords(ctx, maxPoll)
+		if ctx.Err() != nil || fs.IsClientClosed() {
+			return nil
+		}
+		for _, e := range fs.Errors() {
+			if err := inc.fetchError(ctx, offsets.Partition{Topic: e.Topic, Partition: e.Partition}, e.Err); err != nil {
+				return err
+			}
+		}
+		stopped := false
+		fs.EachPartition(func(p kgo.FetchTopicPartition) {
+			if len(p.Records) == 0 || stopped {
+				return
+			}
+			part := inc.partition(offsets.Partition{Topic: p.Topic, Partition: p.Partition})
+			if part == nil {
+				return // handed over while the fetch was on its way
+			}
+			part.polled.Store(p.Records[len(p.Records)-1].Offset + 1)
+			for rs := p.Records; len(rs) > 0; {
+				n := min(len(rs), sliceSize)
+				select {
+				case part.owner.queue <- slice{part, rs[:n]}:
+				case <-ctx.Done():
+					stopped = true
+					return
+				}
+				rs = rs[n:]
+			}
+		})
+	}
+}
+
+// maxPoll is the number of records taken from the client at once.
+const maxPoll = 16384

@@ -1,0 +1,226 @@
+package processor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strconv"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/record"
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/state/segment"
+)
+
+// Subtask is one goroutine that runs a chain of operators. Everything in it is
+// used by that goroutine only, but wake.
+type Subtask struct {
+	inc   *incarnation
+	id    int // among all subtasks of the job
+	stage string
+	index int // within its stage
+
+	raw *kgo.Record // the input record being processed
+	op  *Operator   // the operator whose function runs
+	err error       // ends the incarnation
+
+	out      output
+	outgoing []outgoing
+	wake     chan struct{} // capacity 1: the gate moved, or a barrier waits
+}
+
+// outgoing is the sending side of an edge, without its types.
+type outgoing interface {
+	// flush hands over open batches.
+	flush()
+	// barrier flushes and sends barrier id to every receiver.
+	barrier(id int64)
+}
+
+// Operator is one operator of a subtask's chain.
+type Operator struct {
+	ID  string
+	sub *Subtask
+}
+
+// Operator returns the subtask's instance of the operator.
+func (s *Subtask) Operator(id string) *Operator { return &Operator{ID: id, sub: s} }
+
+// Index is the subtask's number within its stage, from 0.
+func (s *Subtask) Index() int { return s.index }
+
+// Meta is the input record being processed.
+func (s *Subtask) Meta() record.Meta { return record.MetaOf(s.raw) }
+
+// Enter notes that the operator's function runs now, so that a panic is reported
+// under its name, and returns the operator that ran before.
+func (o *Operator) Enter() (outer *Operator) {
+	outer = o.sub.op
+	o.sub.op = o
+	return outer
+}
+
+// Leave notes that outer's function goes on.
+func (o *Operator) Leave(outer *Operator) { o.sub.op = outer }
+
+// Fail deals with an error of the operator's function: skip, dead-letter, restart
+// or stop, as its type says.
+func (o *Operator) Fail(err error) {
+	s := o.sub
+	if s.err != nil {
+		return
+	}
+	at := offsets.Partition{Topic: s.raw.Topic, Partition: s.raw.Partition}
+	var (
+		skip *Skip
+		dead *DeadLetter
+	)
+	switch {
+	case errors.As(err, &skip):
+		s.inc.skipped(o.ID, at, s.raw.Offset, skip.Err)
+	case s.inc.cfg.Skip[SkipRecord{at, s.raw.Offset}]:
+		s.inc.skipped(o.ID, at, s.raw.Offset, err)
+	case errors.As(err, &dead):
+		if s.inc.cfg.DeadLetterTopic == "" {
+			s.err = fatal(s.handlerError(o.ID, fmt.Errorf("the record was to be dead-lettered, but the app has no dead-letter topic (set weir.DeadLetters(topic)): %w", dead.Err)))
+			return
+		}
+		s.deadLetter(o.ID, dead.Err)
+	default:
+		var again *Retriable
+		he := s.handlerError(o.ID, err)
+		if s.err = fatal(he); errors.As(err, &again) {
+			s.err = he
+		}
+	}
+}
+
+func (s *Subtask) handlerError(op string, err error) *HandlerError {
+	e := &HandlerError{App: s.inc.cfg.App, Operator: op, Checkpoint: s.inc.committed.Load(), Err: err}
+	if s.raw != nil {
+		e.Partition = offsets.Partition{Topic: s.raw.Topic, Partition: s.raw.Partition}
+		e.Offset = s.raw.Offset
+	}
+	return e
+}
+
+// Names of the headers that a dead-lettered record carries beside its own.
+const (
+	HeaderApp       = "weir-app"
+	HeaderOperator  = "weir-operator"
+	HeaderTopic     = "weir-topic"
+	HeaderPartition = "weir-partition"
+	HeaderOffset    = "weir-offset"
+	HeaderError     = "weir-error"
+)
+
+func (s *Subtask) deadLetter(op string, cause error) {
+	r := s.raw
+	text := func(v string) []byte { return []byte(v) }
+	headers := append(r.Headers[:len(r.Headers):len(r.Headers)],
+		kgo.RecordHeader{Key: HeaderApp, Value: text(s.inc.cfg.App)},
+		kgo.RecordHeader{Key: HeaderOperator, Value: text(op)},
+		kgo.RecordHeader{Key: HeaderTopic, Value: text(r.Topic)},
+		kgo.RecordHeader{Key: HeaderPartition, Value: text(strconv.Itoa(int(r.Partition)))},
+		kgo.RecordHeader{Key: HeaderOffset, Value: text(strconv.FormatInt(r.Offset, 10))},
+		kgo.RecordHeader{Key: HeaderError, Value: text(cause.Error())},
+	)
+	s.out.Produce(&kgo.Record{Topic: s.inc.cfg.DeadLetterTopic, Key: r.Key, Value: r.Value, Headers: headers, Timestamp: r.Timestamp})
+	s.inc.cfg.Listener.DeadLettered(event.DeadLettered{App: s.inc.cfg.App, Operator: op,
+		Partition: offsets.Partition{Topic: r.Topic, Partition: r.Partition}, Offset: r.Offset, Err: cause})
+}
+
+// guarded runs f and turns a panic of a user function into the subtask's error.
+func (s *Subtask) guarded(f func()) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		op := "(runtime)"
+		if s.op != nil {
+			op = s.op.ID
+		}
+		err, ok := p.(error)
+		if !ok {
+			err = fmt.Errorf("%v", p)
+		}
+		he := s.handlerError(op, err)
+		he.Panic, he.Stack = true, string(debug.Stack())
+		if s.raw != nil && s.inc.cfg.Skip[SkipRecord{he.Partition, he.Offset}] {
+			s.inc.skipped(op, he.Partition, he.Offset, he)
+			s.op = nil
+			return
+		}
+		s.err = fatal(he)
+	}()
+	f()
+}
+
+// idle is called before the subtask waits for input: what it has goes out.
+func (s *Subtask) idle() {
+	s.out.release()
+	for _, o := range s.outgoing {
+		o.flush()
+	}
+}
+
+// barrier ends epoch id on this subtask: freezes state, forwards the barrier,
+// moves the outputs to the next epoch and acknowledges.
+func (s *Subtask) barrier(id int64, freeze func(*segment.Builder) error, positions []position) {
+	for _, o := range s.outgoing {
+		o.barrier(id)
+	}
+	s.out.barrier(id)
+	a := ack{subtask: s.id, id: id, positions: positions}
+	if freeze != nil {
+		b := &segment.Builder{}
+		if err := freeze(b); err != nil {
+			s.err = fatal(fmt.Errorf("freezing state for checkpoint %d: %w", id, err))
+			return
+		}
+		if crashpoint.Hit(crashpoint.InFreeze); b.Len() > 0 {
+			a.run, a.hasRun = b.Finish(), true
+		}
+	}
+	s.inc.send(a)
+}
+
+// env is what a sink's writer sees of its subtask.
+type env struct{ op *Operator }
+
+// SinkEnv returns the environment of the sink with this operator ID.
+func (s *Subtask) SinkEnv(id string) sink.Env { return env{s.Operator(id)} }
+
+func (e env) Operator() string    { return e.op.ID }
+func (e env) Subtask() int        { return e.op.sub.index }
+func (e env) Meta() record.Meta   { return e.op.sub.Meta() }
+func (e env) Output() sink.Output { return &e.op.sub.out }
+
+// notify wakes the subtask if it waits for input.
+func (s *Subtask) notify() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// runner is a subtask's loop.
+type runner interface {
+	// run processes until ctx is done or the subtask fails, and returns why.
+	run(ctx context.Context) error
+	subtask() *Subtask
+}
+
+// Abort makes the incarnation fail before it starts. For what goes wrong while the
+// chains are built.
+func (s *Subtask) Abort(err error) {
+	if s.err == nil {
+		s.err = fatal(err)
+	}
+}

@@ -1,0 +1,173 @@
+package kafka
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/record"
+	"github.com/weirstream/weir/sink"
+)
+
+// KeyFunc appends the record key of a value to dst; has is false for a record
+// without a key.
+type KeyFunc[T any] func(dst []byte, v T) (key []byte, has bool, err error)
+
+// KeyBy takes the record key from the value.
+func KeyBy[T, K any](key func(T) K, c codec.Codec[K]) KeyFunc[T] {
+	return func(dst []byte, v T) ([]byte, bool, error) {
+		b, err := c.Append(dst, key(v))
+		return b, true, err
+	}
+}
+
+// NoKey writes records without a key: they are spread over the partitions.
+func NoKey[T any](dst []byte, _ T) ([]byte, bool, error) { return dst, false, nil }
+
+// Sink writes key-value pairs to a topic.
+func Sink[K, V any](topic string, kc codec.Codec[K], vc codec.Codec[V]) sink.Sink[record.KV[K, V]] {
+	s := &encoded[record.KV[K, V]]{topic: topic}
+	if kc == nil || vc == nil {
+		s.bad = fmt.Errorf("kafka sink for topic %q: key and value need a codec", topic)
+		return s
+	}
+	s.key = func(dst []byte, kv record.KV[K, V]) ([]byte, bool, error) {
+		b, err := kc.Append(dst, kv.Key)
+		return b, true, err
+	}
+	s.value = func(dst []byte, kv record.KV[K, V]) ([]byte, error) { return vc.Append(dst, kv.Value) }
+	return s
+}
+
+// Values writes values to a topic under the key that key makes: [KeyBy] or [NoKey].
+func Values[T any](topic string, key KeyFunc[T], c codec.Codec[T]) sink.Sink[T] {
+	s := &encoded[T]{topic: topic, key: key}
+	switch {
+	case c == nil:
+		s.bad = fmt.Errorf("kafka sink for topic %q: the value needs a codec", topic)
+	case key == nil:
+		s.bad = fmt.Errorf("kafka sink for topic %q: the key function is nil; use kafka.NoKey for records without a key", topic)
+	default:
+		s.value = c.Append
+	}
+	return s
+}
+
+// Records writes records as they are, key, value and headers, to a topic.
+func Records(topic string) sink.Sink[*kgo.Record] { return copied{topic} }
+
+// encoded is a sink that encodes what it writes.
+type encoded[T any] struct {
+	topic string
+	key   KeyFunc[T]
+	value func(dst []byte, v T) ([]byte, error)
+	bad   error
+}
+
+func (s *encoded[T]) Check() error {
+	if s.topic == "" {
+		return errors.New("kafka sink without a topic")
+	}
+	return s.bad
+}
+
+func (s *encoded[T]) Topics() []string { return []string{s.topic} }
+func (s *encoded[T]) String() string   { return "kafka topic " + s.topic }
+
+func (s *encoded[T]) Open(env sink.Env) (sink.Writer[T], error) {
+	return &writer[T]{sink: s, env: env, out: env.Output()}, nil
+}
+
+// writer encodes into memory that it allocates by the piece: the client keeps a
+// record until it is acknowledged, so a piece is freed when all of its records are.
+type writer[T any] struct {
+	sink    *encoded[T]
+	env     sink.Env
+	out     sink.Output
+	scratch []byte
+	bytes   []byte
+	records slab
+}
+
+// piece is the size in bytes of one allocation for encoded keys and values.
+const piece = 64 << 10
+
+func (w *writer[T]) Write(v T) error {
+	b, has, err := w.sink.key(w.scratch[:0], v)
+	if err != nil {
+		return fmt.Errorf("encoding the key for topic %q: %w", w.sink.topic, err)
+	}
+	keyLen := len(b)
+	if b, err = w.sink.value(b, v); err != nil {
+		return fmt.Errorf("encoding the value for topic %q: %w", w.sink.topic, err)
+	}
+	w.scratch = b
+	b = w.own(b)
+
+	r := w.records.next()
+	r.Topic = w.sink.topic
+	if has {
+		r.Key = b[:keyLen:keyLen]
+	}
+	r.Value = b[keyLen:]
+	r.Timestamp = w.env.Meta().Timestamp()
+	w.out.Produce(r)
+	return nil
+}
+
+// own copies b to memory that stays.
+func (w *writer[T]) own(b []byte) []byte {
+	if cap(w.bytes)-len(w.bytes) < len(b) {
+		w.bytes = make([]byte, 0, max(piece, len(b)))
+	}
+	at := len(w.bytes)
+	w.bytes = append(w.bytes, b...)
+	return w.bytes[at:len(w.bytes):len(w.bytes)]
+}
+
+// slab hands out records from allocations of many.
+type slab struct{ free []kgo.Record }
+
+// slabSize is the number of records in one allocation.
+const slabSize = 128
+
+func (s *slab) next() *kgo.Record {
+	if len(s.free) == 0 {
+		s.free = make([]kgo.Record, slabSize)
+	}
+	r := &s.free[0]
+	s.free = s.free[1:]
+	return r
+}
+
+// copied is the sink of [Records].
+type copied struct{ topic string }
+
+func (s copied) Check() error {
+	if s.topic == "" {
+		return errors.New("kafka sink without a topic")
+	}
+	return nil
+}
+
+func (s copied) Topics() []string { return []string{s.topic} }
+func (s copied) String() string   { return "kafka topic " + s.topic }
+
+func (s copied) Open(env sink.Env) (sink.Writer[*kgo.Record], error) {
+	return &copyWriter{topic: s.topic, out: env.Output()}, nil
+}
+
+type copyWriter struct {
+	topic   string
+	out     sink.Output
+	records slab
+}
+
+func (w *copyWriter) Write(v *kgo.Record) error {
+	r := w.records.next()
+	r.Topic, r.Key, r.Value, r.Headers, r.Timestamp = w.topic, v.Key, v.Value, v.Headers, v.Timestamp
+	w.out.Produce(r)
+	return nil
+}

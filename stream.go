@@ -1,0 +1,214 @@
+package weir
+
+import (
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/record"
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/source"
+)
+
+// KV is a value with its key, as keyed aggregations emit it.
+type KV[K, V any] = record.KV[K, V]
+
+// Meta tells where an input record came from.
+type Meta = record.Meta
+
+// Stream is a stream of values of type T at one place of the topology. It may be
+// used any number of times: each use sees every value.
+type Stream[T any] struct {
+	app  *App
+	node *node
+	out  *outlet[T]
+}
+
+// outlet collects what consumes a stream. For every subtask that the stream's
+// operator runs on, each consumer makes its own function.
+type outlet[T any] struct {
+	consumers []func(s *processor.Subtask) func(T)
+}
+
+func (o *outlet[T]) add(c func(s *processor.Subtask) func(T)) { o.consumers = append(o.consumers, c) }
+
+// build returns the function that hands a value to all consumers on subtask s.
+func (o *outlet[T]) build(s *processor.Subtask) func(T) {
+	fs := make([]func(T), len(o.consumers))
+	for i, c := range o.consumers {
+		fs[i] = c(s)
+	}
+	switch len(fs) {
+	case 0:
+		return func(T) {}
+	case 1:
+		return fs[0]
+	}
+	return func(v T) {
+		for _, f := range fs {
+			f(v)
+		}
+	}
+}
+
+func newStream[T any](app *App, n *node) Stream[T] {
+	return Stream[T]{app: app, node: n, out: &outlet[T]{}}
+}
+
+// SourceOption configures a source.
+type SourceOption interface{ applySource(*sourceOptions) }
+
+type sourceOption func(*sourceOptions)
+
+func (f sourceOption) applySource(o *sourceOptions) { f(o) }
+
+type sourceOptions struct {
+	undecodable func(error) error
+}
+
+// OnUndecodable sets what happens to a record that can't be decoded: [Skip],
+// [DeadLetter], or any function that turns the decoder's error into the one that
+// counts. Default: the app stops and names the record.
+func OnUndecodable(f func(error) error) SourceOption {
+	return sourceOption(func(o *sourceOptions) { o.undecodable = f })
+}
+
+// From begins a stream with the records of a topic.
+func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption) Stream[T] {
+	o := sourceOptions{undecodable: func(err error) error { return err }}
+	for _, opt := range opts {
+		opt.applySource(&o)
+	}
+	st := newStream[T](app, app.add("from", id, "topic "+src.Topic))
+	if src.Topic == "" {
+		app.errorf("operator %q: the source has no topic (%s)", id, st.node.where)
+	}
+	if src.Decode == nil {
+		app.errorf("operator %q: the source of topic %q cannot decode; use source.Values, source.KeyValues or source.Records (%s)", id, src.Topic, st.node.where)
+	}
+	app.sources.Add(id, src.Topic, func(s *processor.Subtask) func(*kgo.Record) {
+		op, next := s.Operator(id), st.out.build(s)
+		return func(r *kgo.Record) {
+			op.Enter()
+			v, err := src.Decode(r)
+			if err != nil {
+				op.Fail(o.undecodable(fmt.Errorf("decoding: %w", err)))
+				return
+			}
+			next(v)
+		}
+	})
+	return st
+}
+
+// Map turns each value into another one.
+func Map[A, B any](in Stream[A], id string, f func(A) (B, error)) Stream[B] {
+	st := newStream[B](in.app, in.app.add("map", id, "", in.node))
+	in.out.add(func(s *processor.Subtask) func(A) {
+		op, next := s.Operator(id), st.out.build(s)
+		return func(a A) {
+			outer := op.Enter()
+			b, err := f(a)
+			op.Leave(outer)
+			if err != nil {
+				op.Fail(err)
+				return
+			}
+			next(b)
+		}
+	})
+	return st
+}
+
+// FlatMap turns each value into any number of values, by calling emit for each
+// before it returns. What was emitted before an error counts.
+func FlatMap[A, B any](in Stream[A], id string, f func(a A, emit func(B)) error) Stream[B] {
+	st := newStream[B](in.app, in.app.add("flatmap", id, "", in.node))
+	in.out.add(func(s *processor.Subtask) func(A) {
+		op, next := s.Operator(id), st.out.build(s)
+		emit := func(b B) {
+			next(b)
+			op.Leave(op) // a panic from here on is f's again
+		}
+		return func(a A) {
+			outer := op.Enter()
+			err := f(a, emit)
+			op.Leave(outer)
+			if err != nil {
+				op.Fail(err)
+			}
+		}
+	})
+	return st
+}
+
+// Filter keeps the values for which keep returns true.
+func Filter[T any](in Stream[T], id string, keep func(T) bool) Stream[T] {
+	st := newStream[T](in.app, in.app.add("filter", id, "", in.node))
+	in.out.add(func(s *processor.Subtask) func(T) {
+		op, next := s.Operator(id), st.out.build(s)
+		return func(v T) {
+			outer := op.Enter()
+			ok := keep(v)
+			op.Leave(outer)
+			if ok {
+				next(v)
+			}
+		}
+	})
+	return st
+}
+
+// Merge unites streams of the same type. Values that came through different
+// streams have no order among each other.
+func Merge[T any](id string, first Stream[T], more ...Stream[T]) Stream[T] {
+	nodes := []*node{first.node}
+	for _, m := range more {
+		nodes = append(nodes, m.node)
+	}
+	st := newStream[T](first.app, first.app.add("merge", id, "", nodes...))
+	for _, in := range append([]Stream[T]{first}, more...) {
+		if in.app != first.app {
+			first.app.errorf("operator %q: merges streams of two apps", id)
+			continue
+		}
+		in.out.add(st.out.build)
+	}
+	return st
+}
+
+// To ends a stream in a sink. A stream may end in several.
+func To[T any](in Stream[T], id string, to sink.Sink[T]) {
+	app := in.app
+	if to == nil {
+		n := app.add("to", id, "nothing", in.node)
+		n.ends = true
+		app.errorf("sink %q: is nil (%s)", id, n.where)
+		return
+	}
+	n := app.add("to", id, to.String(), in.node)
+	n.ends = true
+	if err := to.Check(); err != nil {
+		app.errorf("sink %q: %w (%s)", id, err, n.where)
+	}
+	if t, ok := to.(sink.Topics); ok {
+		app.outputs = append(app.outputs, t.Topics()...)
+	}
+	in.out.add(func(s *processor.Subtask) func(T) {
+		op := s.Operator(id)
+		w, err := to.Open(s.SinkEnv(id))
+		if err != nil {
+			s.Abort(fmt.Errorf("opening sink %q: %w", id, err))
+			return func(T) {}
+		}
+		return func(v T) {
+			outer := op.Enter()
+			err := w.Write(v)
+			op.Leave(outer)
+			if err != nil {
+				op.Fail(err)
+			}
+		}
+	})
+}
