@@ -343,6 +343,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	bad(o.stopTimeout <= 0, "weir.StopTimeout(%v): want more than 0", o.stopTimeout)
 	bad(o.sessionTimeout <= 0, "weir.SessionTimeout(%v): want more than 0", o.sessionTimeout)
 	bad(o.restart.Initial <= 0 || o.restart.Max < o.restart.Initial, "weir.Restart: delays from %v to %v: want a positive first delay that is not above the longest", o.restart.Initial, o.restart.Max)
+	bad(o.restart.Limit > 0 && o.restart.Quiet <= 0, "weir.Restart: without a quiet time the count begins anew after every restart, and the limit of %d is never reached; set RestartPolicy.Quiet", o.restart.Limit)
 	cfg.TransactionTimeout = o.txnTimeout
 	if cfg.TransactionTimeout == 0 {
 		cfg.TransactionTimeout = deriveTransactionTimeout(o)

@@ -1,0 +1,513 @@
+package weir_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
+	"github.com/weirstream/weir/state"
+)
+
+// deadline bounds every wait in these tests.
+const deadline = 30 * time.Second
+
+// running is an app that runs beside the test.
+type running struct {
+	t    *testing.T
+	stop context.CancelFunc
+	done chan struct{}
+	err  error // after done
+
+	mu     sync.Mutex
+	events []fmt.Stringer
+	seen   chan struct{} // capacity 1: an event came
+}
+
+// start runs an app with a topology until the test ends.
+func start(t *testing.T, name string, brokers []string, topology func(*weir.App), opts ...weir.Option) *running {
+	t.Helper()
+	r := &running{t: t, done: make(chan struct{}), seen: make(chan struct{}, 1)}
+	base := []weir.Option{
+		weir.Brokers(brokers...), weir.InstanceID("a"), weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond),
+		weir.KafkaOptions(kgo.FetchMaxWait(100 * time.Millisecond)), weir.Listen(r.listener()),
+	}
+	app := weir.New(name, append(base, opts...)...)
+	topology(app)
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
+	go func() {
+		defer close(r.done)
+		r.err = app.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-r.done
+	})
+	return r
+}
+
+func (r *running) listener() weir.Listener {
+	return weir.Listener{
+		CheckpointBegun:     func(i event.CheckpointBegun) { r.add(i) },
+		CheckpointCommitted: func(i event.CheckpointCommitted) { r.add(i) },
+		CheckpointFailed:    func(i event.CheckpointFailed) { r.add(i) },
+		Restored:            func(i event.Restored) { r.add(i) },
+		Restarting:          func(i event.Restarting) { r.add(i) },
+		DeadLettered:        func(i event.DeadLettered) { r.add(i) },
+		Skipped:             func(i event.Skipped) { r.add(i) },
+		Fenced:              func(i event.Fenced) { r.add(i) },
+	}
+}
+
+func (r *running) add(e fmt.Stringer) {
+	r.mu.Lock()
+	r.events = append(r.events, e)
+	r.mu.Unlock()
+	select {
+	case r.seen <- struct{}{}:
+	default:
+	}
+}
+
+// wait waits for the app to end and returns its error.
+func (r *running) wait() error {
+	r.t.Helper()
+	select {
+	case <-r.done:
+		return r.err
+	case <-time.After(deadline):
+		r.t.Fatalf("the app still runs; events: %v", r.list())
+		return nil
+	}
+}
+
+func (r *running) list() []fmt.Stringer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
+}
+
+// await waits until n events of type E came for which ok holds, and returns the n-th.
+func await[E fmt.Stringer](r *running, n int, ok func(E) bool) E {
+	r.t.Helper()
+	timeout := time.After(deadline)
+	for {
+		count := 0
+		for _, e := range r.list() {
+			if e, is := e.(E); is && ok(e) {
+				if count++; count == n {
+					return e
+				}
+			}
+		}
+		select {
+		case <-r.seen:
+		case <-r.done:
+			// The last events may have come before the end was noticed.
+			select {
+			case <-r.seen:
+				continue
+			default:
+			}
+			r.t.Fatalf("the app ended with %v; events: %v", r.err, r.list())
+		case <-timeout:
+			r.t.Fatalf("no such event; events: %v", r.list())
+		}
+	}
+}
+
+func any1[E any](E) bool { return true }
+
+// sums keeps the sum of the numbers "key:n" of each key and emits "key:sum". A value
+// that is no such pair goes to fail.
+func sums(fail func(error) error) func(*weir.App) {
+	return func(app *weir.App) {
+		type pair struct {
+			key string
+			n   int64
+		}
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		pairs := weir.Map(in, "parse", func(s string) (pair, error) {
+			k, v, _ := strings.Cut(s, ":")
+			n, err := strconv.ParseInt(v, 10, 64)
+			if err != nil {
+				return pair{}, fail(err)
+			}
+			return pair{k, n}, nil
+		})
+		byKey := weir.KeyBy(pairs, "by-key", func(p pair) string { return p.key }, codec.String)
+		out := weir.Process(byKey, "sum", func(s *weir.Setup) weir.Handler[string, pair, string] {
+			total := state.Value(s, "total", codec.Int64)
+			return weir.OnRecord(func(c *weir.Context[string, string], p pair) error {
+				if p.key == "panic" {
+					var zero int64
+					total.Set(p.n / zero)
+				}
+				if p.key == "fail" {
+					return fail(errors.New("asked to"))
+				}
+				total.Set(total.Get() + p.n)
+				c.Emit(c.Key() + ":" + strconv.FormatInt(total.Get(), 10))
+				return nil
+			})
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	}
+}
+
+// values returns the values of records, sorted.
+func values(rs []*kgo.Record) []string {
+	var vs []string
+	for _, r := range rs {
+		vs = append(vs, string(r.Value))
+	}
+	slices.Sort(vs)
+	return vs
+}
+
+func wantValues(t *testing.T, brokers []string, topic string, want ...string) {
+	t.Helper()
+	slices.Sort(want)
+	if got := values(consume(t, brokers, topic, len(want))); !slices.Equal(got, want) {
+		t.Errorf("topic %s holds %v, want %v", topic, got, want)
+	}
+}
+
+func wantError(t *testing.T, err error, texts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("the error lacks %q:\n%v", text, err)
+		}
+	}
+}
+
+func same(err error) error { return err }
+
+func TestHandlerErrorStopsTheAppAndNamesTheRecord(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1", "a:2", "fail:1")
+	store := checkpoint.NewMem()
+	r := start(t, "app", brokers, sums(same), weir.Store(store))
+	err := r.wait()
+	wantError(t, err, `weir: app: operator "sum" failed on in/0 at offset 2: asked to`, "WEIR_SKIP=in/0@2", "nothing")
+	var he *weir.HandlerError
+	if !errors.As(err, &he) || he.Operator != "sum" || he.Offset != 2 {
+		t.Errorf("got %#v", he)
+	}
+
+	t.Setenv("WEIR_SKIP", "in/0@2")
+	r = start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	await(r, 1, any1[event.Skipped])
+	wantValues(t, brokers, "out", "a:1", "a:3")
+}
+
+func TestPanicOfAHandlerIsAnErrorWithItsPlace(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1", "panic:1")
+	r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()))
+	wantError(t, r.wait(), `operator "sum" panicked on in/0 at offset 1: runtime error: integer divide by zero`, "WEIR_SKIP=in/0@1", "run_test.go:")
+}
+
+func TestSkippedRecordIsDroppedAndReported(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1", "a:x", "fail:1", "a:2")
+	r := start(t, "app", brokers, sums(weir.Skip), weir.Store(checkpoint.NewMem()), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if s := await(r, 2, any1[event.Skipped]); s.Offset != 2 || s.Operator != "sum" {
+		t.Errorf("got %+v", s)
+	}
+	wantValues(t, brokers, "out", "a:1", "a:3")
+}
+
+func TestS39_DeadLetteredRecordKeepsItsBytesAndSaysWhereItCameFrom(t *testing.T) {
+	brokers := broker(t, 1, "in", "out", "dead")
+	produce(t, brokers, "in", "a:1", "a:x", "fail:1", "a:2")
+	r := start(t, "app", brokers, sums(weir.DeadLetter), weir.Store(checkpoint.NewMem()), weir.DeadLetters("dead"), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantValues(t, brokers, "out", "a:1", "a:3")
+	dead := consume(t, brokers, "dead", 2)
+	i := slices.IndexFunc(dead, func(r *kgo.Record) bool { return string(r.Value) == "fail:1" })
+	if i < 0 {
+		t.Fatalf("dead letters: %v", values(dead))
+	}
+	got := map[string]string{}
+	for _, h := range dead[i].Headers {
+		got[h.Key] = string(h.Value)
+	}
+	want := map[string]string{"weir-app": "app", "weir-operator": "sum", "weir-topic": "in", "weir-partition": "0", "weir-offset": "2", "weir-error": "asked to"}
+	for k, v := range want {
+		if got[k] != v {
+			t.Errorf("header %s is %q, want %q", k, got[k], v)
+		}
+	}
+	if string(dead[i].Key) != "fail:1" {
+		t.Errorf("key is %q", dead[i].Key)
+	}
+}
+
+func TestDeadLetterWithoutATopicStopsTheApp(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:x")
+	r := start(t, "app", brokers, sums(weir.DeadLetter), weir.Store(checkpoint.NewMem()))
+	wantError(t, r.wait(), `operator "parse" failed on in/0 at offset 0`, "no dead-letter topic (set weir.DeadLetters(topic))")
+}
+
+func TestRetriableErrorRestartsUntilItSucceeds(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1", "fail:1", "a:2")
+	var mu sync.Mutex
+	left := 2
+	flaky := func(err error) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if left--; left >= 0 {
+			return weir.Retry(err)
+		}
+		return weir.Skip(err)
+	}
+	r := start(t, "app", brokers, sums(flaky), weir.Store(checkpoint.NewMem()), weir.Drain(),
+		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 3, Quiet: time.Hour}))
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if e := await(r, 2, any1[event.Restarting]); e.Attempt != 2 {
+		t.Errorf("got %+v", e)
+	}
+	wantValues(t, brokers, "out", "a:1", "a:3")
+}
+
+func TestRestartsEndAtTheirLimit(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "fail:1")
+	r := start(t, "app", brokers, sums(weir.Retry), weir.Store(checkpoint.NewMem()),
+		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 2, Quiet: time.Hour}))
+	wantError(t, r.wait(), "gave up after 2 restarts in a row", "asked to")
+}
+
+func TestUndecodableRecordFollowsThePolicyOfItsSource(t *testing.T) {
+	topology := func(opts ...weir.SourceOption) func(*weir.App) {
+		return func(app *weir.App) {
+			in := weir.From(app, "in", source.Values("in", codec.JSON[int]()), opts...)
+			weir.To(in, "out", kafka.Values("out", kafka.NoKey, codec.JSON[int]()))
+		}
+	}
+	brokers := broker(t, 1, "in", "out", "dead")
+	produce(t, brokers, "in", "1", "{", "2")
+	r := start(t, "stop", brokers, topology(), weir.Store(checkpoint.NewMem()))
+	wantError(t, r.wait(), `operator "in" failed on in/0 at offset 1: decoding:`, "WEIR_SKIP=in/0@1")
+	r = start(t, "skip", brokers, topology(weir.OnUndecodable(weir.Skip)), weir.Store(checkpoint.NewMem()), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	r = start(t, "letter", brokers, topology(weir.OnUndecodable(weir.DeadLetter)), weir.Store(checkpoint.NewMem()), weir.Drain(), weir.DeadLetters("dead"))
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantValues(t, brokers, "out", "1", "2", "1", "2")
+	wantValues(t, brokers, "dead", "{")
+}
+
+func TestStopTakesALastCheckpoint(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	produce(t, brokers, "in", "a:1", "b:1", "c:1")
+	store := checkpoint.NewMem()
+	var once sync.Once
+	first := make(chan struct{})
+	topology := func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		seen := weir.Map(in, "see", func(s string) (string, error) {
+			once.Do(func() { close(first) })
+			return s, nil
+		})
+		weir.To(seen, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	}
+	// Nothing but the stop triggers a checkpoint.
+	r := start(t, "app", brokers, topology, weir.Store(store), weir.CheckpointEvery(0), weir.AfterRecords(1e9))
+	<-first
+	r.stop()
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if e := await(r, 1, any1[event.CheckpointBegun]); e.Reason != "shutdown" {
+		t.Errorf("got %+v", e)
+	}
+	r = start(t, "app", brokers, topology, weir.Store(store), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantValues(t, brokers, "out", "a:1", "b:1", "c:1")
+}
+
+func TestRecordsAndBytesTriggerCheckpoints(t *testing.T) {
+	for name, opt := range map[string]weir.Option{"records": weir.AfterRecords(3), "bytes": weir.AfterBytes(18)} {
+		t.Run(name, func(t *testing.T) {
+			brokers := broker(t, 1, "in", "out")
+			r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(0), opt)
+			produce(t, brokers, "in", "a:1", "b:1", "c:1")
+			if e := await(r, 1, any1[event.CheckpointBegun]); e.Reason != name {
+				t.Errorf("reason %q", e.Reason)
+			}
+			wantValues(t, brokers, "out", "a:1", "b:1", "c:1")
+		})
+	}
+}
+
+func TestIdleAppCommitsNothing(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	produce(t, brokers, "in", "a:1")
+	r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(time.Millisecond))
+	await(r, 1, any1[event.CheckpointCommitted])
+	// A hundred intervals pass while another app works on the same broker.
+	other := start(t, "other", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.Drain())
+	if err := other.wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range r.list() {
+		if c, ok := e.(event.CheckpointCommitted); ok && c.Records == 0 {
+			t.Errorf("an epoch without input was committed: %v", c)
+		}
+	}
+}
+
+func TestStandbyTakesOverWhenTheActiveLeaves(t *testing.T) {
+	brokers := broker(t, 3, "in", "out")
+	store := checkpoint.NewMem()
+	active := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("first"))
+	produce(t, brokers, "in", "a:1", "b:1", "c:1")
+	await(active, 1, any1[event.CheckpointCommitted])
+	standby := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("second"))
+	awaitMembers(t, brokers, "app", 2)
+	produce(t, brokers, "in", "a:2", "b:2", "c:2")
+	await(active, 2, any1[event.CheckpointCommitted])
+	for _, e := range standby.list() {
+		if _, ok := e.(event.Restored); ok {
+			t.Error("the standby was given partitions while the active one lives")
+		}
+	}
+	wantValues(t, brokers, "out", "a:1", "b:1", "c:1", "a:3", "b:3", "c:3")
+	active.stop()
+	if err := active.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if e := await(standby, 1, any1[event.Restored]); e.Checkpoint == 0 || e.Entries != 3 {
+		t.Errorf("restored %+v", e)
+	}
+	produce(t, brokers, "in", "a:3")
+	wantValues(t, brokers, "out", "a:1", "b:1", "c:1", "a:3", "b:3", "c:3", "a:6")
+}
+
+// awaitMembers waits until the group is stable with n members.
+func awaitMembers(t *testing.T, brokers []string, group string, n int) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		gs, err := kadm.NewClient(cl).DescribeGroups(ctx, group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g := gs[group]; g.State == "Stable" && len(g.Members) == n {
+			return
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			t.Fatalf("group %s: %+v", group, gs[group])
+		}
+	}
+}
+
+func TestBadInputNamesTheThingAndTheRemedy(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	mem := func() weir.Option { return weir.Store(checkpoint.NewMem()) }
+	t.Run("unknown topic", func(t *testing.T) {
+		topology := func(app *weir.App) {
+			weir.To(weir.From(app, "in", source.Values("nowhere", codec.String)), "out", kafka.Values("neither", kafka.NoKey, codec.String))
+		}
+		wantError(t, start(t, "app", brokers, topology, mem()).wait(), "nowhere", "neither", "--create")
+	})
+	t.Run("unreachable broker", func(t *testing.T) {
+		wantError(t, start(t, "app", []string{"127.0.0.1:1"}, sums(same), mem()).wait(), "127.0.0.1:1")
+	})
+	t.Run("unwritable store", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, start(t, "app", brokers, sums(same), weir.CheckpointStore(filepath.Join(file, "store"))).wait(), file)
+	})
+	t.Run("store of another app", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := start(t, "first", brokers, sums(same), weir.CheckpointStore(dir), weir.Drain()).wait(); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, start(t, "second", brokers, sums(same), weir.CheckpointStore(dir)).wait(), dir, `"first"`, `"second"`)
+	})
+	t.Run("key-group count changed", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := start(t, "groups", brokers, sums(same), weir.CheckpointStore(dir), weir.Drain()).wait(); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, start(t, "groups", brokers, sums(same), weir.CheckpointStore(dir), weir.KeyGroups(64)).wait(), "128", "64")
+	})
+}
+
+func TestS31_RemovedOperatorIsRefusedUntilItsStateMayBeDropped(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	store := checkpoint.NewMem()
+	produce(t, brokers, "in", "a:1")
+	if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain()).wait(); err != nil {
+		t.Fatal(err)
+	}
+	counts := func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		byKey := weir.KeyBy(in, "by-key", func(s string) string { return s }, codec.String)
+		weir.To(weir.Aggregate(byKey, "count", weir.Count[string]()), "out", kafka.Sink("out", codec.String, codec.Int64))
+	}
+	wantError(t, start(t, "app", brokers, counts, weir.Store(store)).wait(), `state "total" of operator "sum"`, `weir.AllowDroppedState("sum")`)
+	produce(t, brokers, "in", "a:1")
+	if err := start(t, "app", brokers, counts, weir.Store(store), weir.AllowDroppedState("sum"), weir.Drain()).wait(); err != nil {
+		t.Fatal(err)
+	}
+	// What was dropped stays dropped when the operator comes back.
+	produce(t, brokers, "in", "a:1")
+	if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.AllowDroppedState("count"), weir.Drain()).wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantValues(t, brokers, "out", "a:1", "\x00\x00\x00\x00\x00\x00\x00\x01", "a:1")
+}
