@@ -25,8 +25,8 @@ var (
 	ErrNoSuchInput = fmt.Errorf("%w: no such input", ErrProtocol)
 )
 
-// Effect is what a subtask has to do after an event, in the order of the fields'
-// mention in the package's contract. The zero Effect asks for nothing.
+// Effect is what a subtask has to do after an event. The contract of the package gives the
+// order. The zero Effect asks for nothing.
 type Effect struct {
 	// Snapshot is the id of the checkpoint to take now and whose barrier to forward;
 	// 0 means none.
@@ -55,9 +55,10 @@ type Aligner struct {
 	live    int     // inputs that have not ended
 	arrived int     // inputs that are blocked
 	pending int64   // the checkpoint being aligned, 0 = none
-	// settled is the newest id that was snapshot or cancelled: a barrier up to it
-	// that an input still carries opens no alignment.
-	settled int64
+	// cancelled is the newest id that was cancelled: a barrier up to it that an input
+	// still carries opens no alignment. What was snapshot needs no such mark, its
+	// barrier came on every input that is alive.
+	cancelled int64
 }
 
 // NewAligner returns an Aligner for a subtask with the given number of inputs, numbered
@@ -95,7 +96,7 @@ func (a *Aligner) Barrier(input int, id int64) (Effect, error) {
 		return Effect{}, fmt.Errorf("barrier %d on input %d, which waits for barrier %d on others: %w", id, input, a.pending, ErrInputBlocked)
 	}
 	a.last[input] = id
-	if id <= a.settled || id < a.pending {
+	if id <= a.cancelled || id < a.pending {
 		return Effect{}, nil
 	}
 	var e Effect
@@ -132,7 +133,7 @@ func (a *Aligner) Cancel(id int64) (Effect, error) {
 	if id < 1 {
 		return Effect{}, fmt.Errorf("cancel checkpoint %d: %w", id, ErrBarrierBackwards)
 	}
-	a.settled = max(a.settled, id)
+	a.cancelled = max(a.cancelled, id)
 	if id < a.pending {
 		return Effect{}, nil
 	}
@@ -157,7 +158,6 @@ func (a *Aligner) complete(e Effect) Effect {
 		return e
 	}
 	e.Snapshot, e.Unblock = a.pending, true
-	a.settled = a.pending
 	a.release()
 	return e
 }

@@ -79,7 +79,7 @@ type Coordinator struct {
 	pending  int64 // in flight, 0 = none
 	phase    Phase // of pending, 0 = none
 	requests []Reason
-	final    bool      // nothing follows pending: it serves a shutdown
+	final    bool      // the newest checkpoint serves a shutdown: nothing follows it
 	deadline time.Time // of pending, before Committing
 
 	acked    []int64 // by subtask: the newest id it acknowledged
@@ -259,9 +259,8 @@ func (c *Coordinator) Committed(now time.Time, id int64) []Action {
 		c.failures = 0
 		c.trigger.Ended(now)
 		c.do(Completed{ID: id, Requests: c.requests})
-		final := c.final
 		c.land()
-		if final {
+		if c.final {
 			c.stop()
 		}
 	}
@@ -345,7 +344,6 @@ func (c *Coordinator) land() {
 	c.pending = 0
 	c.phase = 0
 	c.requests = nil
-	c.final = false
 	c.missing = 0
 }
 
@@ -404,7 +402,7 @@ func (c *Coordinator) committing(id int64) bool {
 func (c *Coordinator) unacknowledged() []int {
 	var subtasks []int
 	for s := range c.acked {
-		if c.phase == Aligning && !c.finished[s] && c.acked[s] != c.pending {
+		if !c.finished[s] && c.acked[s] != c.pending {
 			subtasks = append(subtasks, s)
 		}
 	}

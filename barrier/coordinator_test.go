@@ -294,6 +294,8 @@ func TestNothingHappensAfterTheEnd(t *testing.T) {
 				"ack":            func() []Action { return c.Ack(later, 0, 1) },
 				"ack unknown":    func() []Action { return c.Ack(later, 7, 1) },
 				"finish":         func() []Action { return c.SubtaskFinished(later, 0) },
+				"finish twice":   func() []Action { return c.SubtaskFinished(later, 0) },
+				"finish unknown": func() []Action { return c.SubtaskFinished(later, 7) },
 				"persisted":      func() []Action { return c.Persisted(later, 1) },
 				"persist failed": func() []Action { return c.PersistFailed(later, 1, errStore) },
 				"committed":      func() []Action { return c.Committed(later, 1) },
