@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,7 +39,7 @@ func Check(ctx context.Context, cl *kgo.Client, cfg Config, outputs ...string) e
 	}
 	adm := kadm.NewClient(cl)
 	return errors.Join(
-		checkTopics(ctx, adm, cfg, outputs),
+		checkTopics(ctx, cl, cfg, outputs),
 		checkGroup(ctx, cl, cfg),
 		checkTransactionalID(ctx, cl, cfg),
 		checkTimeout(ctx, adm, cfg),
@@ -55,7 +57,7 @@ func checkReach(ctx context.Context, cl *kgo.Client) error {
 	return fmt.Errorf("reach Kafka at %s: %w\n  check the address (WEIR_BROKERS), that the broker is up, and that TLS and SASL are set as it expects", strings.Join(seeds, ", "), err)
 }
 
-func checkTopics(ctx context.Context, adm *kadm.Client, cfg Config, outputs []string) error {
+func checkTopics(ctx context.Context, cl *kgo.Client, cfg Config, outputs []string) error {
 	need := map[string][]kmsg.ACLOperation{}
 	for _, t := range cfg.Topics {
 		need[t] = append(need[t], kmsg.ACLOperationRead)
@@ -64,34 +66,42 @@ func checkTopics(ctx context.Context, adm *kadm.Client, cfg Config, outputs []st
 		need[t] = append(need[t], kmsg.ACLOperationWrite)
 	}
 	need[cfg.CommitTopic] = append(need[cfg.CommitTopic], kmsg.ACLOperationRead, kmsg.ACLOperationWrite)
-	names := make([]string, 0, len(need))
-	for t := range need {
-		names = append(names, t)
+	req := kmsg.NewPtrMetadataRequest()
+	req.IncludeTopicAuthorizedOperations = true
+	names := slices.Sorted(maps.Keys(need))
+	for _, name := range names {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = &name
+		req.Topics = append(req.Topics, t)
 	}
-	slices.Sort(names)
-	details, err := adm.ListTopics(kadm.WithAuthorizedOps(ctx), names...)
+	resp, err := req.RequestWith(ctx, cl)
 	if err != nil {
 		return fmt.Errorf("describe topics %v: %w", names, err)
 	}
 	var errs []error
-	for _, name := range names {
-		d := details[name]
+	for _, d := range resp.Topics {
+		if d.Topic == nil {
+			continue
+		}
+		name := *d.Topic
+		err := kerr.ErrorForCode(d.ErrorCode)
 		switch {
-		case errors.Is(d.Err, kerr.UnknownTopicOrPartition):
+		case errors.Is(err, kerr.UnknownTopicOrPartition):
 			if name == cfg.CommitTopic {
 				continue // EnsureCommitTopic's business
 			}
 			errs = append(errs, fmt.Errorf("topic %q does not exist\n  create it: kafka-topics --create --topic %s --partitions N", name, name))
-		case errors.Is(d.Err, kerr.TopicAuthorizationFailed):
+		case errors.Is(err, kerr.TopicAuthorizationFailed):
 			errs = append(errs, missingACL("Describe", "topic", name))
-		case d.Err != nil:
-			errs = append(errs, fmt.Errorf("describe topic %q: %w", name, d.Err))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("describe topic %q: %w", name, err))
 		default:
-			if len(d.AuthorizedOperations) == 0 {
+			if d.AuthorizedOperations == math.MinInt32 {
 				continue // the broker doesn't tell
 			}
+			allowed := kadm.DecodeACLOperations(d.AuthorizedOperations)
 			for _, op := range need[name] {
-				if !slices.Contains(d.AuthorizedOperations, op) {
+				if !slices.Contains(allowed, op) {
 					errs = append(errs, missingACL(aclName(op), "topic", name))
 				}
 			}

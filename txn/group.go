@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/zap"
 
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/offsets"
 )
 
@@ -67,6 +68,16 @@ func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[st
 	if s.cfg.Events.Assigned != nil {
 		s.cfg.Events.Assigned(parts)
 	}
+	s.mu.Lock()
+	for _, p := range parts {
+		s.assigned[p] = true
+	}
+	rejoin := s.lacksTopics() && !s.rejoined
+	s.rejoined = s.rejoined || rejoin
+	s.mu.Unlock()
+	if rejoin {
+		s.cl.ForceRebalance()
+	}
 	if err := s.loadTopicIDs(ctx, s.cfg.Topics); err != nil {
 		if !s.left() {
 			s.fail(err)
@@ -98,12 +109,12 @@ func (s *Session) onFetched(ctx context.Context, _ *kgo.Client, resp *kmsg.Offse
 		return context.Canceled // the client takes this for a group that is being left
 	}
 	if err := s.Err(); err != nil {
-		return plain(err)
+		return opaque(err)
 	}
 	s.stopWatch()
 	committed, err := s.parseCommitted(resp)
 	if err != nil {
-		return plain(s.fail(err))
+		return opaque(s.fail(err))
 	}
 	if len(committed) == 0 {
 		return nil
@@ -118,7 +129,7 @@ func (s *Session) onFetched(ctx context.Context, _ *kgo.Client, resp *kmsg.Offse
 	case s.left():
 		return context.Canceled
 	default:
-		return plain(s.fail(fmt.Errorf("restore %d partitions of group %s: %w", len(committed), s.cfg.Group, err)))
+		return opaque(s.fail(fmt.Errorf("restore %d partitions of group %s: %w", len(committed), s.cfg.Group, err)))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,9 +143,9 @@ func (s *Session) onFetched(ctx context.Context, _ *kgo.Client, resp *kmsg.Offse
 	return nil
 }
 
-// plain strips err of what it wraps: the client takes any context.Canceled for a
+// opaque strips err of what it wraps: the client takes any context.Canceled for a
 // group that is being left, and goes on without telling anybody.
-func plain(err error) error { return errors.New(err.Error()) }
+func opaque(err error) error { return errors.New(err.Error()) }
 
 // adjust replaces the positions to fetch from by those that Restore asked for.
 func (s *Session) adjust(_ context.Context, at map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
@@ -197,6 +208,9 @@ func (s *Session) endLost(err error) {
 	if e.Kind == Transient {
 		e.Kind = Lost
 	}
+	if guard.Broken(guard.LostAfterMember) {
+		return // without the guard the client rejoins, and only the order is left
+	}
 	s.fail(e)
 	<-s.gone
 }
@@ -220,7 +234,22 @@ func (s *Session) disown(parts []offsets.Partition) {
 	defer s.mu.Unlock()
 	for _, p := range parts {
 		delete(s.owned, p)
+		delete(s.assigned, p)
 	}
+}
+
+// lacksTopics tells whether the only active instance was assigned nothing of some
+// topic. A static member that restarts with another topic gets its old assignment
+// back, without a rebalance and without that topic.
+func (s *Session) lacksTopics() bool {
+	if !s.cfg.SingleActive || len(s.assigned) == 0 {
+		return false
+	}
+	have := map[string]bool{}
+	for p := range s.assigned {
+		have[p.Topic] = true
+	}
+	return slices.ContainsFunc(s.cfg.Topics, func(t string) bool { return !have[t] })
 }
 
 // parseCommitted reads a response to an OffsetFetch of our group. Any error in it is

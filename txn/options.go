@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"reflect"
+	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -92,6 +94,12 @@ func ValidateOptions(opts []kgo.Opt) error {
 	return nil
 }
 
+// implied are options that the client sets by itself when another one is set.
+var implied = map[string][]string{
+	"ConsumerGroup":      {"AutoCommitCallback", "OnPartitionsAssigned", "OnPartitionsRevoked", "OnPartitionsLost"},
+	"ConsumeResetOffset": {"ConsumeStartOffset"},
+}
+
 // validateOption looks at what the option changes in a client that has no other:
 // options are opaque funcs, but a client tells its values.
 func validateOption(i int, opt kgo.Opt) error {
@@ -101,37 +109,80 @@ func validateOption(i int, opt kgo.Opt) error {
 	offline := kgo.Dialer(func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("options are only looked at")
 	})
+	var invalid error
 	// Some options are refused by the client unless another one goes with them.
-	companions := [][]kgo.Opt{
+	for _, with := range [][]kgo.Opt{
 		nil,
 		{kgo.DisableIdempotentWrite()},
+		{offline, kgo.ConsumeRegex(), kgo.ConsumeTopics("t")},
 		{offline, kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t")},
-	}
-	var invalid error
-	for _, with := range companions {
-		set, err := kgo.NewClient(append(slices.Clone(with), opt)...)
+	} {
+		changed, err := changedBy(opt, with)
+		if errors.Is(err, errHarmless) {
+			return nil
+		}
 		if err != nil {
 			if invalid == nil {
 				invalid = err
 			}
 			continue
 		}
-		unset, err := kgo.NewClient(with...)
-		if err != nil {
-			set.Close()
-			return err
-		}
 		var errs []error
-		for _, r := range refusedOptions {
-			if !sameValues(set.OptValues(r.opt), unset.OptValues(r.opt)) {
-				errs = append(errs, fmt.Errorf("kgo.%s is not yours to set: %s", r.name, r.instead))
-			}
+		for _, r := range changed {
+			errs = append(errs, fmt.Errorf("kgo.%s is not yours to set: %s", r.name, r.instead))
 		}
-		set.Close()
-		unset.Close()
+		if len(errs) == 0 && invalid != nil {
+			// It means something only to a group or the like, and those are ours. The
+			// callbacks of a group can't be seen in a client, which wraps them.
+			errs = append(errs, fmt.Errorf("kgo.%s is not yours to set: %s", groupCallback(opt), reasonHooks))
+		}
 		return errors.Join(errs...)
 	}
 	return fmt.Errorf("option %d: %w", i+1, invalid)
+}
+
+var errHarmless = errors.New("harmless")
+
+// changedBy returns the refused options whose values opt changes in a client with
+// the options with. It fails where the client refuses opt.
+func changedBy(opt kgo.Opt, with []kgo.Opt) ([]refusedOption, error) {
+	set, err := kgo.NewClient(append(slices.Clone(with), opt)...)
+	if err != nil {
+		return nil, err
+	}
+	defer set.Close()
+	unset, err := kgo.NewClient(with...)
+	if err != nil {
+		return nil, err
+	}
+	defer unset.Close()
+	if set.OptValue(kgo.DisableAutoCommit) == true {
+		return nil, errHarmless // what the session does itself
+	}
+	var changed []refusedOption
+	var noise []string
+	for _, r := range refusedOptions {
+		if !sameValues(set.OptValues(r.opt), unset.OptValues(r.opt)) {
+			changed = append(changed, r)
+			noise = append(noise, implied[r.name]...)
+		}
+	}
+	return slices.DeleteFunc(changed, func(r refusedOption) bool { return slices.Contains(noise, r.name) }), nil
+}
+
+// groupCallback names a callback option by the func that made it.
+func groupCallback(opt kgo.Opt) string {
+	names := []string{"OnPartitionsAssigned", "OnPartitionsRevoked", "OnPartitionsLost"}
+	if v := reflect.ValueOf(opt); v.Kind() == reflect.Struct && v.NumField() == 1 && v.Field(0).Kind() == reflect.Func {
+		if f := runtime.FuncForPC(v.Field(0).Pointer()); f != nil {
+			for _, name := range names {
+				if strings.Contains(f.Name(), "."+name+".") {
+					return name
+				}
+			}
+		}
+	}
+	return strings.Join(names, " or kgo.")
 }
 
 func sameValues(a, b []any) bool {

@@ -39,6 +39,10 @@ const (
 	maxBufferedRecords = 1 << 18
 	maxBufferedBytes   = 64 << 20
 
+	// metadataMinAge is how soon after one question for the leaders the next may follow.
+	// With the client's own 5 s a moved leader would eat up a commit's deadline.
+	metadataMinAge = 500 * time.Millisecond
+
 	// leaveTimeout bounds the goodbye of Close and the question why we were thrown
 	// out of the group.
 	leaveTimeout = 2 * time.Second
@@ -184,11 +188,13 @@ type Session struct {
 	// last is the newest checkpoint that is known to be committed, -1 if none is.
 	last atomic.Int64
 
-	mu      sync.Mutex
-	owned   map[offsets.Partition]bool // restored, not yet revoked
-	topicID map[string][16]byte
-	starts  map[offsets.Partition]offsets.Position // positions that Restore asked for, until the client took them
-	watch   context.CancelFunc                     // of the watch of unstable offsets, nil if none
+	mu       sync.Mutex
+	assigned map[offsets.Partition]bool // by the group, restored or not
+	rejoined bool                       // once for topics that an old assignment lacks
+	owned    map[offsets.Partition]bool // restored, not yet revoked
+	topicID  map[string][16]byte
+	starts   map[offsets.Partition]offsets.Position // positions that Restore asked for, until the client took them
+	watch    context.CancelFunc                     // of the watch of unstable offsets, nil if none
 
 	tv features
 
@@ -210,15 +216,16 @@ func Open(ctx context.Context, cfg Config, h Handler) (*Session, error) {
 	}
 	s := &Session{
 		cfg: cfg, h: h,
-		txnID:   TransactionalID(cfg.App, cfg.Instance),
-		log:     cfg.Logger.With(zap.String("group", cfg.Group), zap.String("instance", cfg.Instance)),
-		opened:  make(chan struct{}),
-		gone:    make(chan struct{}),
-		failed:  make(chan struct{}),
-		epoch:   time.Now().Add(-1), // so that the first instant is not 0
-		owned:   map[offsets.Partition]bool{},
-		topicID: map[string][16]byte{},
-		starts:  map[offsets.Partition]offsets.Position{},
+		txnID:    TransactionalID(cfg.App, cfg.Instance),
+		log:      cfg.Logger.With(zap.String("group", cfg.Group), zap.String("instance", cfg.Instance)),
+		opened:   make(chan struct{}),
+		gone:     make(chan struct{}),
+		failed:   make(chan struct{}),
+		epoch:    time.Now().Add(-1), // so that the first instant is not 0
+		assigned: map[offsets.Partition]bool{},
+		owned:    map[offsets.Partition]bool{},
+		topicID:  map[string][16]byte{},
+		starts:   map[offsets.Partition]offsets.Position{},
 	}
 	s.last.Store(-1)
 	s.promise = s.onProduced
@@ -244,6 +251,7 @@ func (s *Session) tunable() []kgo.Opt {
 		kgo.ProducerLinger(producerLinger),
 		kgo.MaxBufferedRecords(maxBufferedRecords),
 		kgo.MaxBufferedBytes(maxBufferedBytes),
+		kgo.MetadataMinAge(metadataMinAge),
 		kgo.ClientID("weir-" + s.cfg.App),
 	}
 	if s.cfg.Logger.Core().Enabled(zap.ErrorLevel) {

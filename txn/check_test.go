@@ -1,0 +1,114 @@
+package txn
+
+import (
+	"context"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+)
+
+func checkConfig(topics ...string) Config {
+	return Config{App: testApp, Group: testGroup, Instance: "a", Topics: topics, CommitTopic: commitTopic}
+}
+
+func TestCheckPassesWhereNothingIsWrong(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		if err := Check(t.Context(), r.cl, checkConfig(inTopic), outTopic); err != nil {
+			t.Error(err)
+		}
+		// And it left nothing behind.
+		w := r.start("a").up()
+		w.mustCommit(1)
+	})
+}
+
+func TestCheckReportsEverythingAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		cfg := checkConfig(inTopic, "nowhere")
+		cfg.TransactionTimeout = time.Hour
+		err := Check(t.Context(), r.cl, cfg, outTopic, "void")
+		for _, want := range []string{`"nowhere"`, `"void"`, "kafka-topics --create", "transaction.max.timeout.ms", "15m"} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("error doesn't say %q: %v", want, err)
+			}
+		}
+	})
+}
+
+func TestCheckNamesMissingRights(t *testing.T) {
+	allow := func(rt kmsg.ACLResourceType, name string, op kmsg.ACLOperation) kfake.ACL {
+		return kfake.ACL{Resource: rt, Name: name, Pattern: kmsg.ACLResourcePatternTypeLiteral, Operation: op, Allow: true}
+	}
+	user := kfake.User("PLAIN", "weir", "secret",
+		allow(kmsg.ACLResourceTypeTopic, inTopic, kmsg.ACLOperationDescribe),
+		allow(kmsg.ACLResourceTypeTopic, commitTopic, kmsg.ACLOperationAll),
+	)
+	inBubbleAs(t, []kgo.Opt{kgo.SASL(plain.Auth{User: "root", Pass: "root"}.AsMechanism())}, func(t *testing.T, r *rig) {
+		cl := r.plain(kgo.SASL(plain.Auth{User: "weir", Pass: "secret"}.AsMechanism()))
+		err := Check(t.Context(), cl, checkConfig(inTopic), outTopic)
+		for _, want := range []string{
+			`read topic "in"`, `describe topic "out"`, `read group "app-group"`, `write transactional-id "app/a"`, "kafka-acls --add",
+		} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("error doesn't say %q: %v", want, err)
+			}
+		}
+	}, kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "root", "root"), user)
+}
+
+func TestCheckOfUnreachableBrokersNamesThemInTime(t *testing.T) {
+	cl, err := kgo.NewClient(kgo.SeedBrokers("kafka-7.example:9092"), kgo.DisableClientMetrics(), kgo.Dialer(func(context.Context, string, string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Err: context.DeadlineExceeded}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	err = Check(ctx, cl, checkConfig(inTopic))
+	if err == nil || !strings.Contains(err.Error(), "kafka-7.example:9092") || !strings.Contains(err.Error(), "WEIR_BROKERS") {
+		t.Error(err)
+	}
+}
+
+func TestEnsureCommitTopicMakesACompactedOne(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		configs, err := r.adm.DescribeTopicConfigs(t.Context(), commitTopic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rc, _ := configs.On(commitTopic, nil)
+		got := map[string]string{}
+		for _, c := range rc.Configs {
+			got[c.Key] = c.MaybeValue()
+		}
+		if got["cleanup.policy"] != "compact" || got["segment.bytes"] != "4194304" {
+			t.Errorf("%v", got)
+		}
+		if err := EnsureCommitTopic(t.Context(), r.adm, commitTopic, -1); err != nil {
+			t.Errorf("a second time: %v", err)
+		}
+		if _, err := r.adm.CreateTopic(t.Context(), 1, 1, map[string]*string{"cleanup.policy": kadm.StringPtr("delete")}, "wrong"); err != nil {
+			t.Fatal(err)
+		}
+		if err := EnsureCommitTopic(t.Context(), r.adm, "wrong", -1); err == nil || !strings.Contains(err.Error(), "kafka-configs --alter") {
+			t.Error(err)
+		}
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.CreateTopics}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+		if err := EnsureCommitTopic(t.Context(), r.adm, commitTopic, -1); err != nil {
+			t.Errorf("may not create, and need not: %v", err)
+		}
+		if err := EnsureCommitTopic(t.Context(), r.adm, "missing", -1); err == nil || !strings.Contains(err.Error(), "kafka-topics --create") {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,458 @@
+package txn
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir/offsets"
+)
+
+func nextGen(c *Config, _ *worker)   { c.NextGen = true }
+func oneActive(c *Config, _ *worker) { c.SingleActive = true }
+
+func TestRestoreDecidesWhereFetchingStarts(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 6)
+		w := r.start("a", func(_ *Config, w *worker) {
+			w.onRestore = func(_ context.Context, c map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+				if len(c) != 2 {
+					t.Errorf("restore of %v, want both partitions at once", c)
+				}
+				return map[offsets.Partition]offsets.Position{{Topic: inTopic, Partition: 0}: {Offset: 2, LeaderEpoch: -1}}, nil
+			}
+		}).up()
+		w.take(4)
+		w.mustCommit(1)
+		r.want(outTopic, "1", "3", "4", "5")
+	})
+}
+
+func TestRestoreErrorFailsTheSession(t *testing.T) {
+	boom := errors.New("manifest 7 is damaged")
+	for name, err := range map[string]error{"own error": boom, "wrapped cancellation": errors.Join(boom, context.Canceled)} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				w := r.start("a", func(_ *Config, w *worker) {
+					w.onRestore = func(context.Context, map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+						return nil, err
+					}
+				})
+				select {
+				case <-w.Failed():
+				case <-time.After(time.Minute):
+					t.Fatal("the session didn't fail")
+				}
+				if !errors.Is(w.Err(), boom) {
+					t.Error(w.Err())
+				}
+			})
+		})
+	}
+}
+
+func TestCloseCancelsARestore(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		running := make(chan struct{})
+		w := r.start("a", func(_ *Config, w *worker) {
+			w.onRestore = func(ctx context.Context, _ map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+				close(running)
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+		})
+		<-running
+		w.Close()
+		w.Close()
+		if w.Err() != nil {
+			t.Errorf("closing is no failure: %v", w.Err())
+		}
+	})
+}
+
+func TestS14_RebalanceCancelsARestoreThatIsCalledAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		first := make(chan struct{}, 10)
+		a := r.start("a", func(_ *Config, w *worker) {
+			n := 0
+			w.onRestore = func(ctx context.Context, _ map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+				if n++; n == 1 {
+					first <- struct{}{}
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				return nil, nil
+			}
+		})
+		<-first
+		b := r.start("b").up()
+		a.up()
+		waitFor(t, func() bool { return len(a.Owned()) == 1 && len(b.Owned()) == 1 })
+		r.feed(0, 2)
+		a.take(1)
+		b.take(1)
+		a.mustCommit(1)
+		b.mustCommit(1)
+		r.want(outTopic, "0", "1")
+	})
+}
+
+func TestRevokeCommitsALastTime(t *testing.T) {
+	for name, with := range map[string]setup{"classic": func(*Config, *worker) {}, "next generation": nextGen} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.feed(0, 4)
+				a := r.start("a", with, func(_ *Config, w *worker) {
+					w.onRevoke = func([]offsets.Partition) { w.mustCommit(1) }
+				}).up()
+				a.take(4)
+				b := r.start("b", with).up()
+				waitFor(t, func() bool { return len(a.Owned()) == 1 && len(b.Owned()) == 1 })
+				for p, c := range b.committed {
+					ptr, _ := offsets.ParsePointer(c.Metadata)
+					if c.Offset != 2 || ptr.Instance != "a" {
+						t.Errorf("%v handed over at %+v", p, c)
+					}
+				}
+				if len(b.infos) > 0 {
+					t.Errorf("a hand-over in good order fenced somebody: %v", b.infos)
+				}
+				r.feed(4, 2)
+				a.take(1)
+				b.take(1)
+				a.mustCommit(2)
+				b.mustCommit(2)
+				r.want(outTopic, "0", "1", "2", "3", "4", "5")
+				r.wantOffsets(3, 3)
+			})
+		})
+	}
+}
+
+func TestS13_KilledStaticMemberComesBackWithoutWaiting(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		a := r.start("a").up()
+		b := r.start("b").up()
+		waitFor(t, func() bool { return len(a.Owned()) == 1 && len(b.Owned()) == 1 })
+		restores := b.restores
+		own := a.Owned()
+		a.die()
+		start := time.Now()
+		a = r.start("a").up()
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+		if !slices.Equal(a.Owned(), own) || b.restores != restores || len(b.revoked) != 0 {
+			t.Errorf("a owned %v and now %v; b restored %d times more and gave up %v", own, a.Owned(), b.restores-restores, b.revoked)
+		}
+	})
+}
+
+func TestS15_SecondProcessWithTheSameInstanceIDStopsTheFirst(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		first := r.start("a").up()
+		first.take(2)
+		if err := first.Client().Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		second := r.start("a").up()
+		select {
+		case <-first.Failed():
+		case <-time.After(time.Minute):
+			t.Fatal("the first was told nothing")
+		}
+		e := asError(t, first.Err(), Fenced)
+		if !errors.Is(e, kerr.FencedInstanceID) || !strings.Contains(e.Error(), `instance id "a"`) || !strings.Contains(e.Error(), "WEIR_INSTANCE_ID") {
+			t.Errorf("the error doesn't name the instance id and the remedy: %v", e)
+		}
+		if err := first.commit(1); err == nil {
+			t.Error("the first could commit")
+		}
+		second.take(2)
+		second.mustCommit(1)
+		r.want(outTopic, "0", "1")
+	})
+}
+
+func TestLeaveHandsOverAtOnce(t *testing.T) {
+	for name, with := range map[string]setup{"classic": func(*Config, *worker) {}, "next generation": nextGen, "single active": oneActive} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.feed(0, 2)
+				a := r.start("a", with).up()
+				a.take(2)
+				a.mustCommit(1)
+				if err := a.Leave(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				a.Close()
+				start := time.Now()
+				b := r.start("b", with).up()
+				if took := time.Since(start); took > 3*time.Second {
+					t.Errorf("b waited %v for the leaver", took)
+				}
+				if len(b.Owned()) != 2 || a.Err() != nil {
+					t.Errorf("b owns %v, a %v", b.Owned(), a.Err())
+				}
+				r.wantOffsets(1, 1)
+			})
+		})
+	}
+}
+
+func TestS11_PausedCommitterIsFencedByTheNewOwner(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 4)
+		a := r.start("a", func(c *Config, _ *worker) { c.TransactionTimeout = 10 * time.Minute }).up()
+		a.take(2)
+		a.mustCommit(1)
+		a.take(2)
+		a.stage(2)
+		// a stands still past its session: the group gives its partitions away while
+		// its offsets are staged, and its transaction has minutes left.
+		still := make(chan struct{})
+		silence(r, "a", still)
+		waitGone(t, r)
+		start := time.Now()
+		b := r.start("b", func(c *Config, _ *worker) { c.TransactionTimeout = 10 * time.Minute }).up()
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("b waited %v", took)
+		}
+		if len(b.infos) != 1 || !slices.Equal(b.infos[0].Fenced, []string{"app/a"}) || b.infos[0].Waited < fenceAfter {
+			t.Errorf("fenced: %v", b.infos)
+		}
+		for p, c := range b.committed {
+			if c.Exists && c.Offset != a.checkpoint(1).Positions[p].Offset && c.Offset > 2 {
+				t.Errorf("%v restored at %+v", p, c)
+			}
+		}
+		b.take(2)
+		b.mustCommit(2)
+
+		// a wakes and tries to finish.
+		close(still)
+		err := a.Client().EndTransaction(t.Context(), kgo.TryCommit)
+		if err == nil {
+			t.Error("the paused instance could commit")
+		}
+		r.want(outTopic, "0", "1", "2", "3")
+		r.wantOffsets(2, 2)
+	})
+}
+
+// silence drops the heartbeats of an instance until still is closed.
+func silence(r *rig, instance string, still <-chan struct{}) {
+	r.c.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		r.c.KeepControl()
+		hb := req.(*kmsg.HeartbeatRequest)
+		select {
+		case <-still:
+			return nil, nil, false
+		default:
+		}
+		if hb.InstanceID == nil || *hb.InstanceID != instance {
+			return nil, nil, false
+		}
+		resp := kmsg.NewPtrHeartbeatResponse() // answered by nobody who knows
+		resp.Version = hb.Version
+		return resp, nil, true
+	})
+}
+
+// waitGone waits until the group is empty.
+func waitGone(t *testing.T, r *rig) {
+	t.Helper()
+	waitFor(t, func() bool {
+		groups, err := r.adm.DescribeGroups(t.Context(), testGroup)
+		return err == nil && len(groups[testGroup].Members) == 0
+	})
+}
+
+func TestUnstableOffsetsThatNothingExplainsAreAnError(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		w := r.start("a").up()
+		w.take(2)
+		w.mustCommit(1)
+		w.Close()
+		r.c.Fault(kfake.Fault{
+			Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: inTopic, Partitions: []int32{1}, Err: kerr.UnstableOffsetCommit, Count: -1,
+			When: func(req kmsg.Request) bool { return req.(*kmsg.OffsetFetchRequest).RequireStable },
+		})
+		start := time.Now()
+		w = r.start("a")
+		select {
+		case <-w.Failed():
+		case <-time.After(10 * time.Minute):
+			t.Fatal("waits for ever")
+		}
+		var u *UnstableError
+		if !errors.As(w.Err(), &u) {
+			t.Fatalf("error %v (%T)", w.Err(), w.Err())
+		}
+		if took := time.Since(start); took < 35*time.Second || took > 40*time.Second {
+			t.Errorf("after %v, want transaction timeout, scan and margin: 35s", took)
+		}
+		for _, want := range []string{"in/1", "KAFKA-20734", "weir doctor"} {
+			if !strings.Contains(u.Error(), want) {
+				t.Errorf("error doesn't say %q: %v", want, u)
+			}
+		}
+		if w.restores != 0 {
+			t.Error("something was restored from undecided offsets")
+		}
+	})
+}
+
+func TestUnstableOffsetsThatSettleAreWaitedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		h := r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: inTopic, Err: kerr.UnstableOffsetCommit, Count: 10})
+		start := time.Now()
+		w := r.start("a").up()
+		if took := time.Since(start); took > 400*time.Millisecond || h.Hits() != 10 {
+			t.Errorf("took %v for %d tries", took, h.Hits())
+		}
+		if len(w.infos) != 0 {
+			t.Errorf("%v", w.infos)
+		}
+	})
+}
+
+func TestOffsetFetchErrorOfOnePartitionFailsTheSession(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: inTopic, Partitions: []int32{1}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+		w := r.start("a")
+		select {
+		case <-w.Failed():
+		case <-time.After(time.Minute):
+			t.Fatal("goes on without a partition")
+		}
+		if e := asError(t, w.Err(), Rejected); !strings.Contains(e.Error(), "in/1") {
+			t.Error(e)
+		}
+	})
+}
+
+func TestSingleActiveStandbyTakesOver(t *testing.T) {
+	end := map[string]func(*worker) time.Duration{
+		"when the active leaves": func(a *worker) time.Duration {
+			if err := a.Leave(a.r.t.Context()); err != nil {
+				a.r.t.Fatal(err)
+			}
+			a.Close()
+			return 3 * time.Second
+		},
+		"when the active dies": func(a *worker) time.Duration { a.die(); return 15 * time.Second },
+	}
+	for name, end := range end {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.feed(0, 4)
+				b := r.start("b", oneActive).up() // first, and last in order: it stays active
+				b.take(2)
+				a := r.start("a", oneActive)
+				c := r.start("c", oneActive)
+				waitFor(t, func() bool { return stableGroup(r, 3) })
+				if len(a.Owned())+len(c.Owned()) != 0 || len(b.Owned()) != 2 || len(b.revoked) != 0 {
+					t.Fatalf("a %v, b %v, c %v; b gave up %v", a.Owned(), b.Owned(), c.Owned(), b.revoked)
+				}
+				b.take(2)
+				b.mustCommit(1)
+				limit := end(b)
+				start := time.Now()
+				next, other := a, c
+				waitFor(t, func() bool { return len(a.Owned())+len(c.Owned()) == 2 })
+				if took := time.Since(start); took > limit {
+					t.Errorf("take-over took %v", took)
+				}
+				if len(c.Owned()) > 0 {
+					next, other = c, a
+				}
+				if len(next.Owned()) != 2 || len(other.Owned()) != 0 {
+					t.Fatalf("a %v, c %v", a.Owned(), c.Owned())
+				}
+				r.feed(4, 2)
+				next.take(2)
+				next.mustCommit(2)
+				r.want(outTopic, "0", "1", "2", "3", "4", "5")
+				r.wantOffsets(3, 3)
+			})
+		})
+	}
+}
+
+// A broker gives a restarted static member its assignment back without a rebalance;
+// the fake one rebalances. Then nobody claims anything, and one must be active.
+func TestSingleActiveRestartLeavesOneActive(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		b := r.start("b", oneActive).up()
+		a := r.start("a", oneActive)
+		waitFor(t, func() bool { return stableGroup(r, 2) })
+		b.take(2)
+		b.mustCommit(1)
+		b.die()
+		b = r.start("b", oneActive)
+		waitFor(t, func() bool { return stableGroup(r, 2) && len(a.Owned())+len(b.Owned()) == 2 })
+		if len(a.Owned()) != 2 && len(b.Owned()) != 2 {
+			t.Fatalf("a %v, b %v", a.Owned(), b.Owned())
+		}
+		active := a
+		if len(b.Owned()) == 2 {
+			active = b
+		}
+		r.feed(2, 2)
+		active.take(2)
+		active.mustCommit(2)
+		r.want(outTopic, "0", "1", "2", "3")
+	})
+}
+
+func TestTopicsMissingFromAnOldAssignmentAreNoticed(t *testing.T) {
+	s := &Session{cfg: Config{Topics: []string{"old", "new"}, SingleActive: true}, assigned: map[offsets.Partition]bool{}}
+	if s.lacksTopics() {
+		t.Error("a standby lacks nothing")
+	}
+	s.assigned[offsets.Partition{Topic: "old"}] = true
+	if !s.lacksTopics() {
+		t.Error("the new topic is missing")
+	}
+	s.assigned[offsets.Partition{Topic: "new", Partition: 3}] = true
+	if s.lacksTopics() {
+		t.Error("nothing is missing")
+	}
+}
+
+func stableGroup(r *rig, members int) bool {
+	groups, err := r.adm.DescribeGroups(r.t.Context(), testGroup)
+	return err == nil && groups[testGroup].State == "Stable" && len(groups[testGroup].Members) == members
+}
+
+func TestProduceAllocatesNothingOfItsOwn(t *testing.T) {
+	s := &Session{epoch: time.Now().Add(-1)}
+	s.promise = s.onProduced
+	cl, err := kgo.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	s.ctx, s.cl = ctx, cl
+	cancel() // the client fails each record at once
+	r := &kgo.Record{Topic: "t"}
+	own := testing.AllocsPerRun(1000, func() { s.Produce(r) })
+	bare := testing.AllocsPerRun(1000, func() { cl.Produce(ctx, r, s.promise) })
+	if own > bare {
+		t.Errorf("%v allocations per record, the client alone has %v", own, bare)
+	}
+}
