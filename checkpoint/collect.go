@@ -145,13 +145,7 @@ func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 		oldest := c.retained[0].ref.Checkpoint
 		used := w.inUse()
 		for name, id := range c.garbage {
-			switch {
-			case used[name]:
-				// Who refers to it now names it again when falling out of retention.
-				if id < oldest {
-					delete(c.garbage, name)
-				}
-			case id < oldest:
+			if id < oldest && !used[name] {
 				names = append(names, name)
 			}
 		}

@@ -271,7 +271,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 
 	m := &Manifest{
 		App: w.cfg.App, Instance: w.cfg.Instance, Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation,
-		Created: start.UTC(), KeyGroups: w.cfg.KeyGroups, Positions: s.Positions, States: s.States, Sinks: s.Sinks,
+		Created: start.UTC().Round(0), KeyGroups: w.cfg.KeyGroups, Positions: s.Positions, States: s.States, Sinks: s.Sinks,
 	}
 	w.mu.Lock()
 	m.Parent = w.baseRef
@@ -375,6 +375,9 @@ func (w *Writer) put(ctx context.Context, id int64, o object) error {
 func (w *Writer) Committed(id int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.closed {
+		return // the runs are gone, and nobody builds on the base any more
+	}
 	p := w.pending
 	if p == nil || p.ref.Checkpoint != id {
 		if id != w.baseRef.Checkpoint {

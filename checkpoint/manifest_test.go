@@ -1,0 +1,233 @@
+package checkpoint_test
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/offsets"
+)
+
+var update = flag.Bool("update", false, "write golden files that are missing; existing ones are never changed")
+
+func TestManifestComesBackAsItWas(t *testing.T) {
+	stores(t, func(t *testing.T, s checkpoint.Store) {
+		r := newRig(t, s, nil)
+		first := r.commit(1, changes{"1/a": "1"})
+		snap := snapshot(2, changes{"2/b": "2"})
+		snap.Positions[offsets.Partition{Topic: "lines", Partition: 10}] = offsets.Position{Offset: 1 << 60, LeaderEpoch: -1}
+		ref, stats, err := r.Persist(t.Context(), snap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := checkpoint.Load(t.Context(), s, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(m, stats.Manifest) {
+			t.Errorf("loaded\n%+v, persisted\n%+v", m, stats.Manifest)
+		}
+		if m.Parent != first || !maps.Equal(m.Positions, snap.Positions) || !reflect.DeepEqual(m.States, snap.States) || string(m.Sinks["redis"]) != `{"at":2}` ||
+			m.App != app || m.Instance != "host-a" || m.Incarnation != 0xa1 || m.KeyGroups != keyGroups || len(m.Segments) != 2 || time.Since(m.Created) > time.Hour {
+			t.Errorf("loaded %+v", m)
+		}
+		_, found, err := checkpoint.Inspect(t.Context(), s, checkpoint.ManifestObject(ref))
+		if err != nil || found != ref {
+			t.Errorf("inspect gives %v, %v", found, err)
+		}
+		list, err := checkpoint.ListManifests(t.Context(), s)
+		if err != nil || len(list) != 2 || list[1].Checkpoint != 2 || list[1].Incarnation != 0xa1 || list[1].Name != checkpoint.ManifestObject(ref) {
+			t.Errorf("list %+v, %v", list, err)
+		}
+		var wrong *checkpoint.WrongAppError
+		if err := m.Check(s, "other", keyGroups); !errors.As(err, &wrong) {
+			t.Errorf("another app: %v", err)
+		}
+		var groups *checkpoint.KeyGroupsError
+		if err := m.Check(s, app, 9); !errors.As(err, &groups) {
+			t.Errorf("other key-groups: %v", err)
+		}
+	})
+}
+
+// TestS04_DamageIsRefusedByName damages each object of a checkpoint in each way.
+func TestS04_DamageIsRefusedByName(t *testing.T) {
+	stores(t, func(t *testing.T, s checkpoint.Store) {
+		r := newRig(t, s, func(c *checkpoint.Config) { c.InlineLimit = -1 })
+		r.commit(1, changes{"1/a": "1", "2/b": "2"})
+		r.Writer.Close(context())
+		base, ref := r.Base()
+		r = newRig(t, s, func(c *checkpoint.Config) { c.Base, c.BaseRef, c.InlineLimit = base, ref, 0 })
+		ref = r.commit(2, changes{"1/a": "3"})
+		m, _ := r.Base()
+		r.close()
+
+		segment, manifest := m.Segments[0].Object, checkpoint.ManifestObject(ref)
+		if m.Segments[1].Object != manifest || segment == manifest {
+			t.Fatalf("want a segment of its own and an inline one: %+v", m.Segments)
+		}
+		for _, object := range []string{segment, manifest} {
+			whole, err := s.Get(t.Context(), object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused := func(how string) {
+				t.Helper()
+				_, err := tryRestore(s, ref)
+				var damaged *checkpoint.DamagedError
+				if !errors.As(err, &damaged) || damaged.Object != object || damaged.Store != s.String() || !strings.Contains(err.Error(), object) || !strings.Contains(err.Error(), "older retained checkpoint") {
+					t.Errorf("%s %s: %v", object, how, err)
+				}
+				if err := s.Delete(t.Context(), object); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Put(t.Context(), object, whole); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for n := 0; n < len(whole); n += 1 + len(whole)/40 {
+				if err := faultstore.Truncate(s, object, n); err != nil {
+					t.Fatal(err)
+				}
+				refused(fmt.Sprintf("cut to %d of %d bytes", n, len(whole)))
+			}
+			for i := range whole {
+				if i > 32 && i < len(whole)-8 && i%11 != 0 {
+					continue
+				}
+				if err := faultstore.FlipBit(s, object, i*8+i%8); err != nil {
+					t.Fatal(err)
+				}
+				refused(fmt.Sprintf("bit %d of byte %d flipped", i%8, i))
+			}
+			if err := faultstore.Remove(s, object); err != nil {
+				t.Fatal(err)
+			}
+			var missing *checkpoint.MissingError
+			if _, err := tryRestore(s, ref); !errors.As(err, &missing) || missing.Object != object || !strings.Contains(err.Error(), object) {
+				t.Errorf("%s deleted: %v", object, err)
+			}
+			if err := s.Put(t.Context(), object, append(whole[:len(whole):len(whole)], 0)); err != nil {
+				t.Fatal(err)
+			}
+			refused("a byte longer")
+		}
+		expect(t, s, ref, model{"1/a": "3", "2/b": "2"})
+
+		// A sound manifest that isn't the one of the pointer.
+		other := ref
+		other.Hash[3]++
+		var damaged *checkpoint.DamagedError
+		if _, err := checkpoint.Load(t.Context(), s, other); !errors.As(err, &damaged) || !strings.Contains(err.Error(), "hash") {
+			t.Errorf("another hash: %v", err)
+		}
+	})
+}
+
+func TestManifestOfALaterVersionIsNotCalledDamaged(t *testing.T) {
+	s := checkpoint.NewMem()
+	b, err := os.ReadFile("testdata/manifest-v9.manifest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := "ckpt/0000000000000001-000000a1.manifest"
+	if err := s.Put(t.Context(), object, b); err != nil {
+		t.Fatal(err)
+	}
+	var version *checkpoint.VersionError
+	if _, _, err := checkpoint.Inspect(t.Context(), s, object); !errors.As(err, &version) || version.Version != 9 || version.Known != 1 {
+		t.Errorf("%v", err)
+	}
+	if err := faultstore.FlipBit(s, object, 11*8); err != nil {
+		t.Fatal(err)
+	}
+	var damaged *checkpoint.DamagedError
+	if _, _, err := checkpoint.Inspect(t.Context(), s, object); !errors.As(err, &damaged) {
+		t.Errorf("a bit of the version flipped: %v", err)
+	}
+}
+
+// goldenState is what testdata/store-v1 holds.
+var goldenState = model{"0/a": "1", "5/b": "22", "7/d": "4"}
+
+// TestS30_GoldenStoreStaysRestorable restores what an earlier build wrote: a manifest
+// with an inline segment, on top of one with a segment of its own.
+func TestS30_GoldenStoreStaysRestorable(t *testing.T) {
+	const dir = "testdata/store-v1"
+	if _, err := os.Stat(dir); *update && errors.Is(err, os.ErrNotExist) {
+		d, err := checkpoint.OpenDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC) }
+		r := newRig(t, d, func(c *checkpoint.Config) { c.InlineLimit, c.Now = -1, at })
+		ref := r.commit(1, changes{"0/a": "1", "5/b": "2", "5/c": "3"})
+		base, _ := r.Base()
+		r.close()
+		r = newRig(t, d, func(c *checkpoint.Config) { c.Base, c.BaseRef, c.Incarnation, c.Now = base, ref, 0xb2, at })
+		ref = r.commit(2, changes{"5/b": "22", "5/c": "", "7/d": "4"})
+		text, _ := json.Marshal(ref)
+		if err := os.WriteFile(filepath.Join(dir, "ref.json"), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := d.Get(t.Context(), "ref.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ref offsets.ManifestRef
+	if err := json.Unmarshal(text, &ref); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, d, ref, goldenState)
+	m, err := checkpoint.Load(t.Context(), d, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.App != app || m.Parent.Checkpoint != 1 || m.Positions[offsets.Partition{Topic: "lines", Partition: 3}].Offset != 20 || m.States[0].Operator != "count" || string(m.Sinks["redis"]) != `{"at":2}` {
+		t.Errorf("golden manifest: %+v", m)
+	}
+}
+
+func FuzzDecodeManifest(f *testing.F) {
+	files, err := filepath.Glob("testdata/store-v1/ckpt/*")
+	if err != nil || len(files) == 0 {
+		f.Fatal("no golden manifests", err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, true)
+		f.Add(b[:len(b)/2], false)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, mend bool) {
+		if mend {
+			b = seal(b) // so that the fuzzer gets behind the checksum
+		}
+		m, err := checkpoint.DecodeManifest(b, "ckpt/x.manifest")
+		if err != nil {
+			return
+		}
+		for _, s := range m.Segments {
+			if s.Offset < 0 || s.Length < 0 || s.Object == "ckpt/x.manifest" && s.Offset+s.Length > int64(len(b)) {
+				t.Fatalf("segment outside of its object was taken: %+v", s)
+			}
+		}
+	})
+}
