@@ -26,6 +26,7 @@ const (
 	DefaultCheckpointEvery    = 100 * time.Millisecond
 	DefaultCheckpointTimeout  = 60 * time.Second
 	DefaultTolerableFailures  = barrier.DefaultTolerableFailures
+	DefaultRetryPause         = time.Second
 	DefaultKeyGroups          = 128
 	DefaultRetain             = 3
 	DefaultHeldBytes          = 64 << 20
@@ -53,6 +54,7 @@ type options struct {
 	every             time.Duration
 	records, bytes    int64
 	minPause          time.Duration
+	retryPause        time.Duration
 	checkpointTimeout time.Duration
 	tolerable         int
 
@@ -85,7 +87,8 @@ func defaults() options {
 	return options{
 		keyGroups: DefaultKeyGroups, parallelism: runtime.GOMAXPROCS(0),
 		every: DefaultCheckpointEvery, checkpointTimeout: DefaultCheckpointTimeout, tolerable: DefaultTolerableFailures,
-		retain: DefaultRetain, held: DefaultHeldBytes,
+		retryPause: DefaultRetryPause,
+		retain:     DefaultRetain, held: DefaultHeldBytes,
 		sessionTimeout: DefaultSessionTimeout, commitReplication: -1,
 		stopTimeout: DefaultStopTimeout,
 		restart:     RestartPolicy{Initial: 100 * time.Millisecond, Max: 10 * time.Second, Limit: 10, Quiet: time.Minute},
@@ -143,6 +146,11 @@ func CheckpointTimeout(d time.Duration) Option {
 // TolerableFailures sets how many checkpoints in a row may fail; one more stops the
 // app. Nothing is lost by a failed checkpoint: its epoch stays open. Default 3.
 func TolerableFailures(n int) Option { return option(func(o *options) { o.tolerable = n }) }
+
+// RetryPause sets how long to wait after a failed checkpoint before the next one, so
+// that a store that fails at once does not use up all tolerable failures at once.
+// Default 1s.
+func RetryPause(d time.Duration) Option { return option(func(o *options) { o.retryPause = d }) }
 
 // CheckpointStore sets where checkpoints are kept: file:///absolute/path, a plain
 // path, or mem:// for tests. Required, here or as WEIR_STORE. An app that may run
@@ -294,7 +302,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	cfg := processor.Config{
 		App: app, Group: or(o.group, app), Instance: or(o.instance, os.Getenv("WEIR_INSTANCE_ID")),
 		KeyGroups: o.keyGroups, Parallelism: o.parallelism,
-		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause},
+		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause, RetryPause: o.retryPause},
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
 		Store: o.opened, Retain: o.retain, HeldBytes: o.held,
 		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),

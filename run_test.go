@@ -511,3 +511,57 @@ func TestS31_RemovedOperatorIsRefusedUntilItsStateMayBeDropped(t *testing.T) {
 	}
 	wantValues(t, brokers, "out", "a:1", "\x00\x00\x00\x00\x00\x00\x00\x01", "a:1")
 }
+
+func TestS15_SecondProcessWithTheSameInstanceIDStopsOneOfThem(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	store := checkpoint.NewMem()
+	first := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("twin"))
+	produce(t, brokers, "in", "a:1")
+	await(first, 1, any1[event.CheckpointCommitted])
+	second := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("twin"))
+	await(second, 1, any1[event.Restored])
+	produce(t, brokers, "in", "a:1", "b:1")
+	wantError(t, first.wait(), `"twin"`, "WEIR_INSTANCE_ID")
+	wantValues(t, brokers, "out", "a:1", "a:2", "b:1")
+	second.stop()
+	if err := second.wait(); err != nil {
+		t.Errorf("the second one: %v", err)
+	}
+}
+
+func TestCommittedPositionIsThatOfTheBarrierNotThatOfThePoll(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	var input []string
+	for i := range 3000 {
+		input = append(input, strconv.Itoa(i))
+	}
+	produce(t, brokers, "in", input...)
+	begun, committed := make(chan struct{}), make(chan struct{})
+	var onceBegun, onceCommitted, failed sync.Once
+	topology := func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		out := weir.Map(in, "stumble", func(s string) (string, error) {
+			var err error
+			switch s {
+			case "600": // polled with the rest; the first 512 made a checkpoint due
+				<-begun
+			case "2000": // long behind the barrier, and far below what was polled
+				<-committed
+				failed.Do(func() { err = weir.Retry(errors.New("stumbled")) })
+			}
+			return s, err
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	}
+	r := start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(0), weir.AfterRecords(500), weir.Parallelism(1), weir.Drain(),
+		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 3, Quiet: time.Hour}),
+		weir.Listen(weir.Listener{
+			CheckpointBegun:     func(event.CheckpointBegun) { onceBegun.Do(func() { close(begun) }) },
+			CheckpointCommitted: func(event.CheckpointCommitted) { onceCommitted.Do(func() { close(committed) }) },
+		}))
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	await(r, 1, any1[event.Restarting])
+	wantValues(t, brokers, "out", input...)
+}

@@ -10,6 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
@@ -142,6 +145,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	if err == nil {
 		inc.leave()
 	}
+	err = inc.twin(err)
 	inc.cancel(err)
 	stopPolling()
 	inc.sess.Close()
@@ -179,6 +183,32 @@ func (inc *incarnation) leave() {
 
 // leaveTimeout bounds the farewell to the group coordinator.
 const leaveTimeout = 5 * time.Second
+
+// twin makes err fatal if it says that this process was fenced and another one holds
+// its instance id: a restart would fence that one in turn, for ever. A process that
+// was fenced for having been silent too long finds its id free.
+func (inc *incarnation) twin(err error) error {
+	var te *txn.Error
+	if !errors.As(err, &te) || te.Kind != txn.Fenced {
+		return err
+	}
+	if errors.Is(err, kerr.FencedInstanceID) {
+		return fatal(err)
+	}
+	member, _ := inc.sess.Client().GroupMetadata()
+	ctx, cancel := context.WithTimeout(inc.ctx, leaveTimeout)
+	defer cancel()
+	gs, derr := kadm.NewClient(inc.sess.Client()).DescribeGroups(ctx, inc.cfg.Group)
+	if derr != nil {
+		return err // a restart finds out
+	}
+	for _, m := range gs[inc.cfg.Group].Members {
+		if m.InstanceID != nil && *m.InstanceID == inc.cfg.Instance && m.MemberID != member {
+			return fatal(err)
+		}
+	}
+	return err
+}
 
 // spawn runs f in a goroutine of the incarnation; its error ends the incarnation.
 func (inc *incarnation) spawn(f func() error) {
@@ -249,14 +279,11 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var stopTimer <-chan time.Time
-	stopC, drained := stop.Done(), inc.drainedC
+	stopC, drained, shutdown := stop.Done(), inc.drainedC, false
 	for {
 		now = time.Now()
-		if r, b := inc.records.Swap(0), inc.bytes.Swap(0); r > 0 {
-			d.epochRecords += r
-			if over, err := d.do(now, co.Observe(now, r, b)); over {
-				return err
-			}
+		if over, err := d.observe(now); over {
+			return err
 		}
 		// Say that the next record must wake this loop, then look again: a record
 		// counted in between has seen the old answer.
@@ -281,12 +308,12 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 			continue
 		case <-drained:
 			drained = nil
-			acts = co.Request(time.Now(), barrier.Shutdown)
+			shutdown = true
 		case <-stopC:
 			stopC = nil
 			stopPolling()
 			stopTimer = time.After(inc.cfg.StopTimeout)
-			acts = co.Request(time.Now(), barrier.Shutdown)
+			shutdown = true
 		case <-stopTimer:
 			return fatal(fmt.Errorf("the last checkpoint was not committed within the stop timeout of %v (weir.StopTimeout); nothing after checkpoint %d was published, the next start replays from there", inc.cfg.StopTimeout, inc.committed.Load()))
 		case <-inc.sess.Failed():
@@ -297,7 +324,28 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 		if over, err := d.do(now, acts); over {
 			return err
 		}
+		if shutdown {
+			shutdown = false
+			now = time.Now()
+			// What was processed until now has to count, or a dirty job looks idle.
+			if over, err := d.observe(now); over {
+				return err
+			}
+			if over, err := d.do(now, co.Request(now, barrier.Shutdown)); over {
+				return err
+			}
+		}
 	}
+}
+
+// observe tells the coordinator what was processed since it was told last.
+func (d *driver) observe(now time.Time) (over bool, err error) {
+	r, b := d.inc.records.Swap(0), d.inc.bytes.Swap(0)
+	if r == 0 {
+		return false, nil
+	}
+	d.epochRecords += r
+	return d.do(now, d.co.Observe(now, r, b))
 }
 
 // driver carries out what the coordinator decides. It belongs to the loop.
@@ -366,10 +414,10 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			crashpoint.Hit(crashpoint.BeforeBarrier)
 			d.pending, d.begun = a.ID, now
 			d.positions = map[offsets.Partition]offsets.Position{}
-			inc.cfg.Listener.CheckpointBegun(event.CheckpointBegun{App: inc.cfg.App, Checkpoint: a.ID, Reason: a.Reason.String()})
 			for _, s := range inc.sources {
 				s.inject(a.ID)
 			}
+			inc.cfg.Listener.CheckpointBegun(event.CheckpointBegun{App: inc.cfg.App, Checkpoint: a.ID, Reason: a.Reason.String()})
 		case barrier.Persist:
 			d.aligned = now.Sub(d.begun)
 			var ctx context.Context
@@ -388,7 +436,10 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			// The epoch stays open: what was held for the next one joins it.
 			inc.release(a.ID + 1)
 		case barrier.Completed:
-			inc.completed(a.ID)
+			// After the last checkpoint nothing may go out any more: it would sit in a
+			// transaction that nobody commits and hold up every reader behind it.
+			final := slices.Contains(a.Requests, barrier.Shutdown) || slices.Contains(a.Requests, barrier.Revoke)
+			inc.completed(a.ID, final)
 			if slices.Contains(a.Requests, barrier.Revoke) {
 				close(inc.handedOver)
 				return true, errHandedOver
@@ -408,10 +459,12 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 }
 
 // completed is what follows the commit point.
-func (inc *incarnation) completed(id int64) {
+func (inc *incarnation) completed(id int64, final bool) {
 	inc.committed.Store(id)
 	crashpoint.Hit(crashpoint.BeforeSinks)
-	inc.release(id + 1)
+	if !final {
+		inc.release(id + 1)
+	}
 	crashpoint.Hit(crashpoint.AfterSinks)
 	inc.writer.Committed(id)
 }
