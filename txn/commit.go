@@ -203,6 +203,10 @@ func (s *Session) overdue(half context.Context, c Commit, step string, err error
 	if fatal := s.Err(); fatal != nil {
 		return fatal // what a promise reported, or the reason why partitions were lost
 	}
+	var e *Error
+	if errors.As(err, &e) {
+		return e // classified where it happened
+	}
 	return s.commitErrorf(c, step, err)
 }
 

@@ -264,21 +264,34 @@ func (w *worker) take(n int) {
 	ctx, cancel := context.WithTimeout(w.r.t.Context(), time.Minute)
 	defer cancel()
 	for n > 0 {
-		fetches := w.Client().PollRecords(ctx, n)
-		if err := fetches.Err(); err != nil {
-			w.r.t.Fatalf("%s polls: %v", w.instance, err)
-		}
-		fetches.EachRecord(func(rec *kgo.Record) {
-			w.mu.Lock()
-			w.at[offsets.Partition{Topic: rec.Topic, Partition: rec.Partition}] = offsets.Position{Offset: rec.Offset + 1, LeaderEpoch: rec.LeaderEpoch}
-			w.mu.Unlock()
-			if rec.Attrs.IsControl() {
-				return
-			}
-			n--
-			w.Produce(&kgo.Record{Topic: outTopic, Value: rec.Value})
-		})
+		n -= w.takeFetches(w.Client().PollRecords(ctx, n))
 	}
+}
+
+// takeFetches copies what was polled and returns how many records there were.
+func (w *worker) takeFetches(fetches kgo.Fetches) (n int) {
+	w.r.t.Helper()
+	if err := fetches.Err(); err != nil {
+		w.r.t.Fatalf("%s polls: %v", w.instance, err)
+	}
+	fetches.EachRecord(func(rec *kgo.Record) {
+		w.mu.Lock()
+		w.at[offsets.Partition{Topic: rec.Topic, Partition: rec.Partition}] = offsets.Position{Offset: rec.Offset + 1, LeaderEpoch: rec.LeaderEpoch}
+		w.mu.Unlock()
+		if rec.Attrs.IsControl() {
+			return
+		}
+		n++
+		w.Produce(&kgo.Record{Topic: outTopic, Value: rec.Value})
+	})
+	return n
+}
+
+// told returns how often the handler was told that partitions go.
+func (w *worker) told() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.lostParts) + len(w.revoked)
 }
 
 func (w *worker) checkpoint(n int64) Commit {

@@ -54,6 +54,10 @@ func TestRestoreErrorFailsTheSession(t *testing.T) {
 				if !errors.Is(w.Err(), boom) {
 					t.Error(w.Err())
 				}
+				waitFor(t, func() bool { return w.told() > 0 })
+				if len(w.revoked) > 0 {
+					t.Errorf("asked for a last commit of %v, which were never restored", w.revoked)
+				}
 			})
 		})
 	}
@@ -75,6 +79,86 @@ func TestCloseCancelsARestore(t *testing.T) {
 		if w.Err() != nil {
 			t.Errorf("closing is no failure: %v", w.Err())
 		}
+	})
+}
+
+func TestCloseCancelsARevoke(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		running := make(chan struct{})
+		var a *worker
+		a = r.start("a", func(_ *Config, w *worker) {
+			w.onRevoke = func([]offsets.Partition) {
+				close(running)
+				<-a.ctx.Done()
+			}
+		}).up()
+		r.start("b")
+		<-running
+		a.Close()
+	})
+}
+
+func TestCloseWithoutBrokersEndsSoon(t *testing.T) {
+	for name, with := range map[string]setup{"classic": func(*Config, *worker) {}, "next generation": nextGen} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.feed(0, 2)
+				w := r.start("a", with).up()
+				w.take(2)
+				r.c.Close()
+				start := time.Now()
+				w.Produce(&kgo.Record{Topic: outTopic})
+				w.Close()
+				if took := time.Since(start); took > 5*time.Second {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
+func TestGroupPartitionIsJavasHash(t *testing.T) {
+	for group, want := range map[string]int32{"test": 48, "hello": 22, "": 0} {
+		if got := groupPartition(group, 50); got != want {
+			t.Errorf("%q on partition %d, want %d", group, got, want)
+		}
+	}
+}
+
+func TestOrphanedTransactionIsNamedWithoutAnAbort(t *testing.T) {
+	e := &UnstableError{Group: "g", Blocking: []BlockingTransaction{
+		{TransactionalID: "app/a", ProducerID: 7, State: "CompleteCommit", Pending: true},
+		{TransactionalID: "app/b", ProducerID: 8, State: "Ongoing", Pending: true},
+	}}
+	if !e.Blocking[0].Orphaned() || e.Blocking[1].Orphaned() {
+		t.Error("only the decided one is orphaned")
+	}
+	for _, want := range []string{`"app/a", producer id 7, state "CompleteCommit": decided, but its markers were never written`, "KAFKA-20734", "do not run 'kafka-transactions abort'"} {
+		if !strings.Contains(e.Error(), want) {
+			t.Errorf("error doesn't say %q: %v", want, e)
+		}
+	}
+}
+
+func TestS16_PositionOfATransactionalInputCountsItsMarkers(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		p := r.plain(kgo.TransactionalID("upstream"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		if err := p.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.ProduceSync(t.Context(), &kgo.Record{Topic: inTopic, Value: []byte("x")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+			t.Fatal(err)
+		}
+		w := r.start("a").up()
+		for p0 := (offsets.Partition{Topic: inTopic}); w.at[p0].Offset < 2; {
+			w.takeFetches(w.Client().PollFetches(t.Context()))
+		}
+		w.mustCommit(1)
+		r.want(outTopic, "x")
+		r.wantOffsets(2, 0)
 	})
 }
 
@@ -306,6 +390,9 @@ func TestUnstableOffsetsThatNothingExplainsAreAnError(t *testing.T) {
 			if !strings.Contains(u.Error(), want) {
 				t.Errorf("error doesn't say %q: %v", want, u)
 			}
+		}
+		if len(w.infos) != 1 || len(w.infos[0].Fenced) != 0 {
+			t.Errorf("the pointer names this very instance, fencing it would end ourselves: %v", w.infos)
 		}
 		if w.restores != 0 {
 			t.Error("something was restored from undecided offsets")
