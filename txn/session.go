@@ -43,6 +43,14 @@ const (
 	// With the client's own 5 s a moved leader would eat up a commit's deadline.
 	metadataMinAge = 500 * time.Millisecond
 
+	// fetchMaxWait is how long a broker may sit on a fetch that finds nothing. The client
+	// has one fetch at a time in flight for each broker, and a partition that joins in
+	// waits for it to come back. At start that is the rule: a position without a leader
+	// epoch, of a partition that was idle so far, is fetched at once, and one with an
+	// epoch after a question to its leader, which is behind that fetch. With the client's
+	// own 5 s a restart could stand still for that long.
+	fetchMaxWait = 250 * time.Millisecond
+
 	// leaveTimeout bounds the goodbye of Close and the question why we were thrown
 	// out of the group.
 	leaveTimeout = 2 * time.Second
@@ -252,6 +260,7 @@ func (s *Session) tunable() []kgo.Opt {
 		kgo.MaxBufferedRecords(maxBufferedRecords),
 		kgo.MaxBufferedBytes(maxBufferedBytes),
 		kgo.MetadataMinAge(metadataMinAge),
+		kgo.FetchMaxWait(fetchMaxWait),
 		kgo.ClientID("weir-" + s.cfg.App),
 	}
 	if s.cfg.Logger.Core().Enabled(zap.ErrorLevel) {
