@@ -1,0 +1,59 @@
+package guard_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/weirstream/weir/internal/guard"
+)
+
+// controls names for each guard an ordinary test that must turn red without it.
+var controls = map[guard.Guard]struct{ pkg, test string }{
+	guard.DurableBeforeCommit: {"checkpoint", "TestCrashAtEveryStoreOperation"},
+	guard.ReadBack:            {"txn", "TestS02_EndAppliedButEveryAnswerLostIsReadBack"},
+	guard.BarrierPosition:     {".", "TestCommittedPositionIsThatOfTheBarrierNotThatOfThePoll"},
+	guard.LostAfterMember:     {"txn", "TestCommitOfALostGroupIsRefused"},
+	guard.CommitRecord:        {"txn", "TestCommitWithNothingProducedMovesTheOffsets"},
+	guard.Checksum:            {"checkpoint", "TestS04_DamageIsRefusedByName"},
+}
+
+// TestNegativeControls takes out each guard in turn, in a build that allows it, and
+// demands that its test fails; and that the same test passes in the same build while
+// the guard is in.
+func TestNegativeControls(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiles and runs other packages' tests; not in -short")
+	}
+	for _, g := range guard.All {
+		c, ok := controls[g]
+		if !ok {
+			t.Errorf("guard %q has no test that fails without it", g)
+			continue
+		}
+		t.Run(string(g), func(t *testing.T) {
+			if out, err := run(c.pkg, c.test, ""); err != nil {
+				t.Fatalf("with every guard in, %s in %s fails: %v\n%s", c.test, c.pkg, err, out)
+			}
+			out, err := run(c.pkg, c.test, g)
+			if err == nil {
+				t.Fatalf("without guard %q, %s in %s still passes", g, c.test, c.pkg)
+			}
+			if want := "--- FAIL: " + c.test; !strings.Contains(out, want) {
+				t.Fatalf("without guard %q the run of %s in %s fails for another reason: %v\n%s", g, c.test, c.pkg, err, out)
+			}
+			t.Logf("without it, %s in %s is red", c.test, c.pkg)
+		})
+	}
+}
+
+// run runs one test in a build whose guards can be taken out.
+func run(pkg, test string, g guard.Guard) (string, error) {
+	cmd := exec.Command("go", "test", "-tags", "weirbroken", "-count", "1", "-timeout", "3m", "-run", fmt.Sprintf("^%s$", test), "./"+pkg)
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "WEIR_BREAK="+string(g))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
