@@ -3,6 +3,7 @@ package processor
 import (
 	"context"
 	"fmt"
+	"reflect"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -18,6 +19,8 @@ type item[K comparable, T any] struct {
 	key K
 	val T
 	kg  uint16
+
+	slot uint32 // of the key in the receiver's state, found before the item is processed
 }
 
 // batch is what one subtask hands to another: records and, after them, perhaps a
@@ -123,7 +126,7 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 	var rs []runner
 	for i, box := range sh.boxes {
 		s := inc.newSubtask(st.id, i)
-		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec)}
+		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec), hashable: hashable(reflect.TypeFor[K]())}
 		for _, op := range st.operators {
 			scope, next := op.Build(s, r.keys)
 			if scope != nil {
@@ -173,7 +176,7 @@ func (e *sender[K, T]) send(v T) {
 			return
 		}
 	}
-	bt.items = append(bt.items, item[K, T]{e.sub.raw, k, v, uint16(kg)})
+	bt.items = append(bt.items, item[K, T]{raw: e.sub.raw, key: k, val: v, kg: uint16(kg)})
 	if len(bt.items) == batchSize {
 		e.hand(to)
 	}
@@ -236,7 +239,10 @@ type keyedRunner[K comparable, T any] struct {
 	aligner *barrier.Aligner
 	keys    *state.Keyspace[K]
 	chain   []func(T)
-	stash   []*batch[K, T] // batches of blocked inputs, in order of arrival
+
+	hashable bool // keys can be looked up outside a handler
+
+	stash []*batch[K, T] // batches of blocked inputs, in order of arrival
 }
 
 func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
@@ -265,19 +271,57 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 	}
 }
 
+// lookAhead is how many items have their keys looked up at once: enough to hide
+// the latency of memory, few enough to be in the first-level cache when they are
+// processed.
+const lookAhead = 32
+
+// find looks up the keys of items. A key that can panic when it is hashed is left
+// to its handler, so that the panic names its record.
+func (r *keyedRunner[K, T]) find(items []item[K, T]) {
+	for i := range items {
+		items[i].slot = state.NoSlot
+		if r.hashable {
+			items[i].slot = r.keys.Find(items[i].key)
+		}
+	}
+}
+
+// hashable tells whether every value of the type can be a map key: whether it
+// holds no interface.
+func hashable(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Interface:
+		return false
+	case reflect.Array:
+		return hashable(t.Elem())
+	case reflect.Struct:
+		for f := range t.Fields() {
+			if !hashable(f.Type) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // take processes a batch, or puts it aside while its input is blocked.
 func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	if r.aligner.Blocked(bt.input) {
 		r.stash = append(r.stash, bt)
 		return nil
 	}
-	for done := 0; done < len(bt.items) && r.sub.err == nil; {
+	for done, found := 0, 0; done < len(bt.items) && r.sub.err == nil; {
 		r.sub.guarded(func() {
 			for done < len(bt.items) && r.sub.err == nil {
+				if done == found {
+					found = min(done+lookAhead, len(bt.items))
+					r.find(bt.items[done:found])
+				}
 				it := &bt.items[done]
 				done++
 				r.sub.raw = it.raw
-				r.keys.Use(it.key, it.kg)
+				r.keys.UseAt(it.key, it.kg, it.slot)
 				for _, next := range r.chain {
 					next(it.val)
 				}

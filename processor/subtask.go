@@ -29,6 +29,7 @@ type Subtask struct {
 	op  *Operator   // the operator whose function runs
 	err error       // ends the incarnation
 
+	frozen   segment.Builder // keeps the memory of runs that were written
 	out      output
 	outgoing []outgoing
 	wake     chan struct{} // capacity 1: the gate moved, or a barrier waits
@@ -179,7 +180,7 @@ func (s *Subtask) barrier(id int64, freeze func(*segment.Builder) error, positio
 	s.out.barrier(id)
 	a := ack{subtask: s.id, id: id, positions: positions}
 	if freeze != nil {
-		b := &segment.Builder{}
+		b := &s.frozen
 		if err := freeze(b); err != nil {
 			s.err = fatal(fmt.Errorf("freezing state for checkpoint %d: %w", id, err))
 			return

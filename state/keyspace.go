@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/state/segment"
@@ -72,6 +73,26 @@ func (ks *Keyspace[K]) Attach(s *Scope, ids []uint16) {
 // Use makes k, which belongs to the key-group, the current key.
 func (ks *Keyspace[K]) Use(k K, keyGroup uint16) {
 	ks.cur, ks.curKG, ks.curOK = k, keyGroup, false
+}
+
+// NoSlot is what [Keyspace.Find] returns for a key that holds no state.
+const NoSlot = math.MaxUint32
+
+// Find returns where k's state is, for [Keyspace.UseAt], or NoSlot. The answer
+// stands until the next Freeze. Look-ups of several keys in a row wait for memory
+// together; one by one between handlers each of them waits alone.
+func (ks *Keyspace[K]) Find(k K) (slot uint32) {
+	if len(ks.columns) > 0 {
+		if slot, ok := ks.index[k]; ok {
+			return slot
+		}
+	}
+	return NoSlot
+}
+
+// UseAt is Use for a key of which Find told the slot.
+func (ks *Keyspace[K]) UseAt(k K, keyGroup uint16, slot uint32) {
+	ks.cur, ks.curKG, ks.curSlot, ks.curOK = k, keyGroup, slot, slot != NoSlot
 }
 
 // Key is the current key.
