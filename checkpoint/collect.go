@@ -179,7 +179,7 @@ func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 }
 
 // recoverGarbage finds the checkpoints that are retained before base, by way of
-// their parents, and everything else in the store that is older.
+// their parents, and everything else in the store.
 func (w *Writer) recoverGarbage(ctx context.Context) error {
 	if d, ok := w.cfg.Store.(*Dir); ok {
 		if _, err := d.removeTemps(ctx, w.cfg.Now()); err != nil {
@@ -196,9 +196,9 @@ func (w *Writer) recoverGarbage(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("collect garbage: %w", err)
 			}
-			// What is younger than the base we started from may be a living
-			// writer's; what we made ourselves since then we know.
-			if id, _, ok := parseObject(o.Name); ok && id <= w.cfg.BaseRef.Checkpoint {
+			// Among them is what we made ourselves since we began, and what a writer
+			// that we replaced makes: rules (1) and (2) hold for all of it.
+			if id, _, ok := parseObject(o.Name); ok {
 				found[o.Name] = id
 			}
 		}

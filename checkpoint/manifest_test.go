@@ -110,6 +110,21 @@ func TestS04_DamageIsRefusedByName(t *testing.T) {
 				}
 				refused(fmt.Sprintf("bit %d of byte %d flipped", i%8, i))
 			}
+			if object == manifest {
+				// A tool has no hash to compare with.
+				for _, i := range []int{0, 11, 15, 23, 40, len(whole) - 1} {
+					if err := faultstore.FlipBit(s, object, i*8); err != nil {
+						t.Fatal(err)
+					}
+					var damaged *checkpoint.DamagedError
+					if _, _, err := checkpoint.Inspect(t.Context(), s, object); !errors.As(err, &damaged) || damaged.Object != object {
+						t.Errorf("inspect with byte %d flipped: %v", i, err)
+					}
+					if err := faultstore.FlipBit(s, object, i*8); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
 			if err := faultstore.Remove(s, object); err != nil {
 				t.Fatal(err)
 			}
