@@ -382,7 +382,7 @@ func TestAnswerMustNameEachPartitionOnce(t *testing.T) {
 		"one twice":    {[]kmsg.TxnOffsetCommitResponseTopicPartition{partition(0, 0), partition(0, 0)}, "named twice"},
 		"one not sent": {[]kmsg.TxnOffsetCommitResponseTopicPartition{partition(0, 0), partition(1, 0), partition(2, 0)}, "not asked for"},
 		"fatal goes first": {[]kmsg.TxnOffsetCommitResponseTopicPartition{
-			partition(0, kerr.IllegalGeneration.Code), partition(1, kerr.OffsetMetadataTooLarge.Code)}, "OFFSET_METADATA_TOO_LARGE"},
+			partition(0, kerr.OffsetMetadataTooLarge.Code), partition(1, kerr.IllegalGeneration.Code)}, "OFFSET_METADATA_TOO_LARGE"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp := &kmsg.TxnOffsetCommitResponse{Topics: []kmsg.TxnOffsetCommitResponseTopic{{TopicID: [16]byte{1}, Partitions: tc.answer}}}
@@ -499,4 +499,16 @@ func TestLastCommitRecordReadsBackwards(t *testing.T) {
 			t.Errorf("got %+v, %v, %v", rec, ok, err)
 		}
 	})
+}
+
+func TestCommitWithoutAMemberIDIsNeverSent(t *testing.T) {
+	cl, err := kgo.NewClient() // in no group, so its member id is empty
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	s := &Session{cl: cl}
+	if _, _, err := s.membership(); !errors.Is(err, kerr.UnknownMemberID) {
+		t.Errorf("error %v, want UNKNOWN_MEMBER_ID: brokers accept an empty member", err)
+	}
 }

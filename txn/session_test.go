@@ -153,8 +153,10 @@ func TestS16_PositionOfATransactionalInputCountsItsMarkers(t *testing.T) {
 			t.Fatal(err)
 		}
 		w := r.start("a").up()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
 		for p0 := (offsets.Partition{Topic: inTopic}); w.at[p0].Offset < 2; {
-			w.takeFetches(w.Client().PollFetches(t.Context()))
+			w.takeFetches(w.Client().PollFetches(ctx)) // fails when the time is up
 		}
 		w.mustCommit(1)
 		r.want(outTopic, "x")
