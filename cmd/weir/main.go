@@ -1,0 +1,87 @@
+// Command weir is the command-line tool of the stream processor weir.
+//
+//	weir demo       word count against an embedded Kafka, killed again and again
+//	weir version    which build this is
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	cmd := newCommand()
+	cmd.SetArgs(longFlags(os.Args[1:]))
+	err := cmd.ExecuteContext(ctx)
+	stop()
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "weir:", err)
+	code := exitFailure
+	var e *exitError
+	if errors.As(err, &e) {
+		code = e.code
+	}
+	os.Exit(code)
+}
+
+// Exit statuses.
+const (
+	exitFailure     = 1
+	exitInterrupted = 130 // as shells count: 128 and the number of SIGINT
+)
+
+// exitError is an error with an exit status of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// newCommand returns the command tree. Each command is made in a file of its own.
+func newCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "weir",
+		Short:         "Exactly-once stream processing on Kafka",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(
+		demoCommand(),
+		demoWorkerCommand(),
+		versionCommand(),
+	)
+	return root
+}
+
+// longFlags lets long flags be written with one dash, too, as Go's own tools take
+// them: -seed is --seed. The tool has no flags of one letter that could be run
+// together.
+func longFlags(args []string) []string {
+	out := make([]string, len(args))
+	for i, a := range args {
+		if a == "--" {
+			copy(out[i:], args[i:])
+			break
+		}
+		name, _, _ := strings.Cut(a, "=")
+		if len(name) > 2 && a[0] == '-' && isLetter(a[1]) {
+			a = "-" + a
+		}
+		out[i] = a
+	}
+	return out
+}
+
+func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
