@@ -229,3 +229,6 @@ func eventually(t *testing.T, within time.Duration, check func() error) {
 		time.Sleep(pause)
 	}
 }
+
+// errNotYet is what eventually polls for where there is nothing more to say.
+var errNotYet = errors.New("not yet")

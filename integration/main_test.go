@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/testcontainers/testcontainers-go"
+	tclog "github.com/testcontainers/testcontainers-go/log"
 )
 
 // requireEnv makes a missing Docker a failure instead of a reason to skip.
@@ -34,6 +35,7 @@ func TestMain(m *testing.M) {
 }
 
 func runAll(m *testing.M) int {
+	tclog.SetDefault(tclog.NewNoopLogger())
 	required := os.Getenv(requireEnv) == "1"
 	switch {
 	case testing.Short():
@@ -56,6 +58,7 @@ func runAll(m *testing.M) int {
 	}
 	defer os.RemoveAll(workDir)
 	defer removeContainers()
+	go serviceBinary() // takes as long as a broker's start
 
 	code := m.Run()
 	kills := randomKills.Load()

@@ -1,0 +1,208 @@
+package integration
+
+import (
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir/txn"
+)
+
+// TestS02_EndTxnAppliedAndEveryAnswerLost commits at the broker and loses what it
+// says, until the service gives up and reads back. It does so in one process and
+// across a kill.
+func TestS02_EndTxnAppliedAndEveryAnswerLost(t *testing.T) {
+	t.Parallel()
+	addr := needBroker(t)
+	px := startProxy(t, addr)
+	w := newWorld(t, []string{addr}, 50)
+	w.args = append(px.dialArgs(), "-transaction", "8s")
+	w.feedOn(50, 10*time.Millisecond)
+	p := w.launch()
+	p.await("committed", 3, progressTime)
+
+	var lost atomic.Int64
+	px.set(lose(&lost, kmsg.EndTxn))
+	p.next("restarting", progressTime)
+	again := p.count("restored")
+	px.set(func(exchange) fate { return relay })
+	p.await("restored", again+1, progressTime)
+	p.next("committed", progressTime)
+	inProcess := lost.Load()
+
+	lost.Store(0)
+	px.set(lose(&lost, kmsg.EndTxn))
+	eventually(t, progressTime, func() error {
+		if lost.Load() == 0 {
+			return errNotYet
+		}
+		return nil
+	})
+	p.killAtRandom()
+	px.set(func(exchange) fate { return relay })
+	p = w.launch()
+	p.next("committed", progressTime)
+	w.quench()
+	w.finish(p)
+	t.Logf("lost %d answers of EndTxn before the service read back, %d before it was killed", inProcess, lost.Load())
+}
+
+// TestS10_FencedCommitRollsBackAndRestoresInTheSameProcess takes the transactional
+// id away in the middle of a transaction.
+func TestS10_FencedCommitRollsBackAndRestoresInTheSameProcess(t *testing.T) {
+	t.Parallel()
+	addr := needBroker(t)
+	w := newWorld(t, []string{addr}, 50)
+	w.args = []string{"-interval", "100ms"}
+	w.feedOn(50, 10*time.Millisecond)
+	p := w.launch()
+	cl := w.producer()
+	for i := range 3 {
+		p.next("committed", progressTime)
+		fencedSoFar, restored := p.count("fenced"), p.count("restored")
+		req := kmsg.NewPtrInitProducerIDRequest()
+		id := txn.TransactionalID(w.app, "one")
+		req.TransactionalID, req.TransactionTimeoutMillis = &id, 60_000
+		eventually(t, progressTime, func() error {
+			resp, err := req.RequestWith(t.Context(), cl)
+			if err == nil {
+				err = kerr.ErrorForCode(resp.ErrorCode)
+			}
+			return err
+		})
+		fenced := p.await("fenced", fencedSoFar+1, progressTime)
+		again := p.await("restored", restored+1, progressTime)
+		p.next("committed", progressTime)
+		t.Logf("fenced %d times: restored checkpoint %d %v later", i+1, again.Checkpoint, again.at.Sub(fenced.at).Round(time.Millisecond))
+	}
+	w.quench()
+	w.finish(p) // the process that was fenced ends as asked
+}
+
+// TestS21_ConnectionsCutInBurstsAndThirtyPercentOfTheTime cuts the connection at the
+// requests of a commit, before they arrive or before their answer does.
+func TestS21_ConnectionsCutInBurstsAndThirtyPercentOfTheTime(t *testing.T) {
+	t.Parallel()
+	addr := needBroker(t)
+	px := startProxy(t, addr)
+	w := newWorld(t, []string{addr}, 50)
+	w.args = append(px.dialArgs(), "-restarts", "-1")
+	w.feedOn(30, 10*time.Millisecond)
+	p := w.launch()
+	p.await("committed", 2, progressTime)
+
+	commit := []kmsg.Key{kmsg.Produce, kmsg.InitProducerID, kmsg.TxnOffsetCommit, kmsg.EndTxn}
+	is := func(x exchange) bool {
+		for _, k := range commit {
+			if x.key == k {
+				return true
+			}
+		}
+		return false
+	}
+	var cuts atomic.Int64
+	const bursts, burst = 4, 12
+	for i := range bursts {
+		key := commit[i%len(commit)]
+		var left atomic.Int64
+		left.Store(burst)
+		before := i%2 == 0 // the request is lost, else the answer
+		px.set(func(x exchange) fate {
+			if x.key == key && (x.answer == nil) == before && left.Add(-1) >= 0 {
+				cuts.Add(1)
+				return cut
+			}
+			return relay
+		})
+		p.next("committed", progressTime)
+		p.next("committed", progressTime)
+	}
+	px.set(func(x exchange) fate {
+		// An exchange is asked about twice: together 30 in 100 break.
+		const each = 0.163
+		if is(x) && rand.Float64() < each {
+			cuts.Add(1)
+			return cut
+		}
+		return relay
+	})
+	for range 20 {
+		p.next("committed", progressTime)
+	}
+	px.set(func(exchange) fate { return relay })
+	w.quench()
+	w.finish(p)
+	t.Logf("%d connections cut, %d restarts inside the process, %d commits", cuts.Load(), p.count("restarting"), p.count("committed"))
+}
+
+// TestS08_StoreFailsBetweenBarrierAndCommit takes the store away from a running
+// service.
+func TestS08_StoreFailsBetweenBarrierAndCommit(t *testing.T) {
+	addr := needBroker(t)
+	takeAway := func(w *world) {
+		if err := os.Rename(w.store, w.store+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(w.store, []byte("not a directory"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bringBack := func(w *world) {
+		if err := os.Remove(w.store); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(w.store+".away", w.store); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("within what is tolerated the epoch goes on", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, []string{addr}, 50)
+		w.args = []string{"-tolerable", "1000000"}
+		w.feedOn(30, 10*time.Millisecond)
+		p := w.launch()
+		p.await("committed", 3, progressTime)
+		takeAway(w)
+		p.await("failed", 1, progressTime)
+		committed := p.count("committed")
+		p.await("failed", 6, progressTime)
+		if n := p.count("committed"); n != committed {
+			t.Fatalf("%d checkpoints were committed without a store", n-committed)
+		}
+		bringBack(w)
+		p.next("committed", progressTime)
+		if n := p.count("restarting"); n != 0 {
+			t.Fatalf("restarted %d times, want none", n)
+		}
+		w.quench()
+		w.finish(p)
+	})
+	t.Run("one more than is tolerated stops the app", func(t *testing.T) {
+		t.Parallel()
+		const tolerable = 3
+		w := newWorld(t, []string{addr}, 50)
+		w.args = []string{"-tolerable", "3"}
+		w.feedOn(30, 10*time.Millisecond)
+		p := w.launch()
+		p.await("committed", 3, progressTime)
+		takeAway(w)
+		p.refuses("put ", w.store, "a part of the path is a file")
+		if n := p.count("failed"); n != tolerable+1 {
+			t.Fatalf("stopped after %d failed checkpoints, want %d", n, tolerable+1)
+		}
+		last := p.all("committed")
+		bringBack(w)
+		if m := w.pointed(); m.Checkpoint != last[len(last)-1].Checkpoint {
+			t.Fatalf("the offsets name checkpoint %d, the last one committed is %d", m.Checkpoint, last[len(last)-1].Checkpoint)
+		}
+		p = w.launch()
+		p.next("committed", progressTime)
+		w.quench()
+		w.finish(p)
+	})
+}
