@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -13,8 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"crypto/sha256"
 
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/offsets"
@@ -259,7 +258,7 @@ func hashOf(b []byte) (h [16]byte) {
 	return h
 }
 
-// errUnknownVersion is turned into a *VersionError by who knows the object's name.
+// unknownVersion is turned into a *VersionError by who knows the object's name.
 type unknownVersion int
 
 func (v unknownVersion) Error() string { return fmt.Sprintf("unknown version %d", int(v)) }

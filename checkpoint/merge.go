@@ -21,6 +21,10 @@ import (
 // each level are left when merging has caught up, and the number of levels is the
 // logarithm of the state's size.
 //
+// A merge holds its inputs and its result in memory. That is cheap on the low levels,
+// and on the highest one it is about twice the compressed state of the app, once in
+// every fan-in times fan-in times ... checkpoints.
+//
 // The result goes into the next manifest in place of its inputs. Only the committer
 // changes the chain otherwise, and only at its newer end, so the inputs are still
 // there, side by side. A crash in between leaves an object that no manifest names;

@@ -270,7 +270,8 @@ func TestPebbleIngestsSegments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.Write(data); err != nil {
+		// A copy, because Pebble may scribble over what it is given.
+		if _, err := f.Write(bytes.Clone(data)); err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(f.Sync(), f.Close()); err != nil {
