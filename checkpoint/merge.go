@@ -22,8 +22,8 @@ import (
 // logarithm of the state's size.
 //
 // A merge holds its inputs and its result in memory. That is cheap on the low levels,
-// and on the highest one it is about twice the compressed state of the app, once in
-// every fan-in times fan-in times ... checkpoints.
+// and on the highest one about twice the compressed state of the app, but a merge
+// there is rarer by the fan-in than one on the level below.
 //
 // The result goes into the next manifest in place of its inputs. Only the committer
 // changes the chain otherwise, and only at its newer end, so the inputs are still
