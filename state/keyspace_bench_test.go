@@ -36,9 +36,11 @@ func newCounter(keys int) *counter {
 		c.groups = append(c.groups, uint16(keygroup.Of([]byte(name), benchKeyGroups)))
 	}
 	c.order = rand.New(rand.NewPCG(1, 2)).Perm(keys)
-	for i := range keys {
-		c.add(i)
+	for _, k := range c.order { // in another order than the updates that follow
+		c.keys.Use(c.names[k], c.groups[k])
+		c.n.Set(0)
 	}
+	rand.New(rand.NewPCG(3, 4)).Shuffle(keys, func(i, j int) { c.order[i], c.order[j] = c.order[j], c.order[i] })
 	return c
 }
 
@@ -60,6 +62,27 @@ func BenchmarkKeyedUpdate(b *testing.B) {
 	b.ResetTimer()
 	for i := range b.N {
 		c.add(i)
+	}
+}
+
+// BenchmarkKeyedUpdateAhead finds the keys of some records before it updates them,
+// as a keyed subtask does.
+func BenchmarkKeyedUpdateAhead(b *testing.B) {
+	const ahead = 32
+	c := newCounter(benchKeys)
+	var slots [ahead]uint32
+	b.ReportAllocs()
+	b.ResetTimer()
+	for at := 0; at < b.N; at += ahead {
+		for i := range slots {
+			slots[i] = c.keys.Find(c.names[c.order[(at+i)%benchKeys]])
+		}
+		for i, slot := range slots {
+			k := c.order[(at+i)%benchKeys]
+			c.keys.UseAt(c.names[k], c.groups[k], slot)
+			v, _ := c.n.Lookup()
+			c.n.Set(v + 1)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package state
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/state/segment"
@@ -32,6 +33,8 @@ type column interface {
 	grow(n uint32)
 	// used tells whether the slot's cell holds a value or a change not yet frozen.
 	used(slot uint32) bool
+	// touch reads something of the slot's cell, to have it in the cache soon.
+	touch(slot uint32) uint8
 	// restore sets a cell from the value of an entry.
 	restore(slot uint32, b []byte) error
 	// freeze encodes each dirty cell into b and forgets that it was dirty.
@@ -103,6 +106,7 @@ type OfValue[V any] struct {
 
 	chunks [][]cell[V]
 	dirty  []uint32
+	marks  []uint64 // all zero but in sortDirty
 }
 
 // cell is one key's value.
@@ -217,8 +221,36 @@ func (h *OfValue[V]) restore(slot uint32, b []byte) error {
 	return nil
 }
 
+func (h *OfValue[V]) touch(slot uint32) uint8 { return h.at(slot).flags }
+
+// sortDirty puts the dirty slots in order, so that freezing walks through the
+// tables of cells and keys instead of jumping about in them: with many dirty slots
+// that costs more than everything else it does. With few the look at every mark
+// would cost more.
+func (h *OfValue[V]) sortDirty() {
+	words := len(h.chunks) << chunkBits / 64
+	if len(h.dirty) < words {
+		return
+	}
+	if len(h.marks) < words {
+		h.marks = make([]uint64, words)
+	}
+	for _, slot := range h.dirty {
+		h.marks[slot/64] |= 1 << (slot % 64)
+	}
+	sorted := h.dirty[:0]
+	for i, w := range h.marks {
+		for ; w != 0; w &= w - 1 {
+			sorted = append(sorted, uint32(i*64+bits.TrailingZeros64(w)))
+		}
+		h.marks[i] = 0
+	}
+	h.dirty = sorted
+}
+
 func (h *OfValue[V]) freeze(b *segment.Builder, id uint16, key keyWriter) error {
 	version := uint64(h.codec.Version())
+	h.sortDirty()
 	for _, slot := range h.dirty {
 		c := h.at(slot)
 		switch {
