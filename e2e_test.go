@@ -31,6 +31,12 @@ func broker(t testing.TB, partitions int32, topics ...string) []string {
 // produce writes values to a topic, keyed by themselves, and waits for them.
 func produce(t testing.TB, brokers []string, topic string, values ...string) {
 	t.Helper()
+	produceKeyed(t, brokers, topic, values, func(v string) string { return v })
+}
+
+// produceKeyed writes values to a topic under the keys that key makes.
+func produceKeyed(t testing.TB, brokers []string, topic string, values []string, key func(string) string) {
+	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +44,7 @@ func produce(t testing.TB, brokers []string, topic string, values ...string) {
 	defer cl.Close()
 	var rs []*kgo.Record
 	for _, v := range values {
-		rs = append(rs, &kgo.Record{Topic: topic, Key: []byte(v), Value: []byte(v)})
+		rs = append(rs, &kgo.Record{Topic: topic, Key: []byte(key(v)), Value: []byte(v)})
 	}
 	if err := cl.ProduceSync(t.Context(), rs...).FirstErr(); err != nil {
 		t.Fatal(err)

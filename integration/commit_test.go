@@ -197,7 +197,7 @@ func TestS08_StoreFailsBetweenBarrierAndCommit(t *testing.T) {
 		}
 		last := p.all("committed")
 		bringBack(w)
-		if m := w.pointed(); m.Checkpoint != last[len(last)-1].Checkpoint {
+		if m, _ := w.pointed(); m.Checkpoint != last[len(last)-1].Checkpoint {
 			t.Fatalf("the offsets name checkpoint %d, the last one committed is %d", m.Checkpoint, last[len(last)-1].Checkpoint)
 		}
 		p = w.launch()

@@ -115,15 +115,16 @@ func (p *process) tellLocked() {
 
 // story is what the process said.
 func (p *process) story() string {
-	const most = 60 // lines of each kind
+	const most = 30 // lines of each kind
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%v), the last events:\n", p.name, p.state)
-	for _, e := range p.events[max(0, len(p.events)-most):] {
+	events := slices.DeleteFunc(slices.Clone(p.events), func(h happened) bool { return h.Event == "deadlettered" })
+	for _, e := range events[max(0, len(events)-most):] {
 		fmt.Fprintf(&b, "  %8.3f %s %d %s\n", e.at.Sub(p.begun).Seconds(), e.Event, e.Checkpoint, e.Error)
 	}
-	lines := strings.Split(p.stderr.String(), "\n")
+	lines := slices.DeleteFunc(strings.Split(p.stderr.String(), "\n"), func(l string) bool { return strings.Contains(l, "to the dead-letter topic") })
 	fmt.Fprintf(&b, "standard error, the last lines:\n%s", strings.Join(lines[max(0, len(lines)-most):], "\n"))
 	return b.String()
 }

@@ -311,6 +311,7 @@ func (w *world) judge(m *model) {
 		w.judgeLetters(m)
 	}
 	if w.t.Failed() {
+		w.dump(w.out); w.dump(w.app+"-checkpoints")
 		w.t.FailNow()
 	}
 	w.t.Logf("%s: %d outputs of %d keys, each once and in order", w.app, n, len(got))
@@ -464,8 +465,9 @@ func (w *world) settleWith(p *process) {
 	}
 }
 
-// pointed returns the manifest that the committed offsets name.
-func (w *world) pointed() *checkpoint.Manifest {
+// pointed returns the manifest that the committed offsets name, and the name of its
+// object in the store.
+func (w *world) pointed() (m *checkpoint.Manifest, object string) {
 	w.t.Helper()
 	got, err := w.adm.FetchOffsets(w.t.Context(), w.app)
 	if err := errors.Join(err, got.Error()); err != nil {
@@ -483,9 +485,17 @@ func (w *world) pointed() *checkpoint.Manifest {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	m, err := checkpoint.Load(w.t.Context(), st, ptr.Manifest)
+	infos, err := checkpoint.ListManifests(w.t.Context(), st)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return m
+	for _, i := range infos {
+		if i.Checkpoint == ptr.Manifest.Checkpoint && i.Incarnation == ptr.Manifest.Incarnation {
+			object = i.Name
+		}
+	}
+	if m, err = checkpoint.Load(w.t.Context(), st, ptr.Manifest); err != nil {
+		w.t.Fatal(err)
+	}
+	return m, object
 }

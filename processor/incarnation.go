@@ -66,7 +66,6 @@ type incarnation struct {
 	shuffles map[string]any
 	spaces   []ownedSpace
 	subtasks []*Subtask
-	stateErr error
 }
 
 // ownedSpace is a keyspace with the key-groups [lo, hi) that its subtask owns.

@@ -24,7 +24,6 @@ import (
 // the hook that asks for it; the loading goes on and the next call finds it.
 type restoring struct {
 	began bool
-	ref   offsets.ManifestRef
 	done  chan struct{}
 	state recovered
 	err   error

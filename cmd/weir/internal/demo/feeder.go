@@ -21,8 +21,8 @@ type feeder struct {
 	written atomic.Int64 // lines handed to the client
 
 	mu    sync.Mutex
-	from  int64 // the release that counts: lines from..upto are due one after the
-	upto  int64 // other from begun on, the last of them after over
+	from  int64 // the release that counts: lines from..upto are due from begun on,
+	upto  int64 // the last of them after over
 	begun time.Time
 	over  time.Duration
 }

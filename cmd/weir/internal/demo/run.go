@@ -56,6 +56,12 @@ const (
 	earlyKills = 0.25
 	earlyLife  = 250 * time.Millisecond
 
+	// burst is the part of a life's share of the text that is let go at once before the
+	// kill, which follows within burstLife. A worker that keeps up with its input has
+	// nothing in flight that a kill could lose.
+	burst     = 0.5
+	burstLife = 100 * time.Millisecond
+
 	// recoveryPatience is how long a worker may take to its first output.
 	recoveryPatience = 20 * time.Second
 	// stallPatience is after what silence the rest of the outputs counts as lost.
@@ -173,7 +179,9 @@ func (d *director) shortLife(ctx context.Context, kill int, upto int64) error {
 		return err
 	}
 	defer l.kill()
-	d.feeder.release(upto, d.cfg.maxLife)
+	early := d.rng.Float64() < earlyKills
+	// Drawn in any case, so that the moment of one kill doesn't depend on the others.
+	life, thick := d.rng.Float64(), d.rng.Float64()
 
 	recovered := "killed before its first output"
 	come := func(at time.Time) {
@@ -181,27 +189,22 @@ func (d *director) shortLife(ctx context.Context, kill int, upto int64) error {
 		d.report.Recoveries = append(d.report.Recoveries, took)
 		recovered = fmt.Sprintf("first new committed output after %s", millis(took))
 	}
-	var end <-chan time.Time
-	if d.rng.Float64() < earlyKills {
-		end = time.After(time.Duration(d.rng.Float64() * float64(earlyLife)))
+	if early {
+		d.feeder.release(upto, 0)
+		if err := d.pass(ctx, l, part(life, earlyLife), first, come); err != nil {
+			return err
+		}
 	} else {
+		d.feeder.release(upto-int64(burst*float64(upto-d.feeder.written.Load())), d.cfg.maxLife)
 		if err := d.await(ctx, l, first, come); err != nil {
 			return err
 		}
-		first = nil
-		end = time.After(time.Duration(d.rng.Float64() * float64(d.cfg.maxLife)))
-	}
-	for waiting := true; waiting; {
-		select {
-		case at := <-first:
-			come(at)
-			first = nil
-		case <-end:
-			waiting = false
-		case <-l.done:
-			return l.died()
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := d.pass(ctx, l, part(life, d.cfg.maxLife), nil, nil); err != nil {
+			return err
+		}
+		d.feeder.release(upto, 0)
+		if err := d.pass(ctx, l, part(thick, burstLife), nil, nil); err != nil {
+			return err
 		}
 	}
 	lived := l.kill()
@@ -210,6 +213,28 @@ func (d *director) shortLife(ctx context.Context, kill int, upto int64) error {
 	d.screen.line("kill %*d of %d at %5.1f s: lived %4d ms, checkpoint %4d; %s", len(fmt.Sprint(d.cfg.Kills)), kill, d.cfg.Kills,
 		time.Since(d.begun).Seconds(), lived.Milliseconds(), l.checkpoint.Load(), recovered)
 	return nil
+}
+
+// part returns that part of whole.
+func part(f float64, whole time.Duration) time.Duration { return time.Duration(f * float64(whole)) }
+
+// pass lets a worker live on for that time.
+func (d *director) pass(ctx context.Context, l *life, span time.Duration, first <-chan time.Time, come func(time.Time)) error {
+	end := time.NewTimer(span)
+	defer end.Stop()
+	for {
+		select {
+		case at := <-first:
+			come(at)
+			first = nil
+		case <-end.C:
+			return nil
+		case <-l.done:
+			return l.died()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // lastLife starts a worker that lives until everything came out.

@@ -1,0 +1,149 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir/internal/crashpoint"
+)
+
+// TestS04_DamagedObjectIsRefusedByName damages what the next start needs, while the
+// service is down.
+func TestS04_DamagedObjectIsRefusedByName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, []string{needBroker(t)}, 200)
+	w.args = []string{"-ballast", "600"} // a segment doesn't fit into its manifest
+	w.feedNow(2000)
+	p := w.launch()
+	w.settleWith(p)
+	p.stop()
+
+	m, manifest := w.pointed()
+	segment := ""
+	for _, s := range m.Segments {
+		if !s.Inline() {
+			segment = s.Object
+		}
+	}
+	if segment == "" {
+		t.Fatal("every segment is in its manifest; the test needs one that isn't")
+	}
+	damages := []struct {
+		name string
+		do   func(path string, whole []byte) error
+		says string
+	}{
+		{"truncated", func(path string, whole []byte) error { return os.WriteFile(path, whole[:len(whole)/2], 0o600) }, "damaged"},
+		{"torn to nothing", func(path string, whole []byte) error { return os.WriteFile(path, nil, 0o600) }, "damaged"},
+		{"one bit flipped", func(path string, whole []byte) error {
+			b := append([]byte(nil), whole...)
+			b[len(b)/3] ^= 1 << 4
+			return os.WriteFile(path, b, 0o600)
+		}, "damaged"},
+		{"deleted", func(path string, _ []byte) error { return os.Remove(path) }, "missing"},
+	}
+	w.feedNow(200)
+	for _, object := range []string{manifest, segment} {
+		path := filepath.Join(w.store, filepath.FromSlash(object))
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range damages {
+			if err := d.do(path, whole); err != nil {
+				t.Fatal(err)
+			}
+			p := w.launch()
+			said := p.refuses(object, d.says, w.store)
+			if n := p.count("committed"); n != 0 {
+				t.Fatalf("%s %s: %d checkpoints were committed\n%s", object, d.name, n, p.story())
+			}
+			t.Logf("%s %s:\n%s", object, d.name, said)
+			_ = os.Remove(path) // what is gone can't be removed
+			if err := os.WriteFile(path, whole, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.finish(w.launch())
+}
+
+// TestS09_RestoreFailsAgainAndAgain kills while state is loaded, at the crash points
+// there and at random, and takes the store away from under a restore.
+func TestS09_RestoreFailsAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	const (
+		rounds  = 6
+		kills   = 30
+		startup = 250 * time.Millisecond // what a start takes about
+	)
+	w := newWorld(t, []string{needBroker(t)}, 300)
+	w.args = []string{"-ballast", "600"}
+	w.feedNow(2000)
+	p := w.launch()
+	w.settleWith(p)
+	p.kill()
+	at, _ := w.pointed()
+
+	w.feedNow(500)
+	for i := range rounds {
+		point := []crashpoint.Point{crashpoint.InRestore, crashpoint.AfterRestore}[i%2]
+		p := w.launch(fmt.Sprintf("%s=%s", crashEnv, point))
+		p.diesOfItself(point, progressTime)
+	}
+	if now, _ := w.pointed(); now.Checkpoint != at.Checkpoint {
+		t.Fatalf("checkpoint %d was committed by a process that died in its restore; want %d still", now.Checkpoint, at.Checkpoint)
+	}
+	for range kills {
+		p := w.launch()
+		<-time.After(rand.N(startup)) // the instant is the test's input
+		p.killAtRandom()
+	}
+
+	w.feedNow(500)
+	m, _ := w.pointed()
+	path := filepath.Join(w.store, filepath.FromSlash(m.Segments[0].Object))
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil { // reading it fails, and says so
+		t.Fatal(err)
+	}
+	p = w.launch("-restarts", "3")
+	p.refuses("gave up after 3 restarts", m.Segments[0].Object)
+	p = w.launch("-restarts", "-1")
+	p.await("restarting", 2, progressTime)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	p.await("committed", 1, progressTime)
+	w.finish(p)
+}
+
+// TestS39_DeadLettersAreInTheSameCommit kills while poisonous records flow.
+func TestS39_DeadLettersAreInTheSameCommit(t *testing.T) {
+	t.Parallel()
+	const kills = 10
+	w := newWorld(t, []string{needBroker(t)}, 50)
+	w.topic(w.dead, 1, nil)
+	w.args = []string{"-dead", w.dead, "-interval", "30ms"}
+	w.feedOn(40, 10*time.Millisecond)
+	for range kills {
+		p := w.launch()
+		p.await("deadlettered", 1, progressTime)
+		p.next("committed", progressTime)
+		<-time.After(rand.N(100 * time.Millisecond))
+		p.killAtRandom()
+	}
+	p := w.launch(crashEnv + "=" + string(crashpoint.AfterOffsets) + ":2")
+	p.diesOfItself(crashpoint.AfterOffsets, progressTime)
+	w.quench()
+	w.finish(w.launch())
+}
