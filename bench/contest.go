@@ -135,6 +135,7 @@ func (c *contest) flags(fs *flag.FlagSet) {
 	fs.IntVar(&c.input.partitions, "partitions", c.input.partitions, "partitions of input and output")
 	fs.IntVar(&c.input.keys, "keys", c.input.keys, "distinct keys")
 	fs.IntVar(&c.input.valueBytes, "value", c.input.valueBytes, "`bytes` in a record's value")
+	fs.DurationVar(&c.input.age, "age", 0, "how old the input's timestamps are, as in a backfill")
 	fs.IntVar(&c.rounds, "rounds", 5, "rounds, each contender once in each")
 	fs.DurationVar(&c.interval, "interval", 100*time.Millisecond, "from one commit to the next")
 	fs.IntVar(&c.parallelism, "parallelism", 0, "Weir's subtasks of each stage (default: its own)")

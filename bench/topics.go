@@ -53,6 +53,7 @@ type input struct {
 	partitions int
 	keys       int // distinct
 	valueBytes int
+	age        time.Duration // of the oldest record's timestamp
 }
 
 // seed makes every run of the bench write the same input.
@@ -69,7 +70,7 @@ func (c *cluster) load(ctx context.Context, topic string, in input) error {
 	}
 	var failed error
 	rng := rand.New(rand.NewPCG(seed, uint64(in.records)))
-	start := time.Now()
+	start := time.Now().Add(-in.age)
 	for i := range in.records {
 		r := &kgo.Record{Topic: topic, Key: key(nil, rng.IntN(in.keys)), Value: make([]byte, in.valueBytes), Timestamp: start.Add(time.Duration(i) * time.Microsecond)}
 		fill(r.Value, rng)
