@@ -69,7 +69,10 @@ func goFiles(t *testing.T, visit func(path string), folders ...string) {
 // squeeze makes all white space alike.
 func squeeze(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-var goBlock = regexp.MustCompile("(?ms)^```go\n(.*?)^```$")
+var (
+	goBlock   = regexp.MustCompile("(?ms)^```go\n(.*?)^```$")
+	codeBlock = regexp.MustCompile("(?ms)^```.*?^```$")
+)
 
 func TestEveryGoBlockIsCodeThatIsCompiledAndTested(t *testing.T) {
 	var sources []string
@@ -117,7 +120,7 @@ func anchors(text string) map[string]bool {
 
 func TestRelativeLinksLeadSomewhere(t *testing.T) {
 	for name, text := range pages(t) {
-		for _, l := range link.FindAllStringSubmatch(text, -1) {
+		for _, l := range link.FindAllStringSubmatch(codeBlock.ReplaceAllString(text, ""), -1) {
 			if strings.Contains(l[1], "://") || strings.HasPrefix(l[1], "mailto:") {
 				continue
 			}
@@ -248,10 +251,13 @@ func TestEveryNameInTheDocsExists(t *testing.T) {
 var variable = regexp.MustCompile(`\bWEIR_[A-Z_]*[A-Z]\b`)
 
 func TestVariablesOfTheDocsAndOfTheCodeAreTheSame(t *testing.T) {
-	code := map[string]bool{}
+	code, shipped := map[string]bool{}, map[string]bool{}
 	goFiles(t, func(path string) {
 		for _, v := range variable.FindAllString(read(t, path), -1) {
 			code[v] = true
+			if !strings.HasSuffix(path, "_test.go") {
+				shipped[v] = true
+			}
 		}
 	}, ".")
 	docs := map[string]bool{}
@@ -263,7 +269,7 @@ func TestVariablesOfTheDocsAndOfTheCodeAreTheSame(t *testing.T) {
 			}
 		}
 	}
-	for v := range code {
+	for v := range shipped {
 		if !docs[v] {
 			t.Errorf("%s is read by the code and named in no page", v)
 		}
@@ -365,4 +371,60 @@ func TestDesignNamesEveryGuardAndCrashPoint(t *testing.T) {
 			t.Errorf("found %d constants of %s: is the search right?", n, pkg)
 		}
 	}
+}
+
+var floorLine = regexp.MustCompile(`(?m)^(\d)  (\S.*?)  +\S.*$`)
+
+// TestPackagesImportOnlyWhatTheMapAllows compares the map of the house in design.md
+// with the imports.
+func TestPackagesImportOnlyWhatTheMapAllows(t *testing.T) {
+	const module = "github.com/weirstream/weir"
+	type place struct{ floor, line, at int }
+	places := map[string]place{}
+	for line, m := range floorLine.FindAllStringSubmatch(pages(t)["docs/design.md"], -1) {
+		for at, name := range strings.Split(m[2], ", ") {
+			if name == "weir" {
+				name = "."
+			}
+			places[name] = place{int(m[1][0] - '0'), line, at}
+		}
+	}
+	if len(places) < 15 {
+		t.Fatalf("found %d packages in the map: is the pattern right?", len(places))
+	}
+	above := []string{"cmd", "examples", "bench", "integration", "docs"} // imported by nobody
+	goFiles(t, func(path string) {
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		folder := filepath.ToSlash(filepath.Dir(rel))
+		top, _, _ := strings.Cut(folder, "/")
+		if strings.HasSuffix(path, "_test.go") || slices.Contains(above, top) {
+			return
+		}
+		from, ok := places[folder]
+		if !ok {
+			t.Errorf("package %s is not in the map", folder)
+			return
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range f.Imports {
+			target := strings.Trim(imp.Path.Value, `"`)
+			if target != module && !strings.HasPrefix(target, module+"/") {
+				continue
+			}
+			name := strings.TrimPrefix(strings.TrimPrefix(target, module), "/")
+			if name == "" {
+				name = "."
+			}
+			to, ok := places[name]
+			if !ok || to.floor > from.floor || to.floor == from.floor && (to.line != from.line || to.at <= from.at) {
+				t.Errorf("%s imports %s, which the map does not allow", rel, name)
+			}
+		}
+	}, ".")
 }
