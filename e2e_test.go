@@ -54,8 +54,14 @@ func produceKeyed(t testing.TB, brokers []string, topic string, values []string,
 // consume reads n committed records of a topic.
 func consume(t testing.TB, brokers []string, topic string, n int) []*kgo.Record {
 	t.Helper()
+	return consumeAt(t, kgo.ReadCommitted(), brokers, topic, n)
+}
+
+// consumeAt reads n records at an isolation level.
+func consumeAt(t testing.TB, level kgo.IsolationLevel, brokers []string, topic string, n int) []*kgo.Record {
+	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(topic),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+		kgo.FetchIsolationLevel(level), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -565,3 +565,44 @@ func TestCommittedPositionIsThatOfTheBarrierNotThatOfThePoll(t *testing.T) {
 	await(r, 1, any1[event.Restarting])
 	wantValues(t, brokers, "out", input...)
 }
+
+// wantNoOpenTransaction checks that no transaction is ongoing in the cluster.
+func wantNoOpenTransaction(t *testing.T, brokers []string) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	txns, err := kadm.NewClient(cl).ListTransactions(t.Context(), nil, []string{"Ongoing"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(txns) > 0 {
+		t.Errorf("transactions are left open: %+v", txns)
+	}
+}
+
+func TestEndOfARunLeavesNoTransactionOpen(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	store := checkpoint.NewMem()
+	// The outputs before the failure are in the open transaction when the app stops.
+	var input []string
+	for i := range 2000 {
+		input = append(input, "a:"+strconv.Itoa(i))
+	}
+	produce(t, brokers, "in", input...)
+	r := start(t, "app", brokers, sums(same), weir.Store(store), weir.CheckpointEvery(0), weir.AfterRecords(1e9), weir.Parallelism(1))
+	consumeAt(t, kgo.ReadUncommitted(), brokers, "out", 1)
+	produce(t, brokers, "in", "fail:1")
+	wantError(t, r.wait(), "asked to")
+	wantNoOpenTransaction(t, brokers)
+
+	t.Setenv("WEIR_SKIP", "in/0@2000")
+	r = start(t, "app", brokers, sums(same), weir.Store(store), weir.CheckpointEvery(0), weir.AfterRecords(1e9), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantNoOpenTransaction(t, brokers)
+	consume(t, brokers, "out", 2000)
+}

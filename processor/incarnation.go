@@ -147,6 +147,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	err = inc.twin(err)
 	inc.cancel(err)
 	stopPolling()
+	inc.abort()
 	inc.sess.Close()
 	inc.group.Wait()
 	if inc.writer != nil {
@@ -179,6 +180,30 @@ func (inc *incarnation) leave() {
 		inc.cfg.Logger.Sugar().Warnf("leaving the consumer group: %v", err)
 	}
 }
+
+// abort ends the transaction that is open, unless the session failed, so that it does
+// not hold up readers until the next start. What can't be aborted in time stays open
+// until then, or until the broker's timeout.
+func (inc *incarnation) abort() {
+	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		inc.group.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return // a subtask waits for the client, which only Close ends
+	}
+	if err := inc.sess.Abort(ctx); err != nil {
+		inc.cfg.Logger.Sugar().Warnf("leaving a transaction open: %v", err)
+	}
+}
+
+// abortTimeout bounds the end of a transaction that is not to be committed.
+const abortTimeout = 2 * time.Second
 
 // leaveTimeout bounds the farewell to the group coordinator.
 const leaveTimeout = 5 * time.Second

@@ -34,7 +34,8 @@
 //     session has a chance.
 //  10. A clean stop is a last Commit, then [Session.Leave], so that others take over at
 //     once, then Close. A restart of the same instance leaves out Leave and finds its
-//     place again.
+//     place again. [Session.Abort] before Close frees the readers of what was produced
+//     and is not to be committed.
 //
 // # What fences whom
 //

@@ -183,6 +183,8 @@ type Session struct {
 	// lost is set before anybody is told that partitions were lost, and never unset.
 	// Commit reads it after the membership that it commits with.
 	lost atomic.Bool
+	// aborting is set by Abort: records that fail from then on were to fail.
+	aborting atomic.Bool
 
 	failOnce sync.Once
 	failed   chan struct{}
@@ -381,7 +383,7 @@ func (s *Session) Produce(r *kgo.Record) {
 
 // onProduced is the promise of every record.
 func (s *Session) onProduced(r *kgo.Record, err error) {
-	if err == nil || s.ctx.Err() != nil {
+	if err == nil || s.ctx.Err() != nil || s.aborting.Load() {
 		return
 	}
 	e := s.errorf("produce to topic "+r.Topic, err)
@@ -423,6 +425,26 @@ func (s *Session) Leave(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("leave group %s as instance %q: %w", s.cfg.Group, s.cfg.Instance, err)
+	}
+	return nil
+}
+
+// Abort ends the open transaction without committing it, so that what was produced in
+// it doesn't hold up readers until the broker's timeout. It is for a session that
+// ends in good order or through its caller's own error; after a failure of the session
+// it does nothing, since then only recovery may decide. Nobody may be inside Produce
+// or Commit, and after Abort there is only Close. An error means that the transaction
+// stays open until the next incarnation or the broker ends it.
+func (s *Session) Abort(ctx context.Context) error {
+	if !s.began.Load() || s.Err() != nil {
+		return nil
+	}
+	s.aborting.Store(true)
+	if err := s.cl.AbortBufferedRecords(ctx); err != nil {
+		return fmt.Errorf("abort the transaction of %s: drop buffered records: %w", s.txnID, err)
+	}
+	if err := s.cl.EndTransaction(ctx, kgo.TryAbort); err != nil {
+		return fmt.Errorf("abort the transaction of %s: %w", s.txnID, err)
 	}
 	return nil
 }
