@@ -25,7 +25,8 @@ func main() {
 	if err == nil {
 		return
 	}
-	fmt.Fprintln(os.Stderr, "weir:", err)
+	// An app's own errors begin with the prefix already.
+	fmt.Fprintln(os.Stderr, "weir: "+strings.TrimPrefix(err.Error(), "weir: "))
 	code := exitFailure
 	var e *exitError
 	if errors.As(err, &e) {

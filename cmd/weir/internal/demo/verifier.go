@@ -21,6 +21,18 @@ type verifier struct {
 	mark     *mark           // nil: nobody waits for a first output
 }
 
+// consumeCounts are the options of a verifier's client.
+func consumeCounts() []kgo.Opt {
+	return []kgo.Opt{
+		kgo.ConsumeTopics(countsTopic),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// Without the markers of transactions the end of the topic is never reached.
+		kgo.KeepControlRecords(),
+		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+	}
+}
+
 // mark waits for the first output that was written after the marked offsets.
 type mark struct {
 	ends map[int32]int64
