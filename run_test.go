@@ -606,3 +606,24 @@ func TestEndOfARunLeavesNoTransactionOpen(t *testing.T) {
 	wantNoOpenTransaction(t, brokers)
 	consume(t, brokers, "out", 2000)
 }
+
+func TestInputOfLongAgoIsProcessedAndKeepsItsTimestamp(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	at := time.UnixMilli(1_000_000_000_000) // in 2001
+	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("a:1"), Timestamp: at}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.Drain(),
+		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond}))
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := consume(t, brokers, "out", 1)[0]; !got.Timestamp.Equal(at) {
+		t.Errorf("the output has timestamp %v, the input %v", got.Timestamp, at)
+	}
+}

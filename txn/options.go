@@ -64,7 +64,7 @@ var refusedOptions = []refusedOption{
 	{"RequiredAcks", kgo.RequiredAcks, reasonWrites},
 	{"StopProducerOnDataLossDetected", kgo.StopProducerOnDataLossDetected, "the session always stops on data loss"},
 	{"ProducerOnDataLossDetected", kgo.ProducerOnDataLossDetected, "the session always stops on data loss"},
-	{"RecordDeliveryTimeout", kgo.RecordDeliveryTimeout, "it follows from the app's transaction timeout"},
+	{"RecordDeliveryTimeout", kgo.RecordDeliveryTimeout, "it counts from the timestamp of the input; the commit has a deadline of its own"},
 	{"ManualFlushing", kgo.ManualFlushing, "each checkpoint flushes"},
 	{"WithContext", kgo.WithContext, "pass the context to Run"},
 }

@@ -281,8 +281,9 @@ func (s *Session) mandatory(ctx context.Context) []kgo.Opt {
 		kgo.TransactionalID(s.txnID),
 		kgo.TransactionTimeout(s.cfg.TransactionTimeout),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		// A record that waits for longer than this could not be committed any more.
-		kgo.RecordDeliveryTimeout(s.cfg.TransactionTimeout / 2),
+		// No RecordDeliveryTimeout: the client counts it from the record's own
+		// timestamp, and an output has that of its input, which may be years old. What
+		// bounds the wait is the deadline of the commit.
 		kgo.StopProducerOnDataLossDetected(),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// Without the markers the position of a transactional input stops before the
