@@ -155,6 +155,15 @@ func (s *Session) adjust(_ context.Context, at map[string]map[int32]kgo.Offset) 
 		for p := range ps {
 			key := offsets.Partition{Topic: topic, Partition: p}
 			if pos, ok := s.starts[key]; ok {
+				if pos.LeaderEpoch < 0 {
+					// Nothing was read from there yet. The client fetches a position without
+					// an epoch at once, but one with an epoch only after a question to the
+					// leader, and then the fetch that is under way, of idle partitions alone,
+					// holds it up for as long as the broker waits. The epoch of now sends all
+					// of them the same way: it ends where the log ends, or where a later one
+					// begins, which is never before a position at which nothing was read.
+					pos.LeaderEpoch = s.leaderEpoch(key)
+				}
 				ps[p] = kgo.NewOffset().At(pos.Offset).WithEpoch(pos.LeaderEpoch)
 				delete(s.starts, key)
 			}
@@ -333,8 +342,20 @@ func (s *Session) loadTopicIDs(ctx context.Context, topics []string) error {
 			return s.errorf("ask for the id of topic "+*t.Topic, err)
 		}
 		s.topicID[*t.Topic] = t.TopicID
+		for _, p := range t.Partitions {
+			s.epochs[offsets.Partition{Topic: *t.Topic, Partition: p.Partition}] = p.LeaderEpoch
+		}
 	}
 	return nil
+}
+
+// leaderEpoch is the leader epoch that the partition had when the session asked for
+// its topic, -1 if it is unknown. mu is held.
+func (s *Session) leaderEpoch(p offsets.Partition) int32 {
+	if e, ok := s.epochs[p]; ok {
+		return e
+	}
+	return -1
 }
 
 func (s *Session) topicOf(id [16]byte) string {

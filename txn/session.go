@@ -45,10 +45,8 @@ const (
 
 	// fetchMaxWait is how long a broker may sit on a fetch that finds nothing. The client
 	// has one fetch at a time in flight for each broker, and a partition that joins in
-	// waits for it to come back. At start that is the rule: a position without a leader
-	// epoch, of a partition that was idle so far, is fetched at once, and one with an
-	// epoch after a question to its leader, which is behind that fetch. With the client's
-	// own 5 s a restart could stand still for that long.
+	// waits for it to come back: with the client's own 5 s a partition that is taken up
+	// late, or whose leader moved, could stand still for that long.
 	fetchMaxWait = 250 * time.Millisecond
 
 	// leaveTimeout bounds the goodbye of Close and the question why we were thrown
@@ -203,6 +201,7 @@ type Session struct {
 	rejoined bool                       // once for topics that an old assignment lacks
 	owned    map[offsets.Partition]bool // restored, not yet revoked
 	topicID  map[string][16]byte
+	epochs   map[offsets.Partition]int32            // leader epochs, learnt with the topic ids
 	starts   map[offsets.Partition]offsets.Position // positions that Restore asked for, until the client took them
 	watch    context.CancelFunc                     // of the watch of unstable offsets, nil if none
 
@@ -235,6 +234,7 @@ func Open(ctx context.Context, cfg Config, h Handler) (*Session, error) {
 		assigned: map[offsets.Partition]bool{},
 		owned:    map[offsets.Partition]bool{},
 		topicID:  map[string][16]byte{},
+		epochs:   map[offsets.Partition]int32{},
 		starts:   map[offsets.Partition]offsets.Position{},
 	}
 	s.last.Store(-1)

@@ -36,6 +36,43 @@ func TestRestoreDecidesWhereFetchingStarts(t *testing.T) {
 	})
 }
 
+func TestIdlePartitionDoesNotHoldUpTheOthersAtStart(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		const patient = 30 * time.Second // far more than a start may take
+		r.feed(0, 1)                     // partition 1 stays idle
+		patiently := func(c *Config, w *worker) {
+			c.Opts = append(c.Opts, kgo.FetchMaxWait(patient))
+			w.onRestore = func(_ context.Context, c map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+				starts := map[offsets.Partition]offsets.Position{}
+				for p, cm := range c {
+					starts[p] = offsets.Position{LeaderEpoch: -1}
+					if cm.Exists {
+						starts[p] = cm.Position
+					}
+				}
+				return starts, nil
+			}
+		}
+		w := r.start("a", patiently).up()
+		w.take(1)
+		w.mustCommit(1)
+		w.die()
+		r.feed(2, 1)
+
+		w = r.start("a", patiently).up()
+		if e := w.at[offsets.Partition{Topic: inTopic, Partition: 0}].LeaderEpoch; e < 0 {
+			t.Fatalf("leader epoch %d was committed for the busy partition: the test proves nothing", e)
+		}
+		begun := time.Now()
+		w.take(1)
+		if took := time.Since(begun); took > patient/10 {
+			t.Errorf("the busy partition's record came after %v", took)
+		}
+		w.mustCommit(2)
+		r.want(outTopic, "0", "2")
+	})
+}
+
 func TestRestoreErrorFailsTheSession(t *testing.T) {
 	boom := errors.New("manifest 7 is damaged")
 	for name, err := range map[string]error{"own error": boom, "wrapped cancellation": errors.Join(boom, context.Canceled)} {
