@@ -67,6 +67,9 @@ func extreme[T any, A cmp.Ordered](of func(T) A, c codec.Codec[A], pick func(a, 
 
 // pointer encodes what a pointer that is not nil points to.
 func pointer[A any](c codec.Codec[A]) codec.Codec[*A] {
+	if c == nil {
+		return nil // reported by Aggregate
+	}
 	return codec.Func(c.Name(), c.Version(),
 		func(dst []byte, v *A) ([]byte, error) { return c.Append(dst, *v) },
 		func(b []byte) (*A, error) {

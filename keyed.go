@@ -2,6 +2,7 @@ package weir
 
 import (
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/weirstream/weir/codec"
@@ -26,8 +27,9 @@ func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.
 	n := app.add("keyby", id, "", in.node)
 	k := Keyed[K, T]{app: app, node: n, codec: c, stage: processor.NewKeyedStage(id, key, c)}
 	if c == nil {
-		var zero K
-		app.errorf("operator %q: key type %T has no codec (%s)", id, zero, n.where)
+		app.errorf("operator %q: key type %s has no codec (%s)", id, reflect.TypeFor[K](), n.where)
+	} else if err := codec.Check(c); err != nil {
+		app.errorf("operator %q: %w (%s)", id, err, n.where)
 	}
 	if key == nil {
 		app.errorf("operator %q: the key function is nil (%s)", id, n.where)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -464,6 +465,9 @@ func TestBadInputNamesTheThingAndTheRemedy(t *testing.T) {
 	t.Run("unreachable broker", func(t *testing.T) {
 		wantError(t, start(t, "app", []string{"127.0.0.1:1"}, sums(same), mem()).wait(), "127.0.0.1:1")
 	})
+	t.Run("session timeout", func(t *testing.T) {
+		wantError(t, start(t, "app", brokers, sums(same), mem(), weir.SessionTimeout(time.Second)).wait(), "group.min.session.timeout.ms")
+	})
 	t.Run("unwritable store", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "file")
 		if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -626,4 +630,112 @@ func TestInputOfLongAgoIsProcessedAndKeepsItsTimestamp(t *testing.T) {
 	if got := consume(t, brokers, "out", 1)[0]; !got.Timestamp.Equal(at) {
 		t.Errorf("the output has timestamp %v, the input %v", got.Timestamp, at)
 	}
+}
+
+func TestS18_OffsetsMovedByHandAreRefusedAndMendedAsAsked(t *testing.T) {
+	for mode, want := range map[weir.Recovery][]string{
+		// The state holds a=3 and b=1; "a:2" is read again where the offsets say so.
+		weir.RecoverCheckpoint: {"a:1", "a:3", "b:1"},
+		weir.RecoverOffsets:    {"a:1", "a:3", "b:1", "a:5", "b:2"},
+		weir.RecoverNothing:    {"a:1", "a:3", "b:1", "a:2", "b:1"},
+	} {
+		t.Run(string(mode), func(t *testing.T) {
+			brokers := broker(t, 1, "in", "out")
+			store := checkpoint.NewMem()
+			produce(t, brokers, "in", "a:1", "a:2", "b:1")
+			if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain()).wait(); err != nil {
+				t.Fatal(err)
+			}
+			moveOffset(t, brokers, "app", "in", 0, 1)
+			wantError(t, start(t, "app", brokers, sums(same), weir.Store(store)).wait(), "in/0", "WEIR_RECOVER")
+			// The input is drained at the checkpoint's positions, so nothing but the
+			// mending itself calls for a commit.
+			r := start(t, "app", brokers, sums(same), weir.Store(store), weir.OnMismatch(mode))
+			await(r, 1, any1[event.CheckpointCommitted])
+			r.stop()
+			if err := r.wait(); err != nil {
+				t.Fatal(err)
+			}
+			if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain()).wait(); err != nil {
+				t.Fatalf("after the mending: %v", err)
+			}
+			wantValues(t, brokers, "out", want...)
+		})
+	}
+}
+
+// moveOffset commits an offset for a group that nobody is in, as a person would.
+func moveOffset(t *testing.T, brokers []string, group, topic string, partition int32, to int64) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	var os kadm.Offsets
+	os.AddOffset(topic, partition, to, -1)
+	if err := kadm.NewClient(cl).CommitAllOffsets(t.Context(), group, os); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestUndecodableRecordWithoutAReasonIsSkipped(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "1", "{", "2")
+	topology := func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.JSON[int]()), weir.OnUndecodable(func(error) error { return nil }))
+		weir.To(in, "out", kafka.Values("out", kafka.NoKey, codec.JSON[int]()))
+	}
+	r := start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	await(r, 1, any1[event.Skipped])
+	wantValues(t, brokers, "out", "1", "2")
+}
+
+// severed is a network that can be cut off for good.
+type severed struct {
+	mu    sync.Mutex
+	conns []net.Conn
+	cut   bool
+}
+
+func (s *severed) dial(ctx context.Context, network, host string) (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cut {
+		return nil, errors.New("the network is cut")
+	}
+	c, err := new(net.Dialer).DialContext(ctx, network, host)
+	if err == nil {
+		s.conns = append(s.conns, c)
+	}
+	return c, err
+}
+
+func (s *severed) sever() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cut = true
+	for _, c := range s.conns {
+		c.Close()
+	}
+}
+
+func TestTakeOverAfterAKillEndsTheTransactionOfTheDead(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	store := checkpoint.NewMem()
+	var network severed
+	slow := []weir.Option{weir.Store(store), weir.CheckpointEvery(0), weir.AfterRecords(3), weir.SessionTimeout(6*time.Second), weir.TransactionTimeout(10 * time.Minute)}
+	active := start(t, "app", brokers, sums(same), append(slow, weir.InstanceID("first"), weir.KafkaOptions(kgo.Dialer(network.dial)))...)
+	produce(t, brokers, "in", "a:1", "a:2", "a:3")
+	await(active, 1, any1[event.CheckpointCommitted])
+	start(t, "app", brokers, sums(same), append(slow, weir.InstanceID("second"))...)
+	awaitMembers(t, brokers, "app", 2)
+	produce(t, brokers, "in", "a:4") // not enough for a checkpoint
+	consumeAt(t, kgo.ReadUncommitted(), brokers, "out", 4)
+	network.sever()
+	produce(t, brokers, "in", "a:5", "a:6")
+	wantValues(t, brokers, "out", "a:1", "a:3", "a:6", "a:10", "a:15", "a:21")
 }

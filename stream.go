@@ -1,6 +1,7 @@
 package weir
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -69,7 +70,7 @@ type sourceOptions struct {
 
 // OnUndecodable sets what happens to a record that can't be decoded: [Skip],
 // [DeadLetter], or any function that turns the decoder's error into the one that
-// counts. Default: the app stops and names the record.
+// counts; nil skips the record. Default: the app stops and names the record.
 func OnUndecodable(f func(error) error) SourceOption {
 	return sourceOption(func(o *sourceOptions) { o.undecodable = f })
 }
@@ -93,7 +94,10 @@ func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption
 			op.Enter()
 			v, err := src.Decode(r)
 			if err != nil {
-				op.Fail(o.undecodable(fmt.Errorf("decoding: %w", err)))
+				if err = o.undecodable(fmt.Errorf("decoding: %w", err)); err == nil {
+					err = Skip(errors.New("undecodable, and the source's policy gave no reason to keep it"))
+				}
+				op.Fail(err)
 				return
 			}
 			next(v)

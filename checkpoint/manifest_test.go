@@ -85,7 +85,7 @@ func TestS04_DamageIsRefusedByName(t *testing.T) {
 				t.Helper()
 				_, err := tryRestore(s, ref)
 				var damaged *checkpoint.DamagedError
-				if !errors.As(err, &damaged) || damaged.Object != object || damaged.Store != s.String() || !strings.Contains(err.Error(), object) || !strings.Contains(err.Error(), "older retained checkpoint") {
+				if !errors.As(err, &damaged) || damaged.Object != object || damaged.Store != s.String() || !strings.Contains(err.Error(), object) || !strings.Contains(err.Error(), "from a backup of the store") {
 					t.Errorf("%s %s: %v", object, how, err)
 				}
 				if err := s.Delete(t.Context(), object); err != nil {

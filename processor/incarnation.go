@@ -35,6 +35,7 @@ type incarnation struct {
 	group  sync.WaitGroup
 
 	sess      *txn.Session
+	opened    chan struct{} // closed when sess is set; the client's hooks may be earlier
 	events    chan any      // acks and outcomes for the loop
 	observedC chan struct{} // capacity 1: input was processed
 	drainedC  chan struct{} // closed when every partition reached its end
@@ -116,6 +117,7 @@ const commitQueue = 64
 func newIncarnation(ctx context.Context, cfg *Config, plan *Plan, ends map[offsets.Partition]int64) *incarnation {
 	inc := &incarnation{
 		cfg: cfg, plan: plan, ends: ends,
+		opened:     make(chan struct{}),
 		events:     make(chan any, 64),
 		observedC:  make(chan struct{}, 1),
 		drainedC:   make(chan struct{}),
@@ -138,16 +140,17 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 		inc.cancel(err)
 		return err
 	}
+	close(inc.opened)
 	pollCtx, stopPolling := context.WithCancel(inc.ctx)
 	inc.spawn(func() error { return inc.poll(pollCtx) })
 	err = inc.live(stop, stopPolling)
-	if err == nil {
-		inc.leave()
-	}
 	err = inc.twin(err)
 	inc.cancel(err)
 	stopPolling()
 	inc.abort()
+	if err == nil || isFatal(err) {
+		inc.leave()
+	}
 	inc.sess.Close()
 	inc.group.Wait()
 	if inc.writer != nil {
@@ -172,9 +175,13 @@ func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
 }
 
 // leave tells the group that this instance goes, so that a standby takes over at
-// once. Failing that, the standby waits for the session timeout.
+// once, and offsets can be reset. Failing that, they wait for the session timeout. A
+// session that failed has nothing to leave: its place may be another's.
 func (inc *incarnation) leave() {
-	ctx, cancel := context.WithTimeout(inc.ctx, leaveTimeout)
+	if inc.sess.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
 	if err := inc.sess.Leave(ctx); err != nil {
 		inc.cfg.Logger.Sugar().Warnf("leaving the consumer group: %v", err)
@@ -300,6 +307,13 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 		return fatal(err)
 	}
 	d := &driver{inc: inc, co: co}
+	if inc.restore.state.mended {
+		// The committed offsets are still those that the operator had us pass over:
+		// until they are replaced, the next start would refuse again.
+		if over, err := d.do(now, co.MarkDirty(now)); over {
+			return err
+		}
+	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var stopTimer <-chan time.Time
@@ -531,6 +545,7 @@ func (inc *incarnation) commitLoop() error {
 
 // Revoke implements [txn.Handler]: one more checkpoint, then the partitions may go.
 func (inc *incarnation) Revoke(ctx context.Context, parts []offsets.Partition) {
+	<-inc.opened
 	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Revoked: parts})
 	select {
 	case <-inc.started:

@@ -23,7 +23,7 @@ func (inc *incarnation) register() error {
 		next = max(next, s.ID+1)
 	}
 	if inc.base.KeyGroups != 0 && inc.base.KeyGroups != inc.cfg.KeyGroups {
-		errs = append(errs, &checkpoint.KeyGroupsError{Want: inc.base.KeyGroups, Got: inc.cfg.KeyGroups})
+		errs = append(errs, &checkpoint.KeyGroupsError{Store: inc.cfg.Store.String(), Want: inc.cfg.KeyGroups, Got: inc.base.KeyGroups})
 	}
 	known := map[[2]string]bool{}
 	for _, d := range inc.plan.States {

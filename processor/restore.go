@@ -35,11 +35,13 @@ type recovered struct {
 	ref       offsets.ManifestRef                    // of manifest
 	last      int64                                  // highest checkpoint id that is known to have been used
 	positions map[offsets.Partition]offsets.Position // of every assigned partition
+	mended    bool                                   // after a mismatch, as the operator asked
 }
 
 // Restore implements [txn.Handler]: it is called with the partitions that the
 // group assigned and what is committed for them, before anything is fetched.
 func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+	<-inc.opened
 	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Assigned: sortedPartitions(committed)})
 	if len(committed) == 0 {
 		return nil, nil
@@ -117,6 +119,7 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 		}
 		return inc.fromScratch(ctx, committed)
 	}
+	inc.fence(ctx, verdict.Instance)
 	m, err := checkpoint.Load(ctx, inc.cfg.Store, verdict.Manifest)
 	if err != nil {
 		return recovered{}, classifyStore(err)
@@ -130,6 +133,19 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 	}
 	r := recovered{manifest: m, ref: verdict.Manifest, last: m.Checkpoint, positions: maps.Clone(m.Positions)}
 	return r, inc.addNew(ctx, committed, r.positions)
+}
+
+// fence ends the transaction of the instance that committed last, if that is another
+// one. It owns nothing any more, since one instance owns everything; but if it was
+// killed, what it produced since then would hold up readers of the outputs until the
+// transaction timeout.
+func (inc *incarnation) fence(ctx context.Context, instance string) {
+	if instance == inc.cfg.Instance {
+		return
+	}
+	if err := inc.sess.Fence(ctx, instance); err != nil && ctx.Err() == nil {
+		inc.cfg.Logger.Sugar().Warnf("ending the transaction of instance %q, which was active before: %v; readers of its outputs may wait for the transaction timeout", instance, err)
+	}
 }
 
 // withUnassigned adds what is committed for partitions that the manifest names
@@ -178,6 +194,10 @@ func (e *ForgottenError) Error() string {
 // recoverAfter goes the way that the operator chose after offsets and checkpoint
 // were found to disagree; without a choice it refuses.
 func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.Partition]offsets.Committed, mismatch error) (recovered, error) {
+	var newer *offsets.VersionError
+	if errors.As(mismatch, &newer) {
+		return recovered{}, fatal(mismatch) // a newer program's work is not to be undone
+	}
 	switch inc.cfg.Recovery {
 	case RecoverNothing:
 		inc.cfg.Logger.Sugar().Warnf("starting empty, as asked (recovery %q), because: %v", inc.cfg.Recovery, mismatch)
@@ -185,6 +205,7 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 		if err != nil {
 			return r, err
 		}
+		r.mended = true
 		// Checkpoint ids must not fall back behind what was used before.
 		r.last, err = inc.highestCheckpoint(ctx, committed)
 		return r, err
@@ -204,7 +225,7 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 	if err != nil {
 		return recovered{}, classifyStore(err)
 	}
-	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, positions: map[offsets.Partition]offsets.Position{}}
+	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, mended: true, positions: map[offsets.Partition]offsets.Position{}}
 	for p, c := range committed {
 		at, ok := m.Positions[p]
 		if inc.cfg.Recovery == RecoverOffsets && c.Exists {

@@ -133,8 +133,8 @@ const (
 func Value[V any](s Setup, name string, c codec.Codec[V]) *OfValue[V] {
 	scope := s.StateScope()
 	h := &OfValue[V]{scope: scope, name: name, codec: c}
-	if c == nil {
-		scope.errs = append(scope.errs, fmt.Errorf("operator %q: state %q has no codec", scope.operator, name))
+	if err := codec.Check(c); err != nil {
+		scope.errs = append(scope.errs, fmt.Errorf("operator %q: state %q: %w", scope.operator, name, err))
 	}
 	scope.add(h)
 	return h

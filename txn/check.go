@@ -21,6 +21,7 @@ import (
 const (
 	// reachTimeout bounds the wait for a first answer of any broker.
 	reachTimeout = 15 * time.Second
+	askPause     = 200 * time.Millisecond // between two tries to reach a coordinator
 
 	maxTimeoutKey = "transaction.max.timeout.ms"
 
@@ -126,10 +127,13 @@ func missingACL(op, resource, name string) error {
 func checkGroup(ctx context.Context, cl *kgo.Client, cfg Config) error {
 	req := kmsg.NewPtrHeartbeatRequest()
 	req.Group, req.MemberID, req.Generation = cfg.Group, nobody, -1
-	resp, err := req.RequestWith(ctx, cl)
-	if err == nil {
-		err = kerr.ErrorForCode(resp.ErrorCode)
-	}
+	err := askCoordinator(ctx, func(ctx context.Context) error {
+		resp, err := req.RequestWith(ctx, cl)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.ErrorCode)
+		}
+		return err
+	})
 	switch {
 	case errors.Is(err, kerr.GroupAuthorizationFailed):
 		return missingACL("Read", "group", cfg.Group)
@@ -148,10 +152,13 @@ func checkTransactionalID(ctx context.Context, cl *kgo.Client, cfg Config) error
 	id := TransactionalID(cfg.App, cfg.Instance)
 	req := kmsg.NewPtrAddOffsetsToTxnRequest()
 	req.TransactionalID, req.Group, req.ProducerID, req.ProducerEpoch = id, cfg.Group, -1, -1
-	resp, err := req.RequestWith(ctx, cl)
-	if err == nil {
-		err = kerr.ErrorForCode(resp.ErrorCode)
-	}
+	err := askCoordinator(ctx, func(ctx context.Context) error {
+		resp, err := req.RequestWith(ctx, cl)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.ErrorCode)
+		}
+		return err
+	})
 	switch {
 	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
 		return missingACL("Write", "transactional-id", id)
@@ -161,6 +168,20 @@ func checkTransactionalID(ctx context.Context, cl *kgo.Client, cfg Config) error
 		return fmt.Errorf("ask for transactional id %q: %w", id, err)
 	}
 	return nil
+}
+
+// askCoordinator asks until a broker answers or reachTimeout is over. A start may
+// fall into the seconds in which a broker that died is still named as the coordinator,
+// which says nothing about how we are set up.
+func askCoordinator(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	for {
+		err := ask(ctx)
+		if err == nil || isKafka(err) || !sleep(ctx, askPause) {
+			return err
+		}
+	}
 }
 
 // isKafka tells whether a broker answered, if only with an error.

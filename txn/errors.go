@@ -105,6 +105,8 @@ func (e *Error) remedy() string {
 			return "raise max.message.bytes of the topic and the client's batch size, or emit smaller records"
 		case errors.Is(e.Err, kerr.UnknownTopicOrPartition), errors.Is(e.Err, kerr.UnknownTopicID):
 			return "create the topic: kafka-topics --create --topic NAME --partitions N"
+		case errors.Is(e.Err, kerr.InvalidSessionTimeout):
+			return "set a session timeout between the brokers' group.min.session.timeout.ms (6s unless changed) and group.max.session.timeout.ms"
 		case errors.Is(e.Err, kerr.InvalidTransactionTimeout):
 			return "lower the transaction timeout or raise the broker's transaction.max.timeout.ms"
 		}
@@ -176,7 +178,7 @@ func (s *Session) kindOf(err error) Kind {
 		kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed, kerr.ClusterAuthorizationFailed,
 		kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.OffsetMetadataTooLarge, kerr.InvalidTransactionTimeout,
 		kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, kerr.InvalidTopicException, kerr.InvalidRecord,
-		kerr.InvalidTimestamp, kerr.PolicyViolation, kerr.UnsupportedVersion, kerr.InvalidGroupID):
+		kerr.InvalidTimestamp, kerr.PolicyViolation, kerr.UnsupportedVersion, kerr.InvalidGroupID, kerr.InvalidSessionTimeout):
 		return Rejected
 	}
 	return Transient
@@ -262,7 +264,7 @@ func (e *UnstableError) Error() string {
 	if orphaned || len(e.Blocking) == 0 {
 		b.WriteString("\n  a broker that was killed alone between a decision and its markers can leave this behind (KAFKA-20734)")
 	}
-	b.WriteString("\n  run 'weir doctor': it reads the decision from __transaction_state and writes the missing markers; do not run 'kafka-transactions abort', it would throw away a committed transaction")
+	b.WriteString("\n  read the decision of the transaction in __transaction_state and write the missing markers with it (WriteTxnMarkers); do not run 'kafka-transactions abort', it would throw away a committed transaction")
 	return b.String()
 }
 

@@ -430,6 +430,13 @@ func (s *Session) Leave(ctx context.Context) error {
 	return nil
 }
 
+// Fence ends the open transaction of another instance of the app and makes its
+// producer fail, which restarts it if it is alive. It is for an instance that owns
+// nothing any more.
+func (s *Session) Fence(ctx context.Context, instance string) error {
+	return s.fence(ctx, TransactionalID(s.cfg.App, instance))
+}
+
 // Abort ends the open transaction without committing it, so that what was produced in
 // it doesn't hold up readers until the broker's timeout. It is for a session that
 // ends in good order or through its caller's own error; after a failure of the session

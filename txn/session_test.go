@@ -425,7 +425,7 @@ func TestUnstableOffsetsThatNothingExplainsAreAnError(t *testing.T) {
 		if took := time.Since(start); took < 35*time.Second || took > 40*time.Second {
 			t.Errorf("after %v, want transaction timeout, scan and margin: 35s", took)
 		}
-		for _, want := range []string{"in/1", "KAFKA-20734", "weir doctor"} {
+		for _, want := range []string{"in/1", "KAFKA-20734", "WriteTxnMarkers"} {
 			if !strings.Contains(u.Error(), want) {
 				t.Errorf("error doesn't say %q: %v", want, u)
 			}

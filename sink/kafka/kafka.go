@@ -29,8 +29,8 @@ func NoKey[T any](dst []byte, _ T) ([]byte, bool, error) { return dst, false, ni
 // Sink writes key-value pairs to a topic.
 func Sink[K, V any](topic string, kc codec.Codec[K], vc codec.Codec[V]) sink.Sink[record.KV[K, V]] {
 	s := &encoded[record.KV[K, V]]{topic: topic}
-	if kc == nil || vc == nil {
-		s.bad = fmt.Errorf("kafka sink for topic %q: key and value need a codec", topic)
+	if err := errors.Join(codec.Check(kc), codec.Check(vc)); err != nil {
+		s.bad = fmt.Errorf("kafka sink for topic %q: %w", topic, err)
 		return s
 	}
 	s.key = func(dst []byte, kv record.KV[K, V]) ([]byte, bool, error) {
@@ -44,9 +44,10 @@ func Sink[K, V any](topic string, kc codec.Codec[K], vc codec.Codec[V]) sink.Sin
 // Values writes values to a topic under the key that key makes: [KeyBy] or [NoKey].
 func Values[T any](topic string, key KeyFunc[T], c codec.Codec[T]) sink.Sink[T] {
 	s := &encoded[T]{topic: topic, key: key}
+	err := codec.Check(c)
 	switch {
-	case c == nil:
-		s.bad = fmt.Errorf("kafka sink for topic %q: the value needs a codec", topic)
+	case err != nil:
+		s.bad = fmt.Errorf("kafka sink for topic %q: %w", topic, err)
 	case key == nil:
 		s.bad = fmt.Errorf("kafka sink for topic %q: the key function is nil; use kafka.NoKey for records without a key", topic)
 	default:
