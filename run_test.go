@@ -47,7 +47,7 @@ func start(t *testing.T, name string, brokers []string, topology func(*weir.App)
 	r := &running{t: t, done: make(chan struct{}), seen: make(chan struct{}, 1)}
 	base := []weir.Option{
 		weir.Brokers(brokers...), weir.InstanceID("a"), weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond),
-		weir.KafkaOptions(kgo.FetchMaxWait(100 * time.Millisecond)), weir.Listen(r.listener()),
+		weir.Listen(r.listener()),
 	}
 	app := weir.New(name, append(base, opts...)...)
 	topology(app)

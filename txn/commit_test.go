@@ -173,7 +173,7 @@ func TestS21_EndRefusedAndOneAnswerLostGoesThrough(t *testing.T) {
 			asError(t, err, Unknown)
 		}
 		w.Close()
-		w = r.start("a").up()
+		r.start("a").up()
 		r.want(outTopic, "0", "1")
 		r.wantOffsets(1, 1)
 	})
@@ -361,7 +361,7 @@ func TestOnePartitionRefusedFailsTheCommit(t *testing.T) {
 			t.Errorf("the error doesn't name the partition: %v", e)
 		}
 		w.Close()
-		w = r.start("a").up()
+		r.start("a").up()
 		r.want(outTopic)
 	})
 }

@@ -62,8 +62,5 @@ func (l *ledger) add(key, value []byte) {
 	}
 }
 
-// complete tells whether everything that should come out was seen.
-func (l *ledger) complete() bool { return l.seen == l.total }
-
 // lost is how many outputs never came.
 func (l *ledger) lost() int64 { return l.total - l.seen }
