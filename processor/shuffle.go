@@ -19,8 +19,6 @@ type item[K comparable, T any] struct {
 	key K
 	val T
 	kg  uint16
-
-	slot uint32 // of the key in the receiver's state, found before the item is processed
 }
 
 // batch is what one subtask hands to another: records and, after them, perhaps a
@@ -241,6 +239,7 @@ type keyedRunner[K comparable, T any] struct {
 	chain   []func(T)
 
 	hashable bool // keys can be looked up outside a handler
+	ahead    [state.LookAhead]state.Sought[K]
 
 	stash []*batch[K, T] // batches of blocked inputs, in order of arrival
 }
@@ -271,20 +270,17 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 	}
 }
 
-// lookAhead is how many items have their keys looked up at once: enough to hide
-// the latency of memory, few enough to be in the first-level cache when they are
-// processed.
-const lookAhead = 32
-
-// find looks up the keys of items. A key that can panic when it is hashed is left
-// to its handler, so that the panic names its record.
-func (r *keyedRunner[K, T]) find(items []item[K, T]) {
-	for i := range items {
-		items[i].slot = state.NoSlot
-		if r.hashable {
-			items[i].slot = r.keys.Find(items[i].key)
-		}
+// find looks up the keys of the next items, and returns how many. A key that can
+// panic when it is hashed is left to its handler, so that the panic names its record.
+func (r *keyedRunner[K, T]) find(items []item[K, T]) int {
+	n := min(len(items), len(r.ahead))
+	for i := range n {
+		r.ahead[i].Key, r.ahead[i].Slot = items[i].key, state.NoSlot
 	}
+	if r.hashable {
+		r.keys.Find(r.ahead[:n])
+	}
+	return n
 }
 
 // hashable tells whether every value of the type can be a map key: whether it
@@ -311,17 +307,17 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 		r.stash = append(r.stash, bt)
 		return nil
 	}
-	for done, found := 0, 0; done < len(bt.items) && r.sub.err == nil; {
+	// The items from begin on have their keys looked up, up to found.
+	for begin, done, found := 0, 0, 0; done < len(bt.items) && r.sub.err == nil; {
 		r.sub.guarded(func() {
 			for done < len(bt.items) && r.sub.err == nil {
 				if done == found {
-					found = min(done+lookAhead, len(bt.items))
-					r.find(bt.items[done:found])
+					begin, found = done, done+r.find(bt.items[done:])
 				}
-				it := &bt.items[done]
+				it, slot := &bt.items[done], r.ahead[done-begin].Slot
 				done++
 				r.sub.raw = it.raw
-				r.keys.UseAt(it.key, it.kg, it.slot)
+				r.keys.UseAt(it.key, it.kg, slot)
 				for _, next := range r.chain {
 					next(it.val)
 				}
@@ -333,6 +329,7 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	}
 	id, input := bt.barrier, bt.input
 	clear(bt.items) // a batch at rest must not keep fetched records alive
+	clear(r.ahead[:])
 	bt.items, bt.barrier = bt.items[:0], 0
 	bt.home <- bt
 	if id == 0 {

@@ -28,7 +28,9 @@ func TestFrozenRunsAddUpToTheTable(t *testing.T) {
 			k := fmt.Sprint(rng.IntN(keys))
 			changed[k] = true
 			if rng.IntN(8) > 0 {
-				ks.UseAt(k, 0, ks.Find(k))
+				sought := []Sought[string]{{Key: k}}
+				ks.Find(sought)
+				ks.UseAt(k, 0, sought[0].Slot)
 			} else {
 				ks.Use(k, 0)
 			}

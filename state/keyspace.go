@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"hash/maphash"
 	"math"
 
 	"github.com/weirstream/weir/codec"
@@ -27,7 +28,8 @@ type Space interface {
 // look-up however many handles its handler touches.
 type Keyspace[K comparable] struct {
 	codec codec.Codec[K]
-	index map[K]uint32
+	index index
+	seed  maphash.Seed
 	keys  [][]slotKey[K]
 	free  []uint32
 	next  uint32
@@ -40,7 +42,7 @@ type Keyspace[K comparable] struct {
 	curSlot uint32
 	curOK   bool // curSlot is cur's slot
 
-	touched uint8 // of no meaning: keeps the reads of touch from being optimised away
+	touched uint64 // of no meaning: keeps reads ahead from being optimised away
 
 	maybeEmpty []uint32 // slots that a column froze as empty
 }
@@ -57,7 +59,7 @@ type attached struct {
 
 // NewKeyspace returns an empty keyspace whose keys are encoded by c.
 func NewKeyspace[K comparable](c codec.Codec[K]) *Keyspace[K] {
-	return &Keyspace[K]{codec: c, index: map[K]uint32{}, byID: map[uint16]column{}}
+	return &Keyspace[K]{codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{}}
 }
 
 var _ Space = (*Keyspace[string])(nil)
@@ -77,22 +79,57 @@ func (ks *Keyspace[K]) Use(k K, keyGroup uint16) {
 	ks.cur, ks.curKG, ks.curOK = k, keyGroup, false
 }
 
-// NoSlot is what [Keyspace.Find] returns for a key that holds no state.
+// NoSlot is what [Keyspace.Find] finds for a key that holds no state.
 const NoSlot = math.MaxUint32
 
-// Find returns where k's state is, for [Keyspace.UseAt], or NoSlot. The answer
-// stands until the next Freeze. Look-ups of several keys in a row wait for memory
-// together; one by one between handlers each of them waits alone.
-func (ks *Keyspace[K]) Find(k K) (slot uint32) {
-	if len(ks.columns) > 0 {
-		if slot, ok := ks.index[k]; ok {
-			for _, c := range ks.columns {
-				ks.touched ^= c.touch(slot)
-			}
-			return slot
+// LookAhead is how many keys [Keyspace.Find] takes at most: enough to hide the
+// latency of memory, few enough that what it found is still in the first-level cache
+// when it is used.
+const LookAhead = 32
+
+// Sought is a key to be found.
+type Sought[K comparable] struct {
+	Key  K
+	Slot uint32 // where Find found its state, for UseAt, or NoSlot
+
+	hash, next uint32
+}
+
+// Find finds where the state of keys is. The answer stands until the next Freeze.
+// It goes over all keys step by step, and no step of one key waits for that of
+// another, so all wait for memory together; one by one between handlers each of them
+// would wait alone.
+func (ks *Keyspace[K]) Find(sought []Sought[K]) {
+	if len(ks.columns) == 0 {
+		for i := range sought {
+			sought[i].Slot = NoSlot
+		}
+		return
+	}
+	touched := ks.touched
+	for i := range sought {
+		s := &sought[i]
+		s.hash = hashOf(ks.seed, s.Key)
+		touched ^= ks.index.touch(s.hash)
+	}
+	for i := range sought {
+		s := &sought[i]
+		s.Slot, s.next = ks.index.first(s.hash)
+		if s.Slot == NoSlot {
+			continue
+		}
+		touched ^= uint64(ks.at(s.Slot).kg)
+		for _, c := range ks.columns {
+			touched ^= uint64(c.touch(s.Slot))
 		}
 	}
-	return NoSlot
+	for i := range sought {
+		s := &sought[i]
+		for s.Slot != NoSlot && ks.at(s.Slot).key != s.Key {
+			s.Slot, s.next = ks.index.next(s.hash, s.next)
+		}
+	}
+	ks.touched = touched
 }
 
 // UseAt is Use for a key of which Find told the slot.
@@ -104,7 +141,7 @@ func (ks *Keyspace[K]) UseAt(k K, keyGroup uint16, slot uint32) {
 func (ks *Keyspace[K]) Key() K { return ks.cur }
 
 // Len is the number of keys that hold state.
-func (ks *Keyspace[K]) Len() int { return len(ks.index) }
+func (ks *Keyspace[K]) Len() int { return ks.index.len }
 
 func (ks *Keyspace[K]) capacity() uint32 { return ks.next }
 
@@ -112,19 +149,29 @@ func (ks *Keyspace[K]) slot(create bool) (uint32, bool) {
 	if ks.curOK {
 		return ks.curSlot, true
 	}
-	slot, ok := ks.index[ks.cur]
-	if !ok {
+	hash := hashOf(ks.seed, ks.cur)
+	slot := ks.find(hash, ks.cur)
+	if slot == NoSlot {
 		if !create {
 			return 0, false
 		}
-		slot = ks.insert(codec.Clone(ks.codec, ks.cur), ks.curKG)
+		slot = ks.insert(hash, codec.Clone(ks.codec, ks.cur), ks.curKG)
 	}
 	ks.curSlot, ks.curOK = slot, true
 	return slot, true
 }
 
+// find returns k's slot, or NoSlot.
+func (ks *Keyspace[K]) find(hash uint32, k K) uint32 {
+	slot, next := ks.index.first(hash)
+	for slot != NoSlot && ks.at(slot).key != k {
+		slot, next = ks.index.next(hash, next)
+	}
+	return slot
+}
+
 // insert gives k, which must own its memory, a slot.
-func (ks *Keyspace[K]) insert(k K, kg uint16) uint32 {
+func (ks *Keyspace[K]) insert(hash uint32, k K, kg uint16) uint32 {
 	var slot uint32
 	if n := len(ks.free); n > 0 {
 		slot, ks.free = ks.free[n-1], ks.free[:n-1]
@@ -139,7 +186,7 @@ func (ks *Keyspace[K]) insert(k K, kg uint16) uint32 {
 		}
 	}
 	*ks.at(slot) = slotKey[K]{k, kg}
-	ks.index[k] = slot
+	ks.index.insert(hash, slot)
 	return slot
 }
 
@@ -157,9 +204,10 @@ func (ks *Keyspace[K]) Restore(keyGroup, id uint16, key, value []byte) error {
 	if err != nil {
 		return fmt.Errorf("key of %q: %w", c.describe().Operator, err)
 	}
-	slot, ok := ks.index[k]
-	if !ok {
-		slot = ks.insert(codec.Clone(ks.codec, k), keyGroup)
+	hash := hashOf(ks.seed, k)
+	slot := ks.find(hash, k)
+	if slot == NoSlot {
+		slot = ks.insert(hash, codec.Clone(ks.codec, k), keyGroup)
 	}
 	return c.restore(slot, value)
 }
@@ -187,10 +235,9 @@ func (ks *Keyspace[K]) release(slot uint32) {
 		}
 	}
 	k := ks.at(slot)
-	if at, ok := ks.index[k.key]; !ok || at != slot {
+	if !ks.index.delete(hashOf(ks.seed, k.key), slot) {
 		return // freed already, through another column's entry
 	}
-	delete(ks.index, k.key)
 	*k = slotKey[K]{}
 	ks.free = append(ks.free, slot)
 }

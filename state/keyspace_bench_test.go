@@ -68,18 +68,19 @@ func BenchmarkKeyedUpdate(b *testing.B) {
 // BenchmarkKeyedUpdateAhead finds the keys of some records before it updates them,
 // as a keyed subtask does.
 func BenchmarkKeyedUpdateAhead(b *testing.B) {
-	const ahead = 32
+	const ahead = LookAhead
 	c := newCounter(benchKeys)
-	var slots [ahead]uint32
+	var sought [ahead]Sought[string]
 	b.ReportAllocs()
 	b.ResetTimer()
 	for at := 0; at < b.N; at += ahead {
-		for i := range slots {
-			slots[i] = c.keys.Find(c.names[c.order[(at+i)%benchKeys]])
+		for i := range sought {
+			sought[i].Key = c.names[c.order[(at+i)%benchKeys]]
 		}
-		for i, slot := range slots {
+		c.keys.Find(sought[:])
+		for i, s := range sought {
 			k := c.order[(at+i)%benchKeys]
-			c.keys.UseAt(c.names[k], c.groups[k], slot)
+			c.keys.UseAt(s.Key, c.groups[k], s.Slot)
 			v, _ := c.n.Lookup()
 			c.n.Set(v + 1)
 		}
