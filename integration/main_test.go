@@ -48,7 +48,7 @@ func runAll(m *testing.M) int {
 			fmt.Fprintf(os.Stderr, "integration: %s=1, but the container tests cannot run: %v\n", requireEnv, noDocker)
 			return 1
 		}
-		fmt.Fprintf(os.Stderr, "integration: container tests are skipped: %v\n", noDocker)
+		announce(fmt.Sprintf("integration: container tests are skipped: %v", noDocker))
 		return m.Run()
 	}
 	var err error
