@@ -727,7 +727,7 @@ func TestTakeOverAfterAKillEndsTheTransactionOfTheDead(t *testing.T) {
 	brokers := broker(t, 1, "in", "out")
 	store := checkpoint.NewMem()
 	var network severed
-	slow := []weir.Option{weir.Store(store), weir.CheckpointEvery(0), weir.AfterRecords(3), weir.SessionTimeout(6*time.Second), weir.TransactionTimeout(10 * time.Minute)}
+	slow := []weir.Option{weir.Store(store), weir.CheckpointEvery(0), weir.AfterRecords(3), weir.SessionTimeout(6 * time.Second), weir.TransactionTimeout(10 * time.Minute)}
 	active := start(t, "app", brokers, sums(same), append(slow, weir.InstanceID("first"), weir.KafkaOptions(kgo.Dialer(network.dial)))...)
 	produce(t, brokers, "in", "a:1", "a:2", "a:3")
 	await(active, 1, any1[event.CheckpointCommitted])
