@@ -33,7 +33,7 @@ func TestS20_TwoBrokersKilledInTurnUnderLoad(t *testing.T) {
 		n.kill(t)
 		killed := time.Now()
 		if round == 1 {
-			p.killAtRandom() // both at once
+			p.killAtRandom(50 * time.Millisecond) // both at once
 			p = w.launch()
 			before = 0
 		}
@@ -45,7 +45,7 @@ func TestS20_TwoBrokersKilledInTurnUnderLoad(t *testing.T) {
 		p.next("committed", progressTime)
 	}
 	restarts := p.count("restarting")
-	p.killAtRandom()
+	p.killAtRandom(50 * time.Millisecond)
 	p = w.launch()
 	t.Logf("restarted by SIGKILL: first commit %v after exec", p.await("committed", 1, progressTime).at.Sub(p.begun).Round(time.Millisecond))
 	w.quench()
@@ -205,8 +205,30 @@ func (w *world) deny(op kmsg.ACLOperation, on func() *kadm.ACLBuilder) (allow fu
 			w.t.Fatal(err)
 		}
 	}
+	// The broker hears of a rule a moment after the controller took it.
+	known := func(want int) {
+		w.t.Helper()
+		eventually(w.t, progressTime, func() error {
+			n := 0
+			for _, b := range all {
+				found, err := w.adm.DescribeACLs(w.t.Context(), b)
+				if err != nil {
+					return err
+				}
+				for _, f := range found {
+					n += len(f.Described)
+				}
+			}
+			if n != want {
+				return fmt.Errorf("the broker knows %d rules, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	known(len(all))
 	return func() {
 		w.t.Helper()
+		defer known(0)
 		for _, b := range all {
 			gone, err := w.adm.DeleteACLs(w.t.Context(), b)
 			for _, g := range gone {

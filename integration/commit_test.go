@@ -43,7 +43,7 @@ func TestS02_EndTxnAppliedAndEveryAnswerLost(t *testing.T) {
 		}
 		return nil
 	})
-	p.killAtRandom()
+	p.killAtRandom(50 * time.Millisecond)
 	px.set(func(exchange) fate { return relay })
 	p = w.launch()
 	p.next("committed", progressTime)
@@ -131,7 +131,7 @@ func TestS21_ConnectionsCutInBurstsAndThirtyPercentOfTheTime(t *testing.T) {
 		}
 		return relay
 	})
-	for range 20 {
+	for range 10 {
 		p.next("committed", progressTime)
 	}
 	px.set(func(exchange) fate { return relay })

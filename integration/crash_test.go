@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -63,11 +62,12 @@ func TestS03_KilledRightAfterTheCommitBeforeAnyoneIsTold(t *testing.T) {
 	w.finish(w.launch())
 }
 
-// TestS05_KilledAtRandomWhileInputFlows is the long one.
+// TestS05_KilledAtRandomWhileInputFlows kills soon after each start, in other places
+// of the checkpoint cycle each time, and restarts with another parallelism.
 func TestS05_KilledAtRandomWhileInputFlows(t *testing.T) {
 	t.Parallel()
 	const (
-		kills   = 60
+		kills   = 70
 		longest = 300 * time.Millisecond // from the first commit to the kill
 	)
 	w := newWorld(t, []string{needBroker(t)}, 100)
@@ -76,8 +76,7 @@ func TestS05_KilledAtRandomWhileInputFlows(t *testing.T) {
 	for i := range kills {
 		p := w.launch("-parallelism", fmt.Sprint(1+i%4))
 		p.next("committed", progressTime)
-		<-time.After(rand.N(longest)) // the instant is the test's input, nothing waits for it
-		p.killAtRandom()
+		p.killAtRandom(longest)
 	}
 	w.quench()
 	w.finish(w.launch())

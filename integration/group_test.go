@@ -39,7 +39,7 @@ func TestS13_StaticMemberKilledAndRestartedCausesNoRebalance(t *testing.T) {
 	var took []time.Duration
 	for range restarts {
 		p.next("committed", progressTime)
-		p.killAtRandom()
+		p.killAtRandom(50 * time.Millisecond)
 		before := joins.Load()
 		seen := w.firstNewOutput()
 		p = w.launch()
@@ -198,7 +198,7 @@ func TestS16_IdleAndEmptyPartitionsTakePartAndMarkersCount(t *testing.T) {
 	round()
 	p := w.launch()
 	p.await("committed", 1, progressTime)
-	p.killAtRandom()
+	p.killAtRandom(50 * time.Millisecond)
 	round()
 	w.launch("-drain").exits(0)
 	if err := w.behind(); err != nil {

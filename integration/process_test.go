@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"slices"
@@ -213,9 +214,11 @@ func (p *process) kill() {
 	p.ended(reapTime)
 }
 
-// killAtRandom is kill, at an instant that nobody chose.
-func (p *process) killAtRandom() {
+// killAtRandom is kill, at an instant within that time which nobody chose. The instant
+// is the test's input; nothing waits for it.
+func (p *process) killAtRandom(within time.Duration) {
 	p.t.Helper()
+	<-time.After(rand.N(within))
 	p.kill()
 	randomKills.Add(1)
 }

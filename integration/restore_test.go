@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -100,8 +99,7 @@ func TestS09_RestoreFailsAgainAndAgain(t *testing.T) {
 	}
 	for range kills {
 		p := w.launch()
-		<-time.After(rand.N(startup)) // the instant is the test's input
-		p.killAtRandom()
+		p.killAtRandom(startup)
 	}
 
 	w.feedNow(500)
@@ -139,8 +137,7 @@ func TestS39_DeadLettersAreInTheSameCommit(t *testing.T) {
 		p := w.launch()
 		p.await("deadlettered", 1, progressTime)
 		p.next("committed", progressTime)
-		<-time.After(rand.N(100 * time.Millisecond))
-		p.killAtRandom()
+		p.killAtRandom(100 * time.Millisecond)
 	}
 	p := w.launch(crashEnv + "=" + string(crashpoint.AfterOffsets) + ":2")
 	p.diesOfItself(crashpoint.AfterOffsets, progressTime)
