@@ -106,7 +106,8 @@ func TestS21_ConnectionsCutInBurstsAndThirtyPercentOfTheTime(t *testing.T) {
 		return false
 	}
 	var cuts atomic.Int64
-	const bursts, burst = 4, 12
+	// The client waits twice as long after each try in a row, up to 5 s.
+	const bursts, burst = 8, 4
 	for i := range bursts {
 		key := commit[i%len(commit)]
 		var left atomic.Int64

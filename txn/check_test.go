@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -78,6 +79,36 @@ func TestCheckOfUnreachableBrokersNamesThemInTime(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "kafka-7.example:9092") || !strings.Contains(err.Error(), "WEIR_BROKERS") {
 		t.Error(err)
 	}
+}
+
+// TestCheckWaitsForACoordinatorThatMovesAway starts while the coordinator of group and
+// transactions is a broker that just died.
+func TestCheckWaitsForACoordinatorThatMovesAway(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		const away = 5 * time.Second // until the next coordinator is named
+		begun := time.Now()
+		refused := 0
+		cl := r.plain(kgo.Dialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if refused > 0 && time.Since(begun) < away {
+				refused++
+				return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+			}
+			return r.net.DialContext(ctx, network, addr)
+		}))
+		if err := cl.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		refused = 1 // from here on no connection but those that are open
+		if err := checkGroup(t.Context(), cl, checkConfig(inTopic)); err != nil {
+			t.Error(err)
+		}
+		if err := checkTransactionalID(t.Context(), cl, checkConfig(inTopic)); err != nil {
+			t.Error(err)
+		}
+		if refused < 2 {
+			t.Error("no connection was refused, so nothing was tested")
+		}
+	})
 }
 
 func TestEnsureCommitTopicMakesACompactedOne(t *testing.T) {
