@@ -1,6 +1,7 @@
 package txn
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -471,8 +472,10 @@ func (s *Session) loadFeatures(ctx context.Context) error {
 func (s *Session) keep(r *kgo.Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := *r
-	s.kept = append(s.kept, &c)
+	// What an acknowledged record refers to is used again.
+	s.kept = append(s.kept, &kgo.Record{
+		Topic: r.Topic, Key: bytes.Clone(r.Key), Value: bytes.Clone(r.Value), Headers: r.Headers, Timestamp: r.Timestamp,
+	})
 }
 
 // redo begins a new transaction with the same records as the last one, which is

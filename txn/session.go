@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weirstream/weir/internal/guard"
+	"github.com/weirstream/weir/internal/recycle"
 	"github.com/weirstream/weir/offsets"
 )
 
@@ -384,7 +385,11 @@ func (s *Session) Produce(r *kgo.Record) {
 
 // onProduced is the promise of every record.
 func (s *Session) onProduced(r *kgo.Record, err error) {
-	if err == nil || s.ctx.Err() != nil || s.aborting.Load() {
+	if err == nil {
+		recycle.Done(r)
+		return
+	}
+	if s.ctx.Err() != nil || s.aborting.Load() {
 		return
 	}
 	e := s.errorf("produce to topic "+r.Topic, err)

@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/recycle"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
 )
@@ -81,19 +82,14 @@ func (s *encoded[T]) Open(env sink.Env) (sink.Writer[T], error) {
 	return &writer[T]{sink: s, env: env, out: env.Output()}, nil
 }
 
-// writer encodes into memory that it allocates by the piece: the client keeps a
-// record until it is acknowledged, so a piece is freed when all of its records are.
+// writer encodes into memory that comes back when the record was acknowledged.
 type writer[T any] struct {
 	sink    *encoded[T]
 	env     sink.Env
 	out     sink.Output
 	scratch []byte
-	bytes   []byte
-	records slab
+	records recycle.Source
 }
-
-// piece is the size in bytes of one allocation for encoded keys and values.
-const piece = 64 << 10
 
 func (w *writer[T]) Write(v T) error {
 	b, has, err := w.sink.key(w.scratch[:0], v)
@@ -105,9 +101,7 @@ func (w *writer[T]) Write(v T) error {
 		return fmt.Errorf("encoding the value for topic %q: %w", w.sink.topic, err)
 	}
 	w.scratch = b
-	b = w.own(b)
-
-	r := w.records.next()
+	r, b := w.records.Record(b)
 	r.Topic = w.sink.topic
 	if has {
 		r.Key = b[:keyLen:keyLen]
@@ -116,31 +110,6 @@ func (w *writer[T]) Write(v T) error {
 	r.Timestamp = w.env.Meta().Timestamp()
 	w.out.Produce(r)
 	return nil
-}
-
-// own copies b to memory that stays.
-func (w *writer[T]) own(b []byte) []byte {
-	if cap(w.bytes)-len(w.bytes) < len(b) {
-		w.bytes = make([]byte, 0, max(piece, len(b)))
-	}
-	at := len(w.bytes)
-	w.bytes = append(w.bytes, b...)
-	return w.bytes[at:len(w.bytes):len(w.bytes)]
-}
-
-// slab hands out records from allocations of many.
-type slab struct{ free []kgo.Record }
-
-// slabSize is the number of records in one allocation.
-const slabSize = 128
-
-func (s *slab) next() *kgo.Record {
-	if len(s.free) == 0 {
-		s.free = make([]kgo.Record, slabSize)
-	}
-	r := &s.free[0]
-	s.free = s.free[1:]
-	return r
 }
 
 // copied is the sink of [Records].
@@ -163,11 +132,11 @@ func (s copied) Open(env sink.Env) (sink.Writer[*kgo.Record], error) {
 type copyWriter struct {
 	topic   string
 	out     sink.Output
-	records slab
+	records recycle.Source
 }
 
 func (w *copyWriter) Write(v *kgo.Record) error {
-	r := w.records.next()
+	r, _ := w.records.Record(nil)
 	r.Topic, r.Key, r.Value, r.Headers, r.Timestamp = w.topic, v.Key, v.Value, v.Headers, v.Timestamp
 	w.out.Produce(r)
 	return nil
