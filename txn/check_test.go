@@ -2,10 +2,12 @@ package txn
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -81,32 +83,31 @@ func TestCheckOfUnreachableBrokersNamesThemInTime(t *testing.T) {
 	}
 }
 
-// TestCheckWaitsForACoordinatorThatMovesAway starts while the coordinator of group and
-// transactions is a broker that just died.
-func TestCheckWaitsForACoordinatorThatMovesAway(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
-		const away = 5 * time.Second // until the next coordinator is named
-		begun := time.Now()
-		refused := 0
-		cl := r.plain(kgo.Dialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if refused > 0 && time.Since(begun) < away {
-				refused++
-				return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+// TestCheckAsksACoordinatorThatDiedAgain is about the seconds in which a broker that
+// died is still named as the coordinator.
+func TestCheckAsksACoordinatorThatDiedAgain(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			name  string
+			moves time.Duration // until another broker answers
+			says  error
+			want  error
+		}{
+			{"it moves in time", 9 * time.Second, nil, nil},
+			{"what the next one says counts", 9 * time.Second, kerr.GroupAuthorizationFailed, kerr.GroupAuthorizationFailed},
+			{"it doesn't move", time.Hour, nil, refused},
+		} {
+			begun := time.Now()
+			err := askCoordinator(t.Context(), func(context.Context) error {
+				if time.Since(begun) < c.moves {
+					return refused
+				}
+				return c.says
+			})
+			if took := time.Since(begun); !errors.Is(err, c.want) || took > reachTimeout {
+				t.Errorf("%s: %v after %v, want %v", c.name, err, took, c.want)
 			}
-			return r.net.DialContext(ctx, network, addr)
-		}))
-		if err := cl.Ping(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		refused = 1 // from here on no connection but those that are open
-		if err := checkGroup(t.Context(), cl, checkConfig(inTopic)); err != nil {
-			t.Error(err)
-		}
-		if err := checkTransactionalID(t.Context(), cl, checkConfig(inTopic)); err != nil {
-			t.Error(err)
-		}
-		if refused < 2 {
-			t.Error("no connection was refused, so nothing was tested")
 		}
 	})
 }
