@@ -95,30 +95,28 @@ func (m *merger) open(cursors []cursor) error {
 // next moves to the next key and tells whether there is one.
 func (m *merger) next() (ok bool, err error) {
 	defer recovered("read segment", &err)
-	for {
-		if m.pending {
-			m.pending = false
+	if m.pending {
+		m.pending = false
+		if err := m.advance(); err != nil {
+			return false, corrupt("read segment", err)
+		}
+		// Older sources on the key that was yielded have nothing to say.
+		for len(m.heap) > 0 && len(m.cursors) > 1 && bytes.Equal(m.heap[0].k, m.last) {
 			if err := m.advance(); err != nil {
 				return false, corrupt("read segment", err)
 			}
-			// Older sources on the key that was yielded have nothing to say.
-			for len(m.heap) > 0 && len(m.cursors) > 1 && bytes.Equal(m.heap[0].k, m.last) {
-				if err := m.advance(); err != nil {
-					return false, corrupt("read segment", err)
-				}
-			}
 		}
-		if len(m.heap) == 0 {
-			return false, nil
-		}
-		top := &m.heap[0]
-		if len(m.cursors) > 1 {
-			m.last = append(m.last[:0], top.k...)
-		}
-		m.key, m.value, m.deleted = top.k, top.value(), top.deleted()
-		m.pending = true
-		return true, nil
 	}
+	if len(m.heap) == 0 {
+		return false, nil
+	}
+	top := &m.heap[0]
+	if len(m.cursors) > 1 {
+		m.last = append(m.last[:0], top.k...)
+	}
+	m.key, m.value, m.deleted = top.k, top.value(), top.deleted()
+	m.pending = true
+	return true, nil
 }
 
 // advance moves the first source on and restores the order.
