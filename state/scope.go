@@ -1,7 +1,6 @@
 package state
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/bits"
 
@@ -208,11 +207,11 @@ func (h *OfValue[V]) grow(n uint32) {
 func (h *OfValue[V]) used(slot uint32) bool { return h.at(slot).flags&(cellSet|cellDirty) != 0 }
 
 func (h *OfValue[V]) restore(slot uint32, b []byte) error {
-	version, n := binary.Uvarint(b)
-	if n <= 0 {
-		return fmt.Errorf("operator %q: state %q: an entry of %d bytes has no codec version", h.scope.operator, h.name, len(b))
+	header, b, err := segment.CutHeader(b)
+	if err != nil {
+		return fmt.Errorf("operator %q: state %q: %w", h.scope.operator, h.name, err)
 	}
-	v, err := codec.DecodeVersion(h.codec, int(version), b[n:])
+	v, err := codec.DecodeVersion(h.codec, header.Version, b)
 	if err != nil {
 		return fmt.Errorf("operator %q: state %q: %w", h.scope.operator, h.name, err)
 	}
@@ -249,7 +248,7 @@ func (h *OfValue[V]) sortDirty() {
 }
 
 func (h *OfValue[V]) freeze(b *segment.Builder, id uint16, key keyWriter) error {
-	version := uint64(h.codec.Version())
+	header := segment.Header{Version: h.codec.Version()}
 	h.sortDirty()
 	for _, slot := range h.dirty {
 		c := h.at(slot)
@@ -259,9 +258,7 @@ func (h *OfValue[V]) freeze(b *segment.Builder, id uint16, key keyWriter) error 
 			if err != nil {
 				return fmt.Errorf("operator %q: state %q: key: %w", h.scope.operator, h.name, err)
 			}
-			// Each value tells the codec version that wrote it: a segment may hold
-			// several, and merging keeps them as they are.
-			dst = binary.AppendUvarint(b.KeyDone(dst), version)
+			dst = segment.AppendHeader(b.KeyDone(dst), header)
 			if dst, err = h.codec.Append(dst, c.v); err != nil {
 				return fmt.Errorf("operator %q: state %q: value: %w", h.scope.operator, h.name, err)
 			}
