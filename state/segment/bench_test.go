@@ -55,7 +55,7 @@ func BenchmarkSegmentWrite(b *testing.B) {
 				runs = nil
 				for i := range subtasks {
 					n := run.Len() / subtasks
-					runs = append(runs, Run{&runData{arena: run.d.arena, entries: run.d.entries[i*n : (i+1)*n]}})
+					runs = append(runs, Run{&runData{arena: run.d.arena, entries: run.d.entries[i*n : (i+1)*n], pool: run.d.pool}})
 				}
 			}
 			var info Info

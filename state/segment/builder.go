@@ -18,7 +18,6 @@ const headerLen = 4
 type Builder struct {
 	arena   []byte
 	entries []entry
-	scratch []entry
 	pool    *pool
 
 	start int // offset of the entry that is being built
@@ -87,36 +86,37 @@ func (b *Builder) Reset() {
 	b.arena, b.entries = b.arena[:0], b.entries[:0]
 }
 
-// Finish sorts what was collected and hands it out. The Builder is empty and ready
-// for the next freeze afterwards; it takes memory that a Run gave back.
+// Finish hands out what was collected. It costs the same however much that is: who
+// first reads the Run sorts it. The Builder is empty and ready for the next freeze
+// afterwards; it takes memory that a Run gave back.
 func (b *Builder) Finish() Run {
 	if b.pool == nil {
 		b.pool = &pool{}
 	}
-	b.sortEntries()
 	d := &runData{arena: b.arena, entries: b.entries, pool: b.pool}
 	b.arena, b.entries = b.pool.take()
 	return Run{d}
 }
 
-// sortEntries sorts by key and keeps the newest entry of each key.
+// sort sorts by key and keeps the newest entry of each key.
 //
 // First a radix pass by key-group and state, of which a subtask has few. Then, in
 // each of these groups, by the eight bytes that follow the prefix which all its
 // keys share ("user-", a tenant, the high bytes of a number), so that nearly every
 // comparison is one of integers that lie in the entry itself.
-func (b *Builder) sortEntries() {
-	es := b.entries
+func (d *runData) sort() {
+	es := d.entries
 	if len(es) == 0 {
 		return
 	}
+	scratch := d.pool.takeScratch()
 	var differ uint32
 	for i := range es {
 		differ |= es[i].group ^ es[0].group
 	}
 	for shift := 0; shift < 32; shift += 8 {
 		if byte(differ>>shift) != 0 {
-			es = b.radixPass(es, shift)
+			es, scratch = radixPass(es, scratch, shift)
 		}
 	}
 	for lo := 0; lo < len(es); {
@@ -124,24 +124,25 @@ func (b *Builder) sortEntries() {
 		for hi < len(es) && es[hi].group == es[lo].group {
 			hi++
 		}
-		b.sortGroup(es[lo:hi])
+		sortGroup(d.arena, es[lo:hi])
 		lo = hi
 	}
 	out := es[:1]
 	for _, e := range es[1:] {
 		last := &out[len(out)-1]
-		if e.group == last.group && e.prefix == last.prefix && bytes.Equal(keyOf(b.arena, &e), keyOf(b.arena, last)) {
+		if e.group == last.group && e.prefix == last.prefix && bytes.Equal(keyOf(d.arena, &e), keyOf(d.arena, last)) {
 			*last = e // sorted by offset: the later one is the newer one
 			continue
 		}
 		out = append(out, e)
 	}
-	b.entries = out
+	d.entries = out
+	d.pool.putScratch(scratch)
 }
 
-// radixPass orders es by one byte of the group, stably, and returns the ordered
-// slice; the other one becomes the scratch.
-func (b *Builder) radixPass(es []entry, shift int) []entry {
+// radixPass orders es by one byte of the group, stably, in the memory of scratch if
+// that is enough, and returns the ordered slice and the other one.
+func radixPass(es, scratch []entry, shift int) (ordered, other []entry) {
 	var next [256]int
 	for i := range es {
 		next[byte(es[i].group>>shift)]++
@@ -151,18 +152,16 @@ func (b *Builder) radixPass(es []entry, shift int) []entry {
 		next[i] = sum
 		sum += n
 	}
-	dst := slices.Grow(b.scratch[:0], len(es))[:len(es)]
+	dst := slices.Grow(scratch[:0], len(es))[:len(es)]
 	for i := range es {
 		d := byte(es[i].group >> shift)
 		dst[next[d]] = es[i]
 		next[d]++
 	}
-	b.scratch = es[:0]
-	return dst
+	return dst, es[:0]
 }
 
-func (b *Builder) sortGroup(es []entry) {
-	arena := b.arena
+func sortGroup(arena []byte, es []entry) {
 	first := keyOf(arena, &es[0])
 	shared := len(first)
 	for i := 1; i < len(es) && shared > headerLen; i++ {
@@ -210,8 +209,9 @@ func keyOf(arena []byte, e *entry) []byte { return arena[e.off : e.off+int(e.kle
 
 // pool keeps the memory of released runs for the builder that made them.
 type pool struct {
-	mu   sync.Mutex
-	free []spare
+	mu      sync.Mutex
+	free    []spare
+	scratch []entry
 }
 
 type spare struct {
@@ -240,4 +240,18 @@ func (p *pool) put(arena []byte, entries []entry) {
 	if len(p.free) < maxSpares {
 		p.free = append(p.free, spare{arena[:0], entries[:0]})
 	}
+}
+
+func (p *pool) takeScratch() []entry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.scratch
+	p.scratch = nil
+	return s
+}
+
+func (p *pool) putScratch(s []entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.scratch = s
 }

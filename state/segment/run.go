@@ -3,17 +3,20 @@ package segment
 import (
 	"encoding/binary"
 	"iter"
+	"sync"
 	"sync/atomic"
 )
 
 // Run is what one subtask froze: sorted, one entry a key, immutable. It may be read
-// from any goroutine until it is released. The zero Run is empty.
+// from any goroutine until it is released; the first to read it sorts it. The zero
+// Run is empty.
 type Run struct{ d *runData }
 
 type runData struct {
 	arena    []byte
 	entries  []entry
 	pool     *pool
+	sorted   sync.Once
 	released atomic.Bool
 }
 
@@ -22,6 +25,7 @@ func (r Run) Len() int {
 	if r.d == nil {
 		return 0
 	}
+	r.d.sorted.Do(r.d.sort)
 	return len(r.d.entries)
 }
 
