@@ -83,6 +83,7 @@ type ack struct {
 	run       segment.Run
 	hasRun    bool
 	positions []position
+	held      time.Duration // the longest time that the subtask was held for it
 }
 
 // Outcomes that the committer reports to the loop.
@@ -394,6 +395,7 @@ type driver struct {
 	pending       int64 // in flight
 	begun         time.Time
 	aligned       time.Duration
+	held          time.Duration
 	runs          []segment.Run // frozen and not yet with the writer, oldest first
 	positions     map[offsets.Partition]offsets.Position
 	ref           offsets.ManifestRef
@@ -411,6 +413,7 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			d.runs = append(d.runs, e.run)
 		}
 		if e.id == d.pending {
+			d.held = max(d.held, e.held)
 			for _, p := range e.positions {
 				d.positions[p.part] = p.at
 			}
@@ -424,7 +427,7 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			d.ref = e.ref
 		}
 		d.inc.cfg.Listener.CheckpointPersisted(event.CheckpointPersisted{
-			App: d.inc.cfg.App, Checkpoint: e.id, Aligned: d.aligned, Took: e.took,
+			App: d.inc.cfg.App, Checkpoint: e.id, Aligned: d.aligned, Held: d.held, Took: e.took,
 			Entries: e.stats.Entries, Bytes: written(e.stats), Segments: e.stats.Segments,
 		})
 		return d.co.Persisted(now, e.id)
@@ -450,7 +453,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 		switch a := a.(type) {
 		case barrier.Inject:
 			crashpoint.Hit(crashpoint.BeforeBarrier)
-			d.pending, d.begun = a.ID, now
+			d.pending, d.begun, d.held = a.ID, now, 0
 			d.positions = map[offsets.Partition]offsets.Position{}
 			for _, s := range inc.sources {
 				s.inject(a.ID)

@@ -2,15 +2,20 @@ package processor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"reflect"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/segment"
 )
 
 // item is one record on a hash edge.
@@ -124,7 +129,7 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 	var rs []runner
 	for i, box := range sh.boxes {
 		s := inc.newSubtask(st.id, i)
-		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec), hashable: hashable(reflect.TypeFor[K]())}
+		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, state.Config{}), hashable: hashable(reflect.TypeFor[K]())}
 		for _, op := range st.operators {
 			scope, next := op.Build(s, r.keys)
 			if scope != nil {
@@ -242,7 +247,24 @@ type keyedRunner[K comparable, T any] struct {
 	ahead    [state.LookAhead]state.Sought[K]
 
 	stash []*batch[K, T] // batches of blocked inputs, in order of arrival
+
+	freeze freeze
 }
+
+// freeze is the state of one checkpoint that a subtask encodes, a slice between
+// batches.
+type freeze struct {
+	id   int64         // 0: nothing is being encoded
+	held time.Duration // the longest slice
+}
+
+const (
+	// A slice takes about as long as the batch before it, so that encoding gets half of
+	// the subtask's time however slow its handlers are, and minSlice at least.
+	minSlice = time.Millisecond
+	// sliceStep is how many cells are encoded between two looks at the clock.
+	sliceStep = 256
+)
 
 func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
 
@@ -253,6 +275,12 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 		case bt = <-r.box.ch:
 		default:
 			r.sub.idle()
+			if r.freeze.id != 0 {
+				if err := r.encode(minSlice); err != nil {
+					return err
+				}
+				continue
+			}
 			select {
 			case bt = <-r.box.ch:
 			case <-r.sub.wake:
@@ -261,13 +289,71 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
+		begun := time.Now()
+		r.keys.SetTime(segment.ProcessingTime, begun.UnixMilli())
 		if err := r.take(bt); err != nil {
 			return err
 		}
-		if r.sub.err != nil {
-			return r.sub.err
+		if r.freeze.id != 0 {
+			if err := r.encode(max(minSlice, time.Since(begun))); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// cut begins to freeze the state for checkpoint id.
+func (r *keyedRunner[K, T]) cut(id int64) error {
+	begun := time.Now()
+	// A checkpoint that was given up may still be here. What it encoded has to be with
+	// the next one.
+	if r.freeze.id != 0 {
+		if err := r.encode(math.MaxInt64); err != nil {
+			return err
+		}
+	}
+	r.sub.barrier(id)
+	r.keys.Cut(&r.sub.frozen, id)
+	r.freeze = freeze{id: id, held: time.Since(begun)}
+	return nil
+}
+
+// encode goes on to encode frozen state for about as long as said, and acknowledges
+// the checkpoint when all is encoded.
+func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
+	begun := time.Now()
+	for {
+		done, err := r.keys.Encode(sliceStep)
+		if err != nil {
+			return fatal(fmt.Errorf("freezing state for checkpoint %d: %w", r.freeze.id, err))
+		}
+		took := time.Since(begun)
+		if !done && took < budget {
+			continue
+		}
+		r.freeze.held = max(r.freeze.held, took)
+		if !done {
+			return nil
+		}
+		break
+	}
+	a := ack{subtask: r.sub.id, id: r.freeze.id, held: r.freeze.held}
+	if crashpoint.Hit(crashpoint.InFreeze); r.sub.frozen.Len() > 0 {
+		a.run, a.hasRun = r.sub.frozen.Finish(), true
+	}
+	r.freeze.id = 0
+	r.sub.inc.send(a)
+	return nil
+}
+
+// storeError returns what a handle could not tell its handler.
+func (r *keyedRunner[K, T]) storeError() error {
+	err := r.keys.Err()
+	var read *state.ReadError
+	if err == nil || errors.As(err, &read) {
+		return err // what can't be read now may be read after a restart
+	}
+	return fatal(err)
 }
 
 // find looks up the keys of the next items, and returns how many. A key that can
@@ -321,6 +407,9 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 				for _, next := range r.chain {
 					next(it.val)
 				}
+				if r.keys.Err() != nil {
+					r.sub.err = r.storeError()
+				}
 			}
 		})
 	}
@@ -340,7 +429,9 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 		return fmt.Errorf("%s/%d: %w", r.sub.stage, r.sub.index, err)
 	}
 	if eff.Snapshot != 0 {
-		r.sub.barrier(eff.Snapshot, r.keys.Freeze, nil)
+		if err := r.cut(eff.Snapshot); err != nil {
+			return err
+		}
 		if r.sub.err != nil {
 			return r.sub.err
 		}

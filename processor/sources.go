@@ -183,7 +183,10 @@ func (r *sourceRunner) barrier() {
 			ps[i].at.Offset = max(p.next, p.polled.Load())
 		}
 	}
-	r.sub.barrier(id, nil, ps)
+	r.sub.barrier(id)
+	if r.sub.err == nil {
+		r.sub.inc.send(ack{subtask: r.sub.id, id: id, positions: ps})
+	}
 }
 
 // poll hands what the client fetched to the source subtasks until ctx is done.

@@ -10,7 +10,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/event"
-	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
@@ -171,25 +170,13 @@ func (s *Subtask) idle() {
 	}
 }
 
-// barrier ends epoch id on this subtask: freezes state, forwards the barrier,
-// moves the outputs to the next epoch and acknowledges.
-func (s *Subtask) barrier(id int64, freeze func(*segment.Builder) error, positions []position) {
+// barrier ends epoch id on this subtask: it forwards the barrier and moves the
+// outputs to the next epoch.
+func (s *Subtask) barrier(id int64) {
 	for _, o := range s.outgoing {
 		o.barrier(id)
 	}
 	s.out.barrier(id)
-	a := ack{subtask: s.id, id: id, positions: positions}
-	if freeze != nil {
-		b := &s.frozen
-		if err := freeze(b); err != nil {
-			s.err = fatal(fmt.Errorf("freezing state for checkpoint %d: %w", id, err))
-			return
-		}
-		if crashpoint.Hit(crashpoint.InFreeze); b.Len() > 0 {
-			a.run, a.hasRun = b.Finish(), true
-		}
-	}
-	s.inc.send(a)
 }
 
 // env is what a sink's writer sees of its subtask.

@@ -15,7 +15,7 @@ import (
 func TestFrozenRunsAddUpToTheTable(t *testing.T) {
 	const keys = 5000
 	rng := rand.New(rand.NewPCG(3, 4))
-	ks := NewKeyspace(codec.String)
+	ks := NewKeyspace(codec.String, Config{})
 	scope := NewScope("count")
 	n := Value(benchSetup{scope}, "n", codec.Int64)
 	ks.Attach(scope, []uint16{1})
@@ -45,7 +45,7 @@ func TestFrozenRunsAddUpToTheTable(t *testing.T) {
 			want[k]++
 			n.Set(want[k])
 		}
-		if err := ks.Freeze(&builder); err != nil {
+		if err := ks.Freeze(&builder, int64(epoch)); err != nil {
 			t.Fatal(err)
 		}
 		if builder.Len() > len(changed) {

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math"
+	"reflect"
+	"slices"
+	"unsafe"
 
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/state/segment"
@@ -14,19 +17,40 @@ type Space interface {
 	// Attach makes the scope's handles part of the space; ids are the registry
 	// numbers of its handles in order.
 	Attach(s *Scope, ids []uint16)
-	// Restore applies one entry of a checkpoint: key-group, state id, encoded key
-	// and value. The bytes may be reused afterwards.
-	Restore(keyGroup, id uint16, key, value []byte) error
-	// Freeze encodes what changed since the last call.
-	Freeze(b *segment.Builder) error
-	// Len is the number of keys that hold state.
+	// Restore applies one entry of a checkpoint: key-group, state id, user key and
+	// value. The bytes may be reused afterwards.
+	Restore(keyGroup, id uint16, userKey, value []byte) error
+	// Cut freezes what changed since the last call, at a cost that does not depend on
+	// how much that is. From then on Encode, and handlers that are about to change
+	// something frozen, encode it into b. Until Encode has said that it is done, b
+	// belongs to the space and Cut is not called again.
+	Cut(b *segment.Builder, checkpoint int64)
+	// Encode encodes up to about n frozen entries and tells whether none is left.
+	Encode(n int) (done bool, err error)
+	// Len is the number of keys that are in memory.
 	Len() int
+	// Err is the first error that a handle met.
+	Err() error
+}
+
+// Config says where a keyspace keeps its state. The zero Config is all in memory.
+type Config struct {
+	// Backing is the committed state; the keyspace holds in memory what changed since,
+	// and what was used lately. Nil keeps everything in memory.
+	Backing Backing
+	// MemoryBytes is what the keyspace may hold in memory, about, before it drops what
+	// was not used for long and can be read again. Without a Backing it has no meaning.
+	MemoryBytes int64
+	// Committed returns the newest checkpoint that the Backing has. What was encoded
+	// for a later one is not dropped.
+	Committed func() int64
 }
 
 // Keyspace maps the keys of one keyed subtask to slots. Every handle of the
 // subtask's operators is a column over the same slots, so a record costs one
 // look-up however many handles its handler touches.
 type Keyspace[K comparable] struct {
+	cfg   Config
 	codec codec.Codec[K]
 	index index
 	seed  maphash.Seed
@@ -34,7 +58,7 @@ type Keyspace[K comparable] struct {
 	free  []uint32
 	next  uint32
 
-	columns []attached
+	columns []column
 	byID    map[uint16]column
 
 	cur     K
@@ -45,34 +69,58 @@ type Keyspace[K comparable] struct {
 	touched uint64 // of no meaning: keeps reads ahead from being optimised away
 
 	maybeEmpty []uint32 // slots that a column froze as empty
+
+	into     *segment.Builder
+	cutID    uint32 // of the checkpoint that is being encoded, its low bits
+	encoding int    // the column whose turn it is; len(columns) if all is encoded
+
+	times [segment.EventTime + 1]int64 // by clock
+	err   error
+	buf   []byte
+
+	pinned  []pinned // slots on their way to the backing, oldest first
+	hand    uint32   // where evict goes on
+	keySize mean
+	flatKey bool
+}
+
+// pinned counts the slots of which a checkpoint wrote something.
+type pinned struct {
+	checkpoint int64
+	slots      int
 }
 
 type slotKey[K comparable] struct {
-	key K
-	kg  uint16
-}
-
-type attached struct {
-	column
-	id uint16
+	key  K
+	cut  uint32 // low bits of the last checkpoint that something was encoded for
+	kg   uint16
+	used bool // since the hand of evict came by
 }
 
 // NewKeyspace returns an empty keyspace whose keys are encoded by c.
-func NewKeyspace[K comparable](c codec.Codec[K]) *Keyspace[K] {
-	return &Keyspace[K]{codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{}}
+func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
+	return &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
+		times: [segment.EventTime + 1]int64{segment.EventTime: math.MinInt64}, flatKey: flat(reflect.TypeFor[K]())}
 }
 
 var _ Space = (*Keyspace[string])(nil)
 
 // Attach implements [Space].
 func (ks *Keyspace[K]) Attach(s *Scope, ids []uint16) {
-	s.keys = ks
 	for i, c := range s.columns {
-		ks.columns = append(ks.columns, attached{c, ids[i]})
+		c.attach(ks, ids[i])
+		ks.columns = append(ks.columns, c)
 		ks.byID[ids[i]] = c
 		c.grow(ks.capacity())
 	}
+	ks.encoding = len(ks.columns)
 }
+
+// SetTime tells what time it is, in milliseconds since 1970: for entries that expire.
+func (ks *Keyspace[K]) SetTime(d segment.Domain, ms int64) { ks.times[d] = ms }
+
+// Err implements [Space].
+func (ks *Keyspace[K]) Err() error { return ks.err }
 
 // Use makes k, which belongs to the key-group, the current key.
 func (ks *Keyspace[K]) Use(k K, keyGroup uint16) {
@@ -135,6 +183,9 @@ func (ks *Keyspace[K]) Find(sought []Sought[K]) {
 // UseAt is Use for a key of which Find told the slot.
 func (ks *Keyspace[K]) UseAt(k K, keyGroup uint16, slot uint32) {
 	ks.cur, ks.curKG, ks.curSlot, ks.curOK = k, keyGroup, slot, slot != NoSlot
+	if ks.curOK && ks.cfg.Backing != nil {
+		ks.at(slot).used = true
+	}
 }
 
 // Key is the current key.
@@ -152,11 +203,17 @@ func (ks *Keyspace[K]) slot(create bool) (uint32, bool) {
 	hash := hashOf(ks.seed, ks.cur)
 	slot := ks.find(hash, ks.cur)
 	if slot == NoSlot {
-		if !create {
+		if !create && ks.cfg.Backing == nil {
 			return 0, false
 		}
 		slot = ks.insert(hash, codec.Clone(ks.codec, ks.cur), ks.curKG)
+		if ks.cfg.Backing != nil {
+			for _, c := range ks.columns {
+				c.unknown(slot)
+			}
+		}
 	}
+	ks.at(slot).used = true
 	ks.curSlot, ks.curOK = slot, true
 	return slot, true
 }
@@ -185,7 +242,7 @@ func (ks *Keyspace[K]) insert(hash uint32, k K, kg uint16) uint32 {
 			}
 		}
 	}
-	*ks.at(slot) = slotKey[K]{k, kg}
+	*ks.at(slot) = slotKey[K]{key: k, kg: kg, cut: ks.cutID}
 	ks.index.insert(hash, slot)
 	return slot
 }
@@ -195,10 +252,15 @@ func (ks *Keyspace[K]) at(slot uint32) *slotKey[K] {
 }
 
 // Restore implements [Space].
-func (ks *Keyspace[K]) Restore(keyGroup, id uint16, key, value []byte) error {
+func (ks *Keyspace[K]) Restore(keyGroup, id uint16, userKey, value []byte) error {
 	c, ok := ks.byID[id]
 	if !ok {
 		return fmt.Errorf("state id %d belongs to no operator of this topology", id)
+	}
+	key, rest, ok := c.split(userKey)
+	if !ok {
+		d := c.describe()
+		return fmt.Errorf("operator %q: state %q: %x is not the key of a %s state", d.Operator, d.Name, userKey, d.Kind)
 	}
 	k, err := ks.codec.Decode(key)
 	if err != nil {
@@ -209,43 +271,185 @@ func (ks *Keyspace[K]) Restore(keyGroup, id uint16, key, value []byte) error {
 	if slot == NoSlot {
 		slot = ks.insert(hash, codec.Clone(ks.codec, k), keyGroup)
 	}
-	return c.restore(slot, value)
+	return c.restore(slot, rest, value)
 }
 
-// Freeze implements [Space].
-func (ks *Keyspace[K]) Freeze(b *segment.Builder) error {
+// Cut implements [Space].
+func (ks *Keyspace[K]) Cut(b *segment.Builder, checkpoint int64) {
+	if ks.encoding < len(ks.columns) {
+		panic(fmt.Sprintf("state: cut for checkpoint %d before the one before was encoded", checkpoint))
+	}
+	ks.into, ks.cutID, ks.encoding = b, uint32(checkpoint), 0
 	for _, c := range ks.columns {
-		if err := c.freeze(b, c.id, ks); err != nil {
-			return err
+		c.cut()
+		c.sweep()
+	}
+	if ks.cfg.Backing != nil {
+		ks.pinned = append(ks.pinned, pinned{checkpoint: checkpoint})
+	}
+}
+
+// Encode implements [Space].
+func (ks *Keyspace[K]) Encode(n int) (done bool, err error) {
+	for ks.encoding < len(ks.columns) && n > 0 {
+		looked, err := ks.columns[ks.encoding].encode(n)
+		if err != nil {
+			return false, err
 		}
+		if looked < n {
+			ks.encoding++
+		}
+		n -= looked
 	}
-	for _, slot := range ks.maybeEmpty {
-		ks.release(slot)
+	if len(ks.maybeEmpty) > 0 {
+		for _, slot := range ks.maybeEmpty {
+			ks.release(slot)
+		}
+		ks.maybeEmpty = ks.maybeEmpty[:0]
+		ks.curOK = false
 	}
-	ks.maybeEmpty = ks.maybeEmpty[:0]
-	ks.curOK = false
-	return nil
+	if ks.encoding < len(ks.columns) {
+		return false, nil
+	}
+	ks.into = nil
+	return true, nil
+}
+
+// Freeze is Cut and Encode in one.
+func (ks *Keyspace[K]) Freeze(b *segment.Builder, checkpoint int64) error {
+	ks.Cut(b, checkpoint)
+	_, err := ks.Encode(math.MaxInt)
+	return err
 }
 
 // release frees a slot that no column uses any more.
 func (ks *Keyspace[K]) release(slot uint32) {
+	if ks.cfg.Backing != nil {
+		return // the backing does not know yet that nothing is there
+	}
 	for _, c := range ks.columns {
 		if c.used(slot) {
 			return
 		}
 	}
+	ks.remove(slot)
+}
+
+func (ks *Keyspace[K]) remove(slot uint32) {
 	k := ks.at(slot)
 	if !ks.index.delete(hashOf(ks.seed, k.key), slot) {
-		return // freed already, through another column's entry
+		return // removed already, through another column's entry
 	}
 	*k = slotKey[K]{}
 	ks.free = append(ks.free, slot)
 }
 
+// Memory returns the bytes of memory that the state takes, about.
+func (ks *Keyspace[K]) Memory() int64 {
+	n := int64(ks.index.len) * ks.slotBytes()
+	for _, c := range ks.columns {
+		n += c.extra()
+	}
+	return n
+}
+
+// Pinned returns how many bytes of it can't be dropped, about, because they were
+// encoded for a checkpoint that is not committed.
+func (ks *Keyspace[K]) Pinned() int64 {
+	if len(ks.pinned) == 0 {
+		return 0
+	}
+	committed := ks.cfg.Committed()
+	for len(ks.pinned) > 0 && ks.pinned[0].checkpoint <= committed {
+		ks.pinned = slices.Delete(ks.pinned, 0, 1)
+	}
+	n := 0
+	for _, p := range ks.pinned {
+		n += p.slots
+	}
+	return int64(n) * ks.slotBytes()
+}
+
+// slotBytes is the memory of one slot.
+func (ks *Keyspace[K]) slotBytes() int64 {
+	n := int(unsafe.Sizeof(slotKey[K]{})) + 2*8 // in a part that was just split, half is free
+	if !ks.flatKey {
+		n += ks.keySize.get()
+	}
+	for _, c := range ks.columns {
+		n += c.cost()
+	}
+	return int64(n)
+}
+
+// Evict drops state from memory that the backing has and that was not used for long,
+// until what is there fits into the budget. It is called between records; what Find
+// found does not stand any more.
+func (ks *Keyspace[K]) Evict() {
+	if ks.cfg.Backing == nil || ks.next == 0 || ks.Memory() <= ks.cfg.MemoryBytes {
+		return
+	}
+	committed := uint32(ks.cfg.Committed())
+	ks.curOK = false
+	// Twice around: the first time may only find what was used.
+	for looked := uint32(0); looked < 2*ks.next; looked++ {
+		if looked%evictCheck == evictCheck-1 && ks.Memory() <= ks.cfg.MemoryBytes {
+			return
+		}
+		slot := ks.hand
+		if ks.hand++; ks.hand == ks.next {
+			ks.hand = 0
+		}
+		k := ks.at(slot)
+		if k.used {
+			k.used = false
+			continue
+		}
+		if int32(k.cut-committed) > 0 || slices.ContainsFunc(ks.columns, func(c column) bool { return c.busy(slot) }) {
+			continue
+		}
+		if ks.find(hashOf(ks.seed, k.key), k.key) != slot {
+			continue // it is free
+		}
+		for _, c := range ks.columns {
+			c.drop(slot)
+		}
+		ks.remove(slot)
+	}
+}
+
+// evictCheck is after how many slots Evict looks whether it is enough.
+const evictCheck = 64
+
 func (ks *Keyspace[K]) keyGroup(slot uint32) uint16 { return ks.at(slot).kg }
 
 func (ks *Keyspace[K]) appendKey(dst []byte, slot uint32) ([]byte, error) {
-	return ks.codec.Append(dst, ks.at(slot).key)
+	at := len(dst)
+	dst, err := ks.codec.Append(dst, ks.at(slot).key)
+	if err == nil {
+		ks.keySize.add(len(dst) - at)
+	}
+	return dst, err
 }
 
-func (ks *Keyspace[K]) emptied(slot uint32) { ks.maybeEmpty = append(ks.maybeEmpty, slot) }
+func (ks *Keyspace[K]) frozen(slot uint32) {
+	if ks.cfg.Backing == nil {
+		return
+	}
+	if k := ks.at(slot); k.cut != ks.cutID || ks.pinned[len(ks.pinned)-1].slots == 0 {
+		k.cut = ks.cutID
+		ks.pinned[len(ks.pinned)-1].slots++
+	}
+}
+
+func (ks *Keyspace[K]) emptied(slot uint32)        { ks.maybeEmpty = append(ks.maybeEmpty, slot) }
+func (ks *Keyspace[K]) builder() *segment.Builder  { return ks.into }
+func (ks *Keyspace[K]) backing() Backing           { return ks.cfg.Backing }
+func (ks *Keyspace[K]) now(d segment.Domain) int64 { return ks.times[d] }
+func (ks *Keyspace[K]) scratch() *[]byte           { return &ks.buf }
+
+func (ks *Keyspace[K]) fail(err error) {
+	if ks.err == nil {
+		ks.err = err
+	}
+}

@@ -26,7 +26,7 @@ type counter struct {
 }
 
 func newCounter(keys int) *counter {
-	c := &counter{keys: NewKeyspace(codec.String)}
+	c := &counter{keys: NewKeyspace(codec.String, Config{})}
 	scope := NewScope("count")
 	c.n = Value(benchSetup{scope}, "n", codec.Int64)
 	c.keys.Attach(scope, []uint16{1})
@@ -93,7 +93,7 @@ func BenchmarkFreeze(b *testing.B) {
 	c := newCounter(benchKeys)
 	var builder segment.Builder
 	freeze := func() {
-		if err := c.keys.Freeze(&builder); err != nil {
+		if err := c.keys.Freeze(&builder, 1); err != nil {
 			b.Fatal(err)
 		}
 		builder.Finish().Release()
@@ -122,7 +122,7 @@ func TestKeyedUpdateAllocatesNothing(t *testing.T) {
 		for i := range keys {
 			c.add(i)
 		}
-		if err := c.keys.Freeze(&builder); err != nil {
+		if err := c.keys.Freeze(&builder, 1); err != nil {
 			failed = err
 		}
 		if builder.Len() != keys {

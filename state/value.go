@@ -1,0 +1,334 @@
+package state
+
+import (
+	"fmt"
+	"reflect"
+	"unsafe"
+
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/state/segment"
+)
+
+// OfValue is a handle to one value for each key.
+type OfValue[V any] struct {
+	operator, name string
+	kind           string
+	codec          codec.Codec[V]
+	opts           options
+	id             uint16
+	keys           slots // nil while declarations are only collected
+
+	chunks  [][]cell[V]
+	expires [][]int64 // beside chunks if entries expire; milliseconds since 1970
+	changes
+	swept uint32 // slots below were looked at for expired entries
+
+	flat bool // a V holds no pointers
+	mean mean // bytes of an encoded value
+}
+
+// cell is one key's value.
+type cell[V any] struct {
+	v     V
+	flags uint8
+}
+
+// Value declares a state that holds one V for each key, encoded by c.
+func Value[V any](s Setup, name string, c codec.Codec[V], opts ...Option) *OfValue[V] {
+	h := newValue(s.StateScope(), KindValue, name, c, opts)
+	s.StateScope().add(h)
+	return h
+}
+
+func newValue[V any](scope *Scope, kind, name string, c codec.Codec[V], opts []Option) *OfValue[V] {
+	h := &OfValue[V]{operator: scope.operator, name: name, kind: kind, codec: c, flat: flat(reflect.TypeFor[V]())}
+	err := codec.Check(c)
+	if err == nil {
+		h.opts, err = optionsOf(opts)
+	}
+	if err != nil {
+		scope.errs = append(scope.errs, fmt.Errorf("operator %q: state %q: %w", scope.operator, name, err))
+	}
+	return h
+}
+
+// Get returns the current key's value, or the zero value if none is set.
+func (h *OfValue[V]) Get() V {
+	v, _ := h.Lookup()
+	return v
+}
+
+// Lookup returns the current key's value and whether one is set.
+func (h *OfValue[V]) Lookup() (V, bool) {
+	var zero V
+	slot, ok := h.keys.slot(false)
+	if !ok {
+		return zero, false
+	}
+	c := h.at(slot)
+	if c.flags&cellUnknown != 0 {
+		h.load(slot, c)
+	}
+	if c.flags&cellSet == 0 {
+		return zero, false
+	}
+	if h.opts.domain != segment.Forever {
+		left := h.expires[slot>>chunkBits][slot&chunkMask] - h.keys.now(h.opts.domain)
+		if left <= 0 {
+			return zero, false
+		}
+		if ttl := h.opts.ttl.Milliseconds(); h.opts.onRead && ttl-left >= ttl/minRefresh {
+			v := c.v
+			h.change(slot, c)
+			h.renew(slot)
+			return v, true
+		}
+	}
+	return c.v, true
+}
+
+// Set makes v the current key's value. V must not be changed afterwards if it
+// holds pointers: it is encoded after the next barrier.
+func (h *OfValue[V]) Set(v V) {
+	slot, _ := h.keys.slot(true)
+	c := h.at(slot)
+	h.change(slot, c)
+	c.v = codec.Clone(h.codec, v)
+	c.flags |= cellSet
+	if h.opts.domain != segment.Forever {
+		h.renew(slot)
+	}
+}
+
+// Clear removes the current key's value.
+func (h *OfValue[V]) Clear() {
+	slot, ok := h.keys.slot(false)
+	if !ok {
+		return
+	}
+	c := h.at(slot)
+	if c.flags&(cellSet|cellUnknown) == 0 {
+		return
+	}
+	h.change(slot, c)
+	var zero V
+	c.v = zero
+	c.flags &^= cellSet
+}
+
+// change is called before a cell changes.
+func (h *OfValue[V]) change(slot uint32, c *cell[V]) {
+	if c.flags&h.frozen() != 0 {
+		if err := h.encodeCell(slot, c); err != nil {
+			h.keys.fail(err)
+		}
+	}
+	if c.flags&h.dirty() == 0 {
+		h.mark(slot)
+		c.flags |= h.dirty()
+	}
+	if c.flags&cellUnknown != 0 {
+		c.flags = c.flags&^cellUnknown | cellStored // perhaps
+	}
+}
+
+// renew sets the expiry of a cell that is written now.
+func (h *OfValue[V]) renew(slot uint32) {
+	h.expires[slot>>chunkBits][slot&chunkMask] = h.keys.now(h.opts.domain) + h.opts.ttl.Milliseconds()
+}
+
+// load asks the backing for a cell.
+func (h *OfValue[V]) load(slot uint32, c *cell[V]) {
+	c.flags &^= cellUnknown
+	buf := h.keys.scratch()
+	k, err := h.keys.appendKey(segment.AppendKey((*buf)[:0], h.keys.keyGroup(slot), h.id, nil), slot)
+	if err != nil {
+		h.keys.fail(h.errorf("key: %w", err))
+		return
+	}
+	b, ok, err := h.keys.backing().Get(k, k)
+	if err != nil {
+		h.keys.fail(&ReadError{Operator: h.operator, State: h.name, Err: err})
+	} else if ok {
+		if err := h.restore(slot, nil, b[len(k):]); err != nil {
+			h.keys.fail(err)
+		}
+	}
+	*buf = k[:0]
+	if cap(b) > cap(k) {
+		*buf = b[:0]
+	}
+}
+
+func (h *OfValue[V]) errorf(format string, args ...any) error {
+	return fmt.Errorf("operator %q: state %q: %w", h.operator, h.name, fmt.Errorf(format, args...))
+}
+
+func (h *OfValue[V]) at(slot uint32) *cell[V] {
+	return &h.chunks[slot>>chunkBits][slot&chunkMask]
+}
+
+func (h *OfValue[V]) describe() Descriptor {
+	d := Descriptor{Operator: h.operator, Name: h.name, Kind: h.kind}
+	if h.codec != nil {
+		d.ValueCodec, d.ValueVersion = h.codec.Name(), h.codec.Version()
+	}
+	return d
+}
+
+func (h *OfValue[V]) attach(ks slots, id uint16) { h.keys, h.id = ks, id }
+
+func (h *OfValue[V]) grow(n uint32) {
+	for uint32(len(h.chunks))<<chunkBits < n {
+		h.chunks = append(h.chunks, make([]cell[V], chunkSize))
+		if h.opts.domain != segment.Forever {
+			h.expires = append(h.expires, make([]int64, chunkSize))
+		}
+	}
+	h.changes.grow(n)
+}
+
+func (h *OfValue[V]) unknown(slot uint32)   { h.at(slot).flags = cellUnknown }
+func (h *OfValue[V]) used(slot uint32) bool { return h.at(slot).flags&(cellSet|cellBusy) != 0 }
+func (h *OfValue[V]) busy(slot uint32) bool { return h.at(slot).flags&cellBusy != 0 }
+func (h *OfValue[V]) drop(slot uint32)      { *h.at(slot) = cell[V]{} }
+
+func (h *OfValue[V]) touch(slot uint32) uint8 { return h.at(slot).flags }
+
+func (h *OfValue[V]) split(userKey []byte) (key, rest []byte, ok bool) { return userKey, nil, true }
+
+func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
+	header, b, err := segment.CutHeader(b)
+	if err != nil {
+		return h.errorf("%w", err)
+	}
+	if header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain) {
+		return nil
+	}
+	v, err := codec.DecodeVersion(h.codec, header.Version, b)
+	if err != nil {
+		return h.errorf("%w", err)
+	}
+	h.mean.add(len(b))
+	c := h.at(slot)
+	c.v, c.flags = codec.Clone(h.codec, v), cellSet|cellStored
+	if h.opts.domain != segment.Forever {
+		if header.Domain == h.opts.domain {
+			h.expires[slot>>chunkBits][slot&chunkMask] = header.Expires
+		} else { // the handle got its time to live, or another clock, since then
+			h.renew(slot)
+		}
+	}
+	return nil
+}
+
+func (h *OfValue[V]) encode(n int) (int, error) {
+	for done := range n {
+		slot, ok := h.next()
+		if !ok {
+			return done, nil
+		}
+		if c := h.at(slot); c.flags&h.frozen() != 0 { // else it was encoded when it was touched
+			if err := h.encodeCell(slot, c); err != nil {
+				return done, err
+			}
+		}
+	}
+	return n, nil
+}
+
+// encodeCell writes a frozen cell.
+func (h *OfValue[V]) encodeCell(slot uint32, c *cell[V]) error {
+	b := h.keys.builder()
+	switch {
+	case c.flags&cellSet != 0:
+		dst, err := h.keys.appendKey(b.BeginPut(h.keys.keyGroup(slot), h.id), slot)
+		if err != nil {
+			return h.errorf("key: %w", err)
+		}
+		header := segment.Header{Version: h.codec.Version(), Domain: h.opts.domain}
+		if header.Domain != segment.Forever {
+			header.Expires = h.expires[slot>>chunkBits][slot&chunkMask]
+		}
+		dst = segment.AppendHeader(b.KeyDone(dst), header)
+		at := len(dst)
+		if dst, err = h.codec.Append(dst, c.v); err != nil {
+			return h.errorf("value: %w", err)
+		}
+		h.mean.add(len(dst) - at)
+		b.ValueDone(dst)
+		c.flags = c.flags&^h.frozen() | cellStored
+	case c.flags&cellStored != 0:
+		dst, err := h.keys.appendKey(b.BeginDelete(h.keys.keyGroup(slot), h.id), slot)
+		if err != nil {
+			return h.errorf("key: %w", err)
+		}
+		b.DeleteDone(dst)
+		c.flags &^= h.frozen() | cellStored
+		h.keys.emptied(slot)
+	default: // set and cleared between two cuts
+		c.flags &^= h.frozen()
+		h.keys.emptied(slot)
+	}
+	h.keys.frozen(slot)
+	return nil
+}
+
+// sweep looks at one chunk for cells that expired. No tombstone is written for them:
+// what segments hold of them is expired as well.
+func (h *OfValue[V]) sweep() {
+	if h.opts.domain == segment.Forever || h.keys.backing() != nil || len(h.chunks) == 0 {
+		return
+	}
+	chunk := h.swept % uint32(len(h.chunks))
+	h.swept = chunk + 1
+	now := h.keys.now(h.opts.domain)
+	for i := range h.chunks[chunk] {
+		c := &h.chunks[chunk][i]
+		if c.flags&(cellSet|cellBusy) == cellSet && h.expires[chunk][i] <= now {
+			*c = cell[V]{}
+			h.keys.emptied(chunk<<chunkBits | uint32(i))
+		}
+	}
+}
+
+func (h *OfValue[V]) cost() int {
+	n := int(unsafe.Sizeof(cell[V]{}))
+	if h.opts.domain != segment.Forever {
+		n += 8
+	}
+	if !h.flat {
+		n += h.mean.get()
+	}
+	return n
+}
+
+func (h *OfValue[V]) extra() int64 { return 0 }
+
+// mean is a moving average.
+type mean struct{ scaled int }
+
+const meanShift = 6 // of 1<<meanShift values, about
+
+func (m *mean) add(n int) { m.scaled += n - m.scaled>>meanShift }
+func (m *mean) get() int  { return m.scaled >> meanShift }
+
+// flat tells whether values of a type hold no memory but their own.
+func flat(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr,
+		reflect.Float32, reflect.Float64, reflect.Complex64, reflect.Complex128:
+		return true
+	case reflect.Array:
+		return flat(t.Elem())
+	case reflect.Struct:
+		for f := range t.Fields() {
+			if !flat(f.Type) {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
