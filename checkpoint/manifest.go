@@ -29,6 +29,15 @@ type Manifest struct {
 	Created     time.Time
 	KeyGroups   int
 
+	// Lineage names the line of checkpoints that this one is of: within one, commits
+	// follow each other, so lineage and checkpoint id together identify a state. It is
+	// made anew where a job starts from nothing, from a savepoint or from positions
+	// that a person chose. 16 hexadecimal digits; empty in manifests of builds that
+	// knew no lineage.
+	Lineage string
+	// Watermark is event time at the barrier, in milliseconds since 1970, NoWatermark
+	// if there was none.
+	Watermark int64
 	// Parent is the checkpoint that this one was built on, zero for the first one.
 	Parent offsets.ManifestRef
 	// Positions are those at the barrier.
@@ -40,6 +49,9 @@ type Manifest struct {
 	// Sinks holds the state of sinks by operator ID.
 	Sinks map[string]json.RawMessage
 }
+
+// NoWatermark is the watermark before any event time is known.
+const NoWatermark = math.MinInt64
 
 // StateInfo describes one keyed state. Its ID stands in the keys of segments, is
 // given once and kept for the life of the app.
@@ -67,6 +79,21 @@ type SegmentRef struct {
 	// The checkpoints whose changes it holds.
 	FirstCheckpoint int64 `json:"first"`
 	LastCheckpoint  int64 `json:"last"`
+
+	// Base says that nothing older had keys in its range when it was merged, so its
+	// tombstones were dropped: it stands for all that came before.
+	Base bool `json:"base,omitempty"`
+	// MinKey and MaxKey are its first and its last key, both inclusive, in
+	// hexadecimal, which sorts as the keys do. Empty if only the key-groups are known.
+	MinKey string `json:"minKey,omitempty"`
+	MaxKey string `json:"maxKey,omitempty"`
+	// Shards says into how many equal ranges of key-groups, a power of two, the merged
+	// level was divided that this is a piece of. No piece crosses such a range. Zero
+	// is one.
+	Shards int `json:"shards,omitempty"`
+	// Run is the size in bytes of the whole level that this is a piece of, estimated
+	// from a range of it. Zero is Length.
+	Run int64 `json:"run,omitempty"`
 }
 
 // Inline tells that the segment is a part of a manifest object.
@@ -181,6 +208,8 @@ type header struct {
 	Incarnation uint32                     `json:"incarnation"`
 	Created     time.Time                  `json:"created"`
 	KeyGroups   int                        `json:"keyGroups"`
+	Lineage     string                     `json:"lineage,omitempty"`
+	Watermark   *int64                     `json:"watermark,omitempty"`
 	Parent      *refJSON                   `json:"parent,omitempty"`
 	Positions   []positionJSON             `json:"positions"`
 	States      []StateInfo                `json:"states"`
@@ -209,8 +238,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	h := header{
 		App: m.App, Instance: m.Instance, Checkpoint: m.Checkpoint, Incarnation: m.Incarnation,
-		Created: m.Created, KeyGroups: m.KeyGroups, States: m.States, Segments: m.Segments, Sinks: m.Sinks,
+		Created: m.Created, KeyGroups: m.KeyGroups, Lineage: m.Lineage, States: m.States, Segments: m.Segments, Sinks: m.Sinks,
 		Positions: make([]positionJSON, 0, len(m.Positions)),
+	}
+	if m.Watermark != NoWatermark {
+		h.Watermark = &m.Watermark
 	}
 	if m.Parent != (offsets.ManifestRef{}) {
 		h.Parent = &refJSON{m.Parent.Checkpoint, m.Parent.Incarnation, hex.EncodeToString(m.Parent.Hash[:])}
@@ -301,8 +333,11 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	}
 	m := &Manifest{
 		App: h.App, Instance: h.Instance, Checkpoint: h.Checkpoint, Incarnation: h.Incarnation,
-		Created: h.Created, KeyGroups: h.KeyGroups, States: h.States, Segments: h.Segments, Sinks: h.Sinks,
+		Created: h.Created, KeyGroups: h.KeyGroups, Lineage: h.Lineage, Watermark: NoWatermark, States: h.States, Segments: h.Segments, Sinks: h.Sinks,
 		Positions: make(map[offsets.Partition]offsets.Position, len(h.Positions)),
+	}
+	if h.Watermark != nil {
+		m.Watermark = *h.Watermark
 	}
 	if h.Parent != nil {
 		m.Parent = offsets.ManifestRef{Checkpoint: h.Parent.Checkpoint, Incarnation: h.Parent.Incarnation}
@@ -319,7 +354,7 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	}
 	inline := int64(len(b)-fixedBytes-trailerBytes) - int64(headerLen)
 	for i, s := range m.Segments {
-		if s.Offset < 0 || s.Length < 0 || s.Offset > math.MaxInt64-s.Length || s.Entries < 0 || s.Tombstones < 0 || s.MinKG > s.MaxKG {
+		if s.Offset < 0 || s.Length < 0 || s.Offset > math.MaxInt64-s.Length || s.Entries < 0 || s.Tombstones < 0 || s.MinKG > s.MaxKG || s.Run < 0 || s.Shards < 0 || s.MinKey > s.MaxKey {
 			return nil, fmt.Errorf("header: segment %d makes no sense", i)
 		}
 		if s.Object == "" && s.Offset+s.Length > inline {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,6 +41,10 @@ type Config struct {
 	// are zero if there was none.
 	Base    *Manifest
 	BaseRef offsets.ManifestRef
+	// NewLineage makes the checkpoints to come a lineage of their own although there
+	// is a base: where a job starts from a savepoint, or where a person chose the
+	// positions. Without a base there is always a new one.
+	NewLineage bool
 	// Incarnation distinguishes this writer's objects from those of every other
 	// that tried the same checkpoint ids: a random number.
 	Incarnation uint32
@@ -79,7 +85,10 @@ func (i MergeInfo) String() string {
 type Snapshot struct {
 	Checkpoint int64 // higher than any before
 	Positions  map[offsets.Partition]offsets.Position
-	States     []StateInfo
+	// Watermark is event time at the barrier, in milliseconds since 1970; NoWatermark
+	// if there is none.
+	Watermark int64
+	States    []StateInfo
 	// Runs are the changes since the last Persist, oldest first where keys overlap.
 	// They belong to the writer from the call on, whatever it returns: it releases
 	// them once they are part of a committed checkpoint.
@@ -120,6 +129,8 @@ type Stats struct {
 //   - Nothing that retained, pending or a merge refers to is deleted (collect.go).
 type Writer struct {
 	cfg Config
+
+	lineage string
 
 	mu       sync.Mutex
 	cond     *sync.Cond // something below changed that a goroutine waits for
@@ -187,6 +198,12 @@ func NewWriter(cfg Config) (*Writer, error) {
 		return nil, fmt.Errorf("checkpoint writer: %w", err)
 	}
 	w := &Writer{cfg: cfg, base: cfg.Base, baseRef: cfg.BaseRef, last: cfg.BaseRef}
+	if cfg.Base != nil && !cfg.NewLineage {
+		w.lineage = cfg.Base.Lineage
+	}
+	if w.lineage == "" {
+		w.lineage = newLineage()
+	}
 	w.cond = sync.NewCond(&w.mu)
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.collect.garbage = map[string]int64{}
@@ -199,6 +216,15 @@ func NewWriter(cfg Config) (*Writer, error) {
 	w.wg.Go(w.runCollector)
 	return w, nil
 }
+
+func newLineage() string {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return hex.EncodeToString(id[:])
+}
+
+// Lineage returns the lineage of the checkpoints that the writer makes.
+func (w *Writer) Lineage() string { return w.lineage }
 
 // Base returns the last checkpoint known to be committed, nil and zero if none is.
 func (w *Writer) Base() (*Manifest, offsets.ManifestRef) {
@@ -271,7 +297,8 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 
 	m := &Manifest{
 		App: w.cfg.App, Instance: w.cfg.Instance, Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation,
-		Created: start.UTC().Round(0), KeyGroups: w.cfg.KeyGroups, Positions: s.Positions, States: s.States, Sinks: s.Sinks,
+		Created: start.UTC().Round(0), KeyGroups: w.cfg.KeyGroups, Lineage: w.lineage, Watermark: s.Watermark,
+		Positions: s.Positions, States: s.States, Sinks: s.Sinks,
 	}
 	w.mu.Lock()
 	m.Parent = w.baseRef
