@@ -21,9 +21,11 @@
 //     DeleteDone for each removed one. Finish sorts and hands out a [Run].
 //  2. The checkpoint writer turns the runs of all subtasks into one segment with
 //     [Write], and gives their memory back with [Run.Release].
-//  3. In the background, adjacent segments of the chain become one with [Merge].
+//  3. In the background, segments of the chain are merged with [MergeLevels], which
+//     writes pieces of a wanted size that have no key in common.
 //  4. A restore, or a reader of state that is not running, opens segments with
-//     [Open] and reads them, newest over oldest, with [Scan].
+//     [Open] or, without having them in memory, with [OpenAt], and reads them, newest
+//     over oldest, with [Scan] or, piece by piece, with [ScanLevels].
 //
 // Every block and the footer are checksummed; the checksum over the whole file is
 // in [Info], is stored by whoever refers to the segment and is checked before

@@ -1,13 +1,17 @@
 package segment
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/objstorage"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/sstable/block"
 )
@@ -16,11 +20,11 @@ import (
 // what was written.
 var ErrCorrupt = errors.New("segment is damaged")
 
-// Reader reads one segment that is in memory. It may be used by many goroutines,
-// and by many scans, at once. It holds nothing but the bytes: there is no Close.
+// Reader reads one segment. It may be used by many goroutines, and by many scans, at
+// once. One that [Open] opened holds nothing but the bytes and need not be closed.
 type Reader struct {
-	b     []byte
 	table *sstable.Reader
+	in    *readable // nil if the segment is in memory
 }
 
 const (
@@ -36,23 +40,115 @@ const (
 // read; only [OpenVerified] checks the bytes as a whole.
 func Open(b []byte) (r *Reader, err error) {
 	defer recovered("open segment", &err)
-	// The formats before this one have no checksum in the footer: their lengths and
-	// offsets could not be believed, so a file that says it is one of them is not
-	// looked at.
-	if len(b) < footerBytes || string(b[len(b)-8:]) != footerMagic {
-		return nil, corrupt("open segment", fmt.Errorf("no table footer at the end of %d bytes", len(b)))
+	if err := checkFooter(b, int64(len(b))); err != nil {
+		return nil, err
 	}
-	if v := binary.LittleEndian.Uint32(b[len(b)-12:]); v != footerVersion {
-		return nil, corrupt("open segment", fmt.Errorf("table version %d, want %d", v, footerVersion))
-	}
-	t, err := sstable.NewMemReader(b, sstable.ReaderOptions{
-		ReaderOptions: block.ReaderOptions{},
-		Filters:       map[string]sstable.FilterPolicy{bloom.FilterPolicy(bloomBitsPerKey).Name(): bloom.FilterPolicy(bloomBitsPerKey)},
-	})
+	t, err := sstable.NewMemReader(b, tableOptions)
 	if err != nil {
 		return nil, corrupt("open segment", err)
 	}
-	return &Reader{b: b, table: t}, nil
+	return &Reader{table: t}, nil
+}
+
+// OpenAt opens the segment of size bytes that from reads, and reads of it what is
+// asked for: a scan needs little memory, whatever the size. from may be used by
+// several goroutines; if it is an [io.Closer] it is closed by [Reader.Close]. An error
+// of from comes back as it is, any other wraps [ErrCorrupt].
+func OpenAt(from io.ReaderAt, size int64) (r *Reader, err error) {
+	defer recovered("open segment", &err)
+	footer := make([]byte, min(size, footerBytes))
+	if err := readFullAt(from, footer, size-int64(len(footer))); err != nil {
+		return nil, fmt.Errorf("open segment: %w", err)
+	}
+	if err := checkFooter(footer, size); err != nil {
+		return nil, err
+	}
+	in := &readable{from: from, size: size}
+	t, err := sstable.NewReader(context.Background(), in, tableOptions)
+	if err != nil {
+		if cause := in.cause(); cause != nil {
+			return nil, fmt.Errorf("open segment: %w", cause)
+		}
+		return nil, corrupt("open segment", err)
+	}
+	return &Reader{table: t, in: in}, nil
+}
+
+// Close releases what the segment is read from. No scan may be under way.
+func (r *Reader) Close() error {
+	if r.in == nil {
+		return nil
+	}
+	return r.table.Close()
+}
+
+var tableOptions = sstable.ReaderOptions{
+	ReaderOptions: block.ReaderOptions{},
+	Filters:       map[string]sstable.FilterPolicy{bloom.FilterPolicy(bloomBitsPerKey).Name(): bloom.FilterPolicy(bloomBitsPerKey)},
+}
+
+// checkFooter looks at the end of a segment of size bytes. The formats before this
+// one have no checksum in the footer: their lengths and offsets could not be believed,
+// so a file that says it is one of them is not looked at.
+func checkFooter(end []byte, size int64) error {
+	if len(end) < footerBytes || string(end[len(end)-8:]) != footerMagic {
+		return corrupt("open segment", fmt.Errorf("no table footer at the end of %d bytes", size))
+	}
+	if v := binary.LittleEndian.Uint32(end[len(end)-12:]); v != footerVersion {
+		return corrupt("open segment", fmt.Errorf("table version %d, want %d", v, footerVersion))
+	}
+	return nil
+}
+
+// readable is what Pebble reads a segment from. It keeps the first error of from,
+// which Pebble would call by another name.
+type readable struct {
+	from io.ReaderAt
+	size int64
+	err  atomic.Pointer[error]
+}
+
+func (r *readable) cause() error {
+	if err := r.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (r *readable) ReadAt(_ context.Context, p []byte, off int64) error {
+	if off < 0 || off > r.size || int64(len(p)) > r.size-off {
+		return fmt.Errorf("bytes %d to %d of a segment of %d", off, off+int64(len(p)), r.size)
+	}
+	err := readFullAt(r.from, p, off)
+	if err != nil {
+		r.err.CompareAndSwap(nil, &err)
+	}
+	return err
+}
+
+func readFullAt(from io.ReaderAt, p []byte, off int64) error {
+	n, err := from.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func (r *readable) Size() int64 { return r.size }
+
+func (r *readable) Close() error {
+	if c, ok := r.from.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+func (r *readable) NewReadHandle(objstorage.ReadBeforeSize) objstorage.ReadHandle {
+	h := objstorage.MakeNoopReadHandle(r)
+	return &h
 }
 
 // OpenVerified is [Open] after a check of the whole segment against the checksum
@@ -124,21 +220,37 @@ func bounds(lo, hi int) (lower, upper []byte, some bool) {
 	return lower, upper, true
 }
 
+// cursorBlocks is how many blocks a cursor holds at a time: one of data, one or two of
+// the index, and one compressed.
+const cursorBlocks = 5
+
 // tableCursor walks the point keys of one table.
 type tableCursor struct {
+	r       *Reader
 	it      sstable.Iterator
-	lower   []byte // where to begin; nil is before every key
+	blocks  block.BufferPool // the memory of blocks, used again and again
+	lower   []byte           // where to begin; nil is before every key
 	started bool
 	k, v    []byte
 	del     bool
 }
 
 func newTableCursor(r *Reader, lower, upper []byte) (*tableCursor, error) {
-	it, err := r.table.NewIter(sstable.NoTransforms, lower, upper, sstable.AssertNoBlobHandles)
+	c := &tableCursor{r: r, lower: lower}
+	c.blocks.Init(cursorBlocks)
+	it, err := r.table.NewPointIter(context.Background(), sstable.IterOptions{
+		Lower: lower, Upper: upper,
+		FilterBlockSizeLimit: sstable.NeverUseFilterBlock,
+		Env:                  sstable.ReadEnv{Block: block.ReadEnv{BufferPool: &c.blocks}},
+		ReaderProvider:       sstable.MakeTrivialReaderProvider(r.table),
+		BlobContext:          sstable.AssertNoBlobHandles,
+	})
 	if err != nil {
-		return nil, err
+		c.blocks.Release()
+		return nil, r.fault(err)
 	}
-	return &tableCursor{it: it, lower: lower}, nil
+	c.it = it
+	return c, nil
 }
 
 func (c *tableCursor) next() (bool, error) {
@@ -152,12 +264,15 @@ func (c *tableCursor) next() (bool, error) {
 		v, _, err := kv.Value(nil)
 		return c.load(kv.K, v, err)
 	}
-	return false, c.it.Error()
+	if err := c.it.Error(); err != nil {
+		return false, c.r.fault(err)
+	}
+	return false, nil
 }
 
 func (c *tableCursor) load(k sstable.InternalKey, v []byte, err error) (bool, error) {
 	if err != nil {
-		return false, err
+		return false, c.r.fault(err)
 	}
 	if len(k.UserKey) < headerLen {
 		return false, fmt.Errorf("key of %d bytes is too short", len(k.UserKey))
@@ -177,9 +292,38 @@ func (c *tableCursor) load(k sstable.InternalKey, v []byte, err error) (bool, er
 func (c *tableCursor) key() []byte   { return c.k }
 func (c *tableCursor) value() []byte { return c.v }
 func (c *tableCursor) deleted() bool { return c.del }
-func (c *tableCursor) close()        { _ = c.it.Close() }
 
-func corrupt(op string, err error) error { return fmt.Errorf("%s: %w: %w", op, ErrCorrupt, err) }
+func (c *tableCursor) close() {
+	_ = c.it.Close()
+	c.blocks.Release()
+}
+
+// fault is what went wrong in reading: what it is read from failed, or its bytes are
+// not what was written.
+func (r *Reader) fault(err error) error {
+	if r.in != nil {
+		if cause := r.in.cause(); cause != nil {
+			return unreadable{cause}
+		}
+	}
+	return err
+}
+
+// unreadable is an error of what a segment is read from.
+type unreadable struct{ error }
+
+func (e unreadable) Unwrap() error { return e.error }
+
+// corrupt says that bytes are not what was written, unless err says that they could not
+// be read.
+func corrupt(op string, err error) error {
+	if u, ok := errors.AsType[unreadable](err); ok {
+		return fmt.Errorf("%s: %w", op, u.error)
+	}
+	return wrong(op, err)
+}
+
+func wrong(op string, err error) error { return fmt.Errorf("%s: %w: %w", op, ErrCorrupt, err) }
 
 // recovered turns a panic of the table reader into an error. It is written for its
 // own files and panics on some that no writer wrote; a file that cannot be read is
