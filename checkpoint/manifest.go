@@ -61,6 +61,7 @@ type StateInfo struct {
 	Name         string `json:"name"`
 	Kind         string `json:"kind"` // value, list, map, timers, ...
 	KeyCodec     string `json:"keyCodec"`
+	SubCodec     string `json:"subCodec,omitempty"` // of the keys of a map
 	ValueCodec   string `json:"valueCodec"`
 	ValueVersion int    `json:"valueVersion"`
 }
