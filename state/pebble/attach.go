@@ -35,9 +35,9 @@ const (
 //
 // If it equals want already, nothing is done. If it equals an older checkpoint of the
 // same lineage, it ingests the segments that came since, unless tombstones were
-// dropped from what it lacks. Otherwise it is emptied and ingests all. No iterator may
-// be open in the calling goroutine; reads from other goroutines that go on are waited
-// for, and those that come give [ErrDetached] until it is done.
+// dropped from what it lacks. Otherwise it is emptied and ingests all. Reads give
+// [ErrDetached] until it is done. It may wait for reads that go on: the calling
+// goroutine must not have an iterator open.
 //
 // After an error the store is what it was, or holds nothing. Errors are *DamagedError,
 // which names a segment, and *StoreError.
@@ -57,6 +57,8 @@ func (s *Store) Attach(ctx context.Context, want ID, chain []Segment, src Object
 		return Attached{}, s.failed("attach", "", errors.New("a chain of segments that has no ID"))
 	}
 	s.src = src
+	s.attaching.Store(true)
+	defer s.attaching.Store(false)
 	a, err := s.attach(ctx, want, chain)
 	if err != nil {
 		return Attached{}, err
@@ -380,8 +382,11 @@ func (s *Store) ingest(ctx context.Context, r *arrival, id *ID) error {
 			})
 		}
 	}
-	var stats pebble.IngestOperationStats
 	var err error
+	if r != nil && r.path != "" {
+		h.ingesting = object
+		defer func() { h.ingesting = "" }()
+	}
 	if id == nil {
 		if len(external) > 0 {
 			_, err = h.db.IngestExternalFiles(ctx, external)
@@ -396,9 +401,8 @@ func (s *Store) ingest(ctx context.Context, r *arrival, id *ID) error {
 		}
 		// The marker before this one is cut out in the same step, so that there is never
 		// more than one, at the bottom, where no compaction has to do with it.
-		stats, err = h.db.IngestAndExcise(ctx, slices.Concat(paths, []string{marker}), nil, external, pebble.KeyRange{Start: reservedStart, End: reservedEnd})
+		_, err = h.db.IngestAndExcise(ctx, slices.Concat(paths, []string{marker}), nil, external, pebble.KeyRange{Start: reservedStart, End: reservedEnd})
 	}
-	_ = stats
 	if err != nil {
 		if broken := h.failure(); broken != nil {
 			return broken

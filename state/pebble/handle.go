@@ -35,6 +35,10 @@ type handle struct {
 	// compacted is signalled when a compaction ended.
 	compacted chan struct{}
 
+	// ingesting is the segment that Ingest or Attach is about to link, if it is a file.
+	// Pebble tells its number from the same goroutine.
+	ingesting string
+
 	mu    sync.Mutex
 	names map[string]string // segments by the file that they are
 }
@@ -136,6 +140,8 @@ const (
 	manifestFileBytes = 4 << 20
 )
 
+func tableFile[N ~uint64](n N) string { return fmt.Sprintf("%06d.sst", uint64(n)) }
+
 func (s *Store) dbOptions(h *handle) *pebble.Options {
 	o := &pebble.Options{
 		FS:                 s.fs,
@@ -157,6 +163,18 @@ func (s *Store) dbOptions(h *handle) *pebble.Options {
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) { h.log.Warn("background work of the local store", zap.Error(err)) },
 			DataCorruption:  func(info pebble.DataCorruptionInfo) { _ = h.damaged(&info, info.Details) },
+			TableIngested: func(info pebble.TableIngestInfo) {
+				if h.ingesting != "" && info.Err == nil && len(info.Tables) > 0 {
+					h.mu.Lock()
+					h.names[tableFile(info.Tables[0].FileNum)] = h.ingesting
+					h.mu.Unlock()
+				}
+			},
+			TableDeleted: func(info pebble.TableDeleteInfo) {
+				h.mu.Lock()
+				delete(h.names, path.Base(info.Path))
+				h.mu.Unlock()
+			},
 			CompactionEnd: func(pebble.CompactionInfo) {
 				select {
 				case h.compacted <- struct{}{}:
@@ -183,7 +201,7 @@ func (s *Store) openHandle() (_ *handle, _ ID, err error) {
 		store: s, log: s.opts.Logger.Named("pebble"),
 		drained: make(chan struct{}, 1), compacted: make(chan struct{}, 1), names: map[string]string{},
 	}
-	h.ctx, h.cancel = background()
+	h.ctx, h.cancel = context.WithCancel(context.Background()) // background work outlives the call that began it
 	h.remote = newRemote(h.ctx, s.opts.DownloadRate)
 	if h.db, err = pebble.Open(s.path(dbName), s.dbOptions(h)); err != nil {
 		h.cancel()

@@ -1,7 +1,6 @@
 package pebble
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
 )
 
 // What is in the directory of a store.
@@ -53,8 +53,10 @@ type Store struct {
 	cache  *pebble.Cache
 	lock   *pebble.Lock
 	handle atomic.Pointer[handle] // nil if there is nothing to read
-	closed atomic.Bool
 	id     atomic.Pointer[ID]
+
+	attaching atomic.Bool
+	closed    atomic.Bool
 
 	mu      sync.Mutex // held by Attach, Ingest and Close
 	src     Objects
@@ -81,8 +83,8 @@ func Open(dir, app string, opts Options) (s *Store, err error) {
 		return nil, failed(err)
 	}
 	if s.lock, err = pebble.LockDirectory(dir, s.fs); err != nil {
-		if hint(err) != "" && !errors.Is(err, fs.ErrPermission) {
-			return nil, failed(err)
+		if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+			return nil, failed(err) // the file could not be made, so nobody was asked
 		}
 		owner, _ := s.readFile(ownerName)
 		return nil, &InUseError{Dir: dir, Owner: string(owner), Err: err}
@@ -120,7 +122,8 @@ func Open(dir, app string, opts Options) (s *Store, err error) {
 		}
 		s.discard = err.Error()
 	}
-	s.opts.Logger.Warn("local store is discarded; it is built again from the checkpoint store")
+	s.opts.Logger.Warn("local store is discarded; it is built again from the checkpoint store",
+		zap.String("dir", dir), zap.String("why", s.discard))
 	if err := s.reset(); err != nil {
 		return nil, failed(err)
 	}
@@ -252,7 +255,7 @@ func (s *Store) drop() error {
 func (s *Store) reset() error {
 	if err := s.drop(); err != nil {
 		// What it could not do on its way out does no harm: it is deleted.
-		s.opts.Logger.Warn("close of the local store")
+		s.opts.Logger.Warn("close the local store", zap.String("dir", s.dir), zap.Error(err))
 	}
 	gone := s.path(discardedPrefix + s.newName())
 	if err := s.fs.Rename(s.path(dbName), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -277,6 +280,14 @@ func (s *Store) ID() ID { return *s.id.Load() }
 
 // acquire returns the database, for a read, and keeps it open until release.
 func (s *Store) acquire() (*handle, error) {
+	if s.attaching.Load() {
+		return nil, ErrDetached
+	}
+	return s.inspect()
+}
+
+// inspect is acquire for what does not ask for content.
+func (s *Store) inspect() (*handle, error) {
 	h := s.handle.Load()
 	if h == nil || !h.acquire() {
 		if s.closed.Load() {
@@ -334,7 +345,7 @@ func (s *Store) Close() error {
 // Needs returns the objects that the store reads where they are, because they are not
 // copied yet, by name. They must not be deleted.
 func (s *Store) Needs() []string {
-	h, err := s.acquire()
+	h, err := s.inspect()
 	if err != nil {
 		return nil
 	}
@@ -369,7 +380,7 @@ type Metrics struct {
 
 // Metrics returns the present numbers; zeros if the store cannot be read.
 func (s *Store) Metrics() Metrics {
-	h, err := s.acquire()
+	h, err := s.inspect()
 	if err != nil {
 		return Metrics{}
 	}
@@ -383,9 +394,4 @@ func (s *Store) Metrics() Metrics {
 		CacheBytes: m.BlockCache.Size, CacheHits: m.BlockCache.Hits, CacheMisses: m.BlockCache.Misses,
 		RemoteReads: h.remote.read.Load(),
 	}
-}
-
-// background is the context of what outlives the call that began it.
-func background() (context.Context, context.CancelFunc) {
-	return context.WithCancel(context.Background())
 }
