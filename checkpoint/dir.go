@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -266,17 +267,26 @@ func (d *Dir) getRange(ctx context.Context, name string, off, n int64) ([]byte, 
 // List implements Store.
 func (d *Dir) List(ctx context.Context, prefix string) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
-		err := d.walk(ctx, prefix, func(name string, info fs.FileInfo) error {
-			if strings.HasPrefix(path.Base(name), tempPrefix) || !strings.HasPrefix(name, prefix) {
+		var found []Object
+		err := ctx.Err()
+		if err == nil {
+			err = d.walk(ctx, prefix, func(name string, info fs.FileInfo) error {
+				if !strings.HasPrefix(path.Base(name), tempPrefix) && strings.HasPrefix(name, prefix) {
+					found = append(found, Object{name, info.Size(), info.ModTime()})
+				}
 				return nil
-			}
-			if !yield(Object{name, info.Size(), info.ModTime()}, nil) {
-				return fs.SkipAll
-			}
-			return nil
-		})
+			})
+		}
 		if err != nil {
 			yield(Object{}, d.err("list", prefix, err))
+			return
+		}
+		// A walk visits a/b before a-b, whose name is the lesser one.
+		slices.SortFunc(found, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
+		for _, o := range found {
+			if !yield(o, nil) {
+				return
+			}
 		}
 	}
 }

@@ -46,7 +46,34 @@ type Object struct {
 }
 
 // supportedSchemes is what OpenStore tells an operator.
-const supportedSchemes = "file:///absolute/path, a plain path, or mem:// for tests"
+const supportedSchemes = "file:///absolute/path, a plain path, or mem:// for tests; an object store needs its driver package"
+
+// drivers are the packages that register a scheme when they are imported.
+var drivers = map[string]string{
+	"s3":     "github.com/weirstream/weir/checkpoint/blob/s3",
+	"gs":     "github.com/weirstream/weir/checkpoint/blob/gcs",
+	"azblob": "github.com/weirstream/weir/checkpoint/blob/azure",
+}
+
+var registered = struct {
+	sync.RWMutex
+	open map[string]func(url string) (Store, error)
+}{open: map[string]func(url string) (Store, error){}}
+
+// RegisterScheme makes OpenStore call open for URLs of a scheme. It is for the init
+// function of a driver package, and panics if open is nil or the scheme is taken. It
+// is safe for concurrent use.
+func RegisterScheme(scheme string, open func(url string) (Store, error)) {
+	registered.Lock()
+	defer registered.Unlock()
+	if scheme == "" || open == nil {
+		panic("checkpoint: RegisterScheme needs a scheme and a function that opens it")
+	}
+	if _, ok := registered.open[scheme]; ok || scheme == "file" || scheme == "mem" {
+		panic("checkpoint: RegisterScheme was called twice for the scheme " + scheme)
+	}
+	registered.open[scheme] = open
+}
 
 var named = struct {
 	sync.Mutex
@@ -55,7 +82,8 @@ var named = struct {
 
 // OpenStore opens the store at url: file:///absolute/path or a plain path is a
 // directory, which is made if it is missing; mem:// is a new store in memory, and
-// mem://name is one that all who name it in this process share.
+// mem://name is one that all who name it in this process share. Other schemes are
+// those of RegisterScheme.
 func OpenStore(url string) (Store, error) {
 	scheme, rest, ok := strings.Cut(url, "://")
 	switch {
@@ -80,9 +108,30 @@ func OpenStore(url string) (Store, error) {
 			named.mem[rest] = m
 		}
 		return m, nil
-	default:
-		return nil, fmt.Errorf("open checkpoint store %s: scheme %q is not supported; use %s", url, scheme, supportedSchemes)
 	}
+	registered.RLock()
+	open := registered.open[scheme]
+	registered.RUnlock()
+	switch driver := drivers[scheme]; {
+	case open != nil:
+		return open(url)
+	case driver != "":
+		return nil, fmt.Errorf("open checkpoint store %s: the driver of scheme %q is not linked into this program; add import _ %q to it", withoutSecrets(url), scheme, driver)
+	default:
+		return nil, fmt.Errorf("open checkpoint store %s: scheme %q is not supported; use %s", withoutSecrets(url), scheme, supportedSchemes)
+	}
+}
+
+// withoutSecrets cuts from a URL the parts in which people put secrets.
+func withoutSecrets(raw string) string {
+	scheme, rest, _ := strings.Cut(raw, "://")
+	rest, _, _ = strings.Cut(rest, "?")
+	host, path, slash := strings.Cut(rest, "/")
+	host = host[strings.LastIndexByte(host, '@')+1:]
+	if slash {
+		path = "/" + path
+	}
+	return scheme + "://" + host + path
 }
 
 // openDir keeps a nil *Dir out of the interface.
@@ -118,7 +167,10 @@ func wrap(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// validName tells whether a store may take name.
+// ValidName tells whether a store may take name: see Store. It is for packages that
+// implement one.
+func ValidName(name string) bool { return validName(name) }
+
 func validName(name string) bool {
 	if !fs.ValidPath(name) || name == "." {
 		return false

@@ -2,8 +2,6 @@ package checkpoint_test
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,96 +13,23 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/checkpoint/storetest"
 
 	ctx "context"
 )
 
 func TestStoreContract(t *testing.T) {
-	stores(t, func(t *testing.T, s checkpoint.Store) {
-		c := t.Context()
-		if err := s.Put(c, "a/one", []byte("hello")); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Put(c, "a/one", []byte("other")); !errors.Is(err, checkpoint.ErrExists) {
-			t.Errorf("second put: %v", err)
-		}
-		if err := errors.Join(s.Put(c, "a/two", nil), s.Put(c, "ab", []byte("x")), s.Put(c, "b/c/d", []byte("y"))); err != nil {
-			t.Fatal(err)
-		}
-		if b, err := s.Get(c, "a/one"); err != nil || string(b) != "hello" {
-			t.Errorf("get: %q, %v", b, err)
-		}
-		if b, err := s.GetRange(c, "a/one", 1, 3); err != nil || string(b) != "ell" {
-			t.Errorf("get range: %q, %v", b, err)
-		}
-		for _, r := range [][2]int64{{3, 3}, {6, 0}, {-1, 2}, {0, -1}, {1, 1<<63 - 1}} {
-			if _, err := s.GetRange(c, "a/one", r[0], r[1]); !errors.Is(err, io.ErrUnexpectedEOF) {
-				t.Errorf("get range %v: %v", r, err)
-			}
-		}
-		_, err := s.Get(c, "a/three")
-		_, err2 := s.GetRange(c, "a/three", 0, 1)
-		for _, err := range []error{err, err2} {
-			var se *checkpoint.StoreError
-			if !errors.Is(err, checkpoint.ErrNotFound) || !errors.As(err, &se) || se.Object != "a/three" {
-				t.Errorf("missing object: %v", err)
-			}
-		}
-		for prefix, want := range map[string]string{"": "a/one a/two ab b/c/d", "a": "a/one a/two ab", "a/": "a/one a/two", "a/t": "a/two", "b/c/": "b/c/d", "none/": ""} {
-			var got []string
-			for o, err := range s.List(c, prefix) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				if o.Name == "a/one" && (o.Size != 5 || time.Since(o.Modified) > time.Hour) {
-					t.Errorf("list says %+v", o)
-				}
-				got = append(got, o.Name)
-			}
-			if strings.Join(got, " ") != want {
-				t.Errorf("list %q: %v, want %s", prefix, got, want)
-			}
-		}
-		if err := errors.Join(s.Delete(c, "a/one"), s.Delete(c, "a/one"), s.Delete(c, "none/at/all")); err != nil {
-			t.Error(err)
-		}
-		if _, err := s.Get(c, "a/one"); !errors.Is(err, checkpoint.ErrNotFound) {
-			t.Errorf("deleted object: %v", err)
-		}
-		for _, bad := range []string{"", ".", "../x", "/x", "a//b", "a/../b", ".x", "a/.tmp-1"} {
-			if err := s.Put(c, bad, nil); err == nil {
-				t.Errorf("put %q was taken", bad)
-			}
-		}
-		done, cancel := ctx.WithCancel(c)
-		cancel()
-		if err := s.Put(done, "late", nil); !errors.Is(err, ctx.Canceled) {
-			t.Errorf("put after the context was done: %v", err)
-		}
+	t.Run("mem", func(t *testing.T) {
+		storetest.Run(t, func(*testing.T) checkpoint.Store { return checkpoint.NewMem() })
 	})
-}
-
-func TestOnlyOnePutOfANameWins(t *testing.T) {
-	stores(t, func(t *testing.T, s checkpoint.Store) {
-		var won atomic.Int32
-		var winner atomic.Value
-		var wg sync.WaitGroup
-		for i := range 16 {
-			wg.Go(func() {
-				data := fmt.Sprint("writer ", i)
-				switch err := s.Put(t.Context(), "marker", []byte(data)); {
-				case err == nil:
-					won.Add(1)
-					winner.Store(data)
-				case !errors.Is(err, checkpoint.ErrExists):
-					t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
-		if b, _ := s.Get(t.Context(), "marker"); won.Load() != 1 || string(b) != winner.Load() {
-			t.Errorf("%d writers won, the object is of %q, the winner was %q", won.Load(), b, winner.Load())
-		}
+	t.Run("dir", func(t *testing.T) {
+		storetest.Run(t, func(t *testing.T) checkpoint.Store {
+			d, err := checkpoint.OpenDir(t.TempDir() + "/store")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		})
 	})
 }
 
@@ -127,10 +52,59 @@ func TestOpenStore(t *testing.T) {
 	if a != b {
 		t.Error("two stores of one name")
 	}
-	for url, want := range map[string]string{"s3://bucket/x": `"s3" is not supported`, "": "empty", "file://relative/x": "file:///relative/x"} {
+	for url, want := range map[string]string{"ftp://host/x": `"ftp" is not supported`, "": "empty", "file://relative/x": "file:///relative/x"} {
 		if s, err := checkpoint.OpenStore(url); err == nil || s != nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want it to say %s", url, err, want)
 		}
+	}
+}
+
+func TestMissingDriverIsNamedByItsImport(t *testing.T) {
+	for scheme, pkg := range map[string]string{"s3": "s3", "gs": "gcs", "azblob": "azure"} {
+		_, err := checkpoint.OpenStore(scheme + "://id:hush@bucket/x?token=hush")
+		if want := `import _ "github.com/weirstream/weir/checkpoint/blob/` + pkg + `"`; err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), scheme+"://bucket/x:") {
+			t.Errorf("%s: %v, want it to say %s", scheme, err, want)
+		}
+		if strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: %v shows secrets", scheme, err)
+		}
+	}
+}
+
+func TestRegisterScheme(t *testing.T) {
+	want := checkpoint.NewMem()
+	open := func(url string) (checkpoint.Store, error) {
+		if url != "scheme-a://bucket/x?y=z" {
+			t.Errorf("opened with %s", url)
+		}
+		return want, nil
+	}
+	var panics atomic.Int32
+	register := func(scheme string, open func(string) (checkpoint.Store, error)) {
+		defer func() {
+			if recover() != nil {
+				panics.Add(1)
+			}
+		}()
+		checkpoint.RegisterScheme(scheme, open)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() { register("scheme-a", open) })
+		wg.Go(func() { _, _ = checkpoint.OpenStore("scheme-b://") })
+	}
+	wg.Wait()
+	if panics.Load() != 7 {
+		t.Errorf("%d of 8 registrations of one scheme panicked", panics.Load())
+	}
+	register("file", open)
+	register("mem", open)
+	register("scheme-c", nil)
+	if panics.Load() != 10 {
+		t.Error("a scheme of this package, or no function, was taken")
+	}
+	if s, err := checkpoint.OpenStore("scheme-a://bucket/x?y=z"); s != want || err != nil {
+		t.Errorf("opened %v, %v", s, err)
 	}
 }
 

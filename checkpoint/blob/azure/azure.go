@@ -1,0 +1,68 @@
+package azure
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/url"
+	"strings"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	gocloud "gocloud.dev/blob"
+	"gocloud.dev/blob/azureblob"
+
+	"github.com/weirstream/weir/checkpoint/blob"
+)
+
+func init() { blob.Register(driver) }
+
+var driver = blob.Driver{
+	Scheme:      azureblob.Scheme,
+	Open:        open,
+	Classify:    classify,
+	Credentials: "credentials come from AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, from AZURE_STORAGE_CONNECTION_STRING, or from the identity of the machine or pod; the account may also be given as storage_account in the URL",
+	Shown:       []string{"storage_account", "domain", "protocol", "localemu", "cdn"},
+}
+
+func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
+	options := azureblob.NewDefaultServiceURLOptions()
+	if options.SASToken != "" {
+		// The token goes where the environment says, and nowhere else.
+		for _, p := range []string{"domain", "protocol", "storage_account", "localemu", "cdn"} {
+			if u.Query().Has(p) {
+				return nil, errors.New("parameter " + p + " is not used together with AZURE_STORAGE_SAS_TOKEN: set AZURE_STORAGE_ACCOUNT, AZURE_STORAGE_DOMAIN or their like instead")
+			}
+		}
+	}
+	if options.AccountName == "" && !u.Query().Has("storage_account") {
+		return nil, errors.New("no storage account is named: set AZURE_STORAGE_ACCOUNT, or add storage_account to the URL")
+	}
+	opener := &azureblob.URLOpener{MakeClient: azureblob.NewDefaultClient, ServiceURLOptions: *options}
+	return opener.OpenBucketURL(ctx, u)
+}
+
+func classify(err error) blob.Kind {
+	var (
+		response *azcore.ResponseError
+		dns      *net.DNSError
+	)
+	switch {
+	case errors.As(err, &response):
+		switch response.ErrorCode {
+		case "ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled":
+			return blob.NoBucket
+		case "BlobNotFound":
+			return blob.NotFound
+		case "BlobAlreadyExists", "ConditionNotMet", "TargetConditionNotMet":
+			return blob.Exists
+		case "InvalidBlockList":
+			return blob.Transient // another put of the object ended and took the blocks
+		}
+		return blob.StatusKind(response.StatusCode)
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return blob.NoBucket // the account is a part of the host name
+	case strings.Contains(err.Error(), "failed to acquire a token"):
+		return blob.Denied
+	}
+	return blob.Unclassified
+}

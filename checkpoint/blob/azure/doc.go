@@ -1,0 +1,13 @@
+// Package azure keeps checkpoints in Azure Blob Storage. Import it for its side
+// effect: it registers the scheme azblob.
+//
+//	azblob://container/prefix?storage_account=name
+//
+// The query takes the parameters of [gocloud.dev/blob/azureblob.URLOpener] and those
+// of package blob. Credentials come from the environment, as described in package
+// azureblob: AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN,
+// AZURE_STORAGE_CONNECTION_STRING, or those of azidentity.
+//
+// Objects are put with If-None-Match; the blocks of a large one become visible
+// together.
+package azure

@@ -1,0 +1,481 @@
+package blob
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/md5"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"gocloud.dev/blob"
+
+	"github.com/weirstream/weir/checkpoint"
+)
+
+// Options are for New.
+type Options struct {
+	// URL is for messages. It must hold no secret.
+	URL string
+	// NoConditionalWrites is for services that can't be told to put an object only
+	// if there is none. Then Put looks first, and looks again afterwards. Within
+	// this process that is as good; but of several processes that put an object at
+	// the same time, one may overwrite what another has put.
+	NoConditionalWrites bool
+	// PartSize is in how large parts objects are sent, in bytes. The default is the
+	// driver's.
+	PartSize int
+	// RetryFor is for how long an operation is tried again if the context allows
+	// it. The default is 30 s.
+	RetryFor time.Duration
+	// Classify says what an error of the service means. It may be nil, and may
+	// return Unclassified.
+	Classify func(error) Kind
+	// Credentials tells an operator where credentials are taken from.
+	Credentials string
+}
+
+const (
+	retryFor  = 30 * time.Second
+	firstWait = 100 * time.Millisecond // before the second attempt, then longer
+	longWait  = 5 * time.Second
+
+	// minPartSize is what S3 asks of all parts but the last.
+	minPartSize = 5 << 20
+	// checkSize is up to how large an object may be that is put twice in order to
+	// see that the service keeps the first.
+	checkSize = 64 << 10
+
+	contentType = "application/octet-stream"
+	// putID is the name of the metadata that says which Put an object is of. Azure
+	// takes only letters and digits as they are.
+	putID = "weirput"
+)
+
+// Store keeps objects in a bucket. It implements checkpoint.Store.
+//
+// What fails for a reason that may pass is tried again, with growing waits. A Put
+// whose outcome was lost on the way is found out: each Put marks its object, and the
+// object that stands in its way may be its own.
+//
+// The first small object is put twice, to see that the service doesn't overwrite:
+// some ignore the condition.
+type Store struct {
+	bucket *blob.Bucket
+	o      Options
+
+	conditional atomic.Bool // the service was seen to keep what is there
+
+	mu      sync.Mutex
+	putting map[string]chan struct{} // without conditional writes: names; closed when put
+}
+
+var _ checkpoint.Store = (*Store)(nil)
+
+// New returns the store in a bucket, which it takes over.
+func New(bucket *blob.Bucket, o Options) *Store {
+	o.RetryFor = cmp.Or(o.RetryFor, retryFor)
+	return &Store{bucket: bucket, o: o, putting: map[string]chan struct{}{}}
+}
+
+// Close closes the bucket. No operation may be under way.
+func (s *Store) Close() error { return s.bucket.Close() }
+
+func (s *Store) String() string { return s.o.URL }
+
+// errOwn marks errors that are not of the service.
+var errOwn = errors.New("")
+
+type ownError struct{ error }
+
+func (e ownError) Is(target error) bool { return target == errOwn }
+func (e ownError) Unwrap() error        { return e.error }
+
+func own(err error) error { return ownError{err} }
+
+// check is done before anything else.
+func check(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return own(err)
+	}
+	if !checkpoint.ValidName(name) {
+		return own(errors.New("not a valid object name"))
+	}
+	return nil
+}
+
+// retry does do until it works, fails for good, or the time is up.
+func (s *Store) retry(ctx context.Context, do func() error) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = firstWait, longWait
+	var last error
+	_, _ = backoff.Retry(ctx, func() (struct{}, error) {
+		last = do()
+		if last != nil && (errors.Is(last, errOwn) || s.kind(last) != Transient) {
+			return struct{}{}, backoff.Permanent(last)
+		}
+		return struct{}{}, last
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(s.o.RetryFor))
+	return last
+}
+
+// Put implements checkpoint.Store.
+func (s *Store) Put(ctx context.Context, name string, data []byte) error {
+	err := check(ctx, name)
+	if err == nil {
+		err = s.put(ctx, name, data)
+	}
+	if err != nil {
+		return s.err(ctx, "put", name, err)
+	}
+	return nil
+}
+
+// upload is one Put.
+type upload struct {
+	name string
+	data []byte
+	md5  []byte
+	id   string
+	// lost tells that an attempt failed in a way that leaves open whether the
+	// object is there.
+	lost bool
+}
+
+func (s *Store) put(ctx context.Context, name string, data []byte) error {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	sum := md5.Sum(data)
+	u := &upload{name: name, data: data, md5: sum[:], id: hex.EncodeToString(id[:])}
+	try := s.putConditionally
+	if s.o.NoConditionalWrites {
+		unlock, err := s.lock(ctx, name)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		try = s.putUnconditionally
+	}
+	err := s.retry(ctx, func() error { return try(ctx, u) })
+	if err != nil && u.lost && !errors.Is(err, errOwn) && ctx.Err() == nil {
+		if found, ferr := s.find(ctx, u); ferr == nil && found == mine {
+			return nil
+		}
+	}
+	if err == nil && !s.o.NoConditionalWrites && len(data) <= checkSize && !s.conditional.Load() {
+		return s.checkConditional(ctx, u)
+	}
+	return err
+}
+
+func (s *Store) putConditionally(ctx context.Context, u *upload) error {
+	err := s.write(ctx, u)
+	if err == nil {
+		return nil
+	}
+	kind := s.kind(err)
+	if kind != Exists {
+		u.lost = u.lost || kind == Transient
+		return s.ofPut(err)
+	}
+	// Maybe an earlier attempt worked, of ours or one within the SDK.
+	switch found, err := s.find(ctx, u); {
+	case err != nil:
+		return err
+	case found == mine:
+		return nil
+	default:
+		return own(checkpoint.ErrExists)
+	}
+}
+
+func (s *Store) putUnconditionally(ctx context.Context, u *upload) error {
+	switch found, err := s.find(ctx, u); {
+	case err != nil:
+		return err
+	case found == mine:
+		return nil
+	case found == others:
+		return own(checkpoint.ErrExists)
+	}
+	if err := s.write(ctx, u); err != nil {
+		u.lost = u.lost || s.kind(err) == Transient
+		return s.ofPut(err)
+	}
+	switch found, err := s.find(ctx, u); {
+	case err != nil:
+		u.lost = true
+		return err
+	case found == mine:
+		return nil
+	default:
+		return own(checkpoint.ErrExists)
+	}
+}
+
+// ofPut corrects an error of a write: what is not found is not the object.
+func (s *Store) ofPut(err error) error {
+	if s.kind(err) == NotFound {
+		return own(&cause{text: "there is no such bucket: " + withoutSecrets(err.Error()) + "; create it, or correct its name and place in the URL of the checkpoint store"})
+	}
+	return err
+}
+
+// write sends the object once.
+func (s *Store) write(ctx context.Context, u *upload) error {
+	// Closing a writer keeps what was written, unless the context is done.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := s.bucket.NewWriter(ctx, u.name, &blob.WriterOptions{
+		IfNotExist:  !s.o.NoConditionalWrites,
+		BufferSize:  s.o.PartSize,
+		ContentType: contentType,
+		ContentMD5:  u.md5,
+		Metadata:    map[string]string{putID: u.id},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(u.data); err != nil {
+		cancel()
+		_ = w.Close()
+		return err
+	}
+	return w.Close()
+}
+
+type finding int
+
+const (
+	nothing finding = iota
+	mine
+	others
+)
+
+// find looks whose the object is that has the name of u.
+func (s *Store) find(ctx context.Context, u *upload) (finding, error) {
+	a, err := s.bucket.Attributes(ctx, u.name)
+	if err != nil && s.kind(err) == NotFound {
+		return nothing, nil
+	}
+	if err != nil {
+		return nothing, err
+	}
+	if a.Metadata[putID] == u.id {
+		return mine, nil
+	}
+	if a.Metadata[putID] != "" || !u.lost || a.Size != int64(len(u.data)) {
+		return others, nil
+	}
+	// The service keeps no metadata: what tells is the content.
+	b, err := s.read(ctx, u.name, 0, -1)
+	if err != nil && s.kind(err) == NotFound {
+		return nothing, nil
+	}
+	if err != nil {
+		return nothing, err
+	}
+	if bytes.Equal(b, u.data) {
+		return mine, nil
+	}
+	return others, nil
+}
+
+// checkConditional puts what was put once more. A service that takes it is one that
+// overwrites.
+func (s *Store) checkConditional(ctx context.Context, u *upload) error {
+	err := s.write(ctx, u)
+	switch {
+	case err == nil:
+		_ = s.bucket.Delete(ctx, u.name) // what failed to be put is better not there
+		return own(&cause{text: "the service overwrites objects although it is told not to; use one that has conditional writes, or add " + paramConditional + "=false to the URL and run only one instance"})
+	case s.kind(err) == Exists:
+		s.conditional.Store(true)
+	}
+	// Whatever else it is, the object was put before, and the next Put checks again.
+	return nil
+}
+
+// lock waits until no other Put of name is under way in this process.
+func (s *Store) lock(ctx context.Context, name string) (unlock func(), err error) {
+	done := make(chan struct{})
+	for {
+		s.mu.Lock()
+		other := s.putting[name]
+		if other == nil {
+			s.putting[name] = done
+		}
+		s.mu.Unlock()
+		if other == nil {
+			return func() {
+				s.mu.Lock()
+				delete(s.putting, name)
+				s.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, own(ctx.Err())
+		}
+	}
+}
+
+// Get implements checkpoint.Store.
+func (s *Store) Get(ctx context.Context, name string) ([]byte, error) {
+	var b []byte
+	err := check(ctx, name)
+	if err == nil {
+		err = s.retry(ctx, func() (err error) {
+			b, err = s.read(ctx, name, 0, -1)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, s.err(ctx, "get", name, err)
+	}
+	return b, nil
+}
+
+// GetRange implements checkpoint.Store.
+func (s *Store) GetRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	var b []byte
+	err := check(ctx, name)
+	if err == nil {
+		err = s.retry(ctx, func() (err error) {
+			b, err = s.getRange(ctx, name, off, n)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, s.err(ctx, "get range", name, err)
+	}
+	return b, nil
+}
+
+func (s *Store) getRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	if off >= 0 && n > 0 && off+n > 0 {
+		b, err := s.read(ctx, name, off, n)
+		if err == nil {
+			return b, nil
+		}
+		switch s.kind(err) {
+		case NotFound, NoBucket, Denied, Transient:
+			return nil, err
+		}
+		if errors.Is(err, errOwn) {
+			return nil, err
+		}
+		// Services refuse a range that begins behind the end, each in its own way.
+		if a, aerr := s.bucket.Attributes(ctx, name); aerr != nil || off <= a.Size && n <= a.Size-off {
+			return nil, err
+		}
+		return nil, own(io.ErrUnexpectedEOF)
+	}
+	a, err := s.bucket.Attributes(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if off < 0 || n != 0 || off > a.Size {
+		return nil, own(io.ErrUnexpectedEOF)
+	}
+	return []byte{}, nil
+}
+
+// read reads n bytes from off on, or all if n is negative.
+func (s *Store) read(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	r, err := s.bucket.NewRangeReader(ctx, name, off, n, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	size := r.Size() // of the whole object
+	switch {
+	case n < 0:
+		n = size - off
+	case off > size || n > size-off:
+		return nil, own(io.ErrUnexpectedEOF)
+	}
+	var b bytes.Buffer
+	b.Grow(int(n) + bytes.MinRead)
+	// Up to the end: that is where an SDK compares checksums.
+	if _, err := b.ReadFrom(r); err != nil {
+		return nil, err
+	}
+	if int64(b.Len()) != n {
+		return nil, fmt.Errorf("%d of %d bytes came: %w", b.Len(), n, io.ErrUnexpectedEOF)
+	}
+	return b.Bytes(), nil
+}
+
+// List implements checkpoint.Store. It asks for all objects before it yields the
+// first, because not every service lists by name.
+func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[checkpoint.Object, error] {
+	return func(yield func(checkpoint.Object, error) bool) {
+		var found []checkpoint.Object
+		err := ctx.Err()
+		if err == nil {
+			err = s.retry(ctx, func() (err error) {
+				found, err = s.list(ctx, prefix)
+				return err
+			})
+		}
+		if err != nil {
+			yield(checkpoint.Object{}, s.err(ctx, "list", prefix, err))
+			return
+		}
+		for _, o := range found {
+			if !yield(o, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) list(ctx context.Context, prefix string) ([]checkpoint.Object, error) {
+	var found []checkpoint.Object
+	for it := s.bucket.List(&blob.ListOptions{Prefix: prefix}); ; {
+		o, err := it.Next(ctx)
+		if err == io.EOF { // a connection that ends gives another error that wraps it
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		// Consoles make objects that stand for directories.
+		if !o.IsDir && checkpoint.ValidName(o.Key) {
+			found = append(found, checkpoint.Object{Name: o.Key, Size: o.Size, Modified: o.ModTime})
+		}
+	}
+	slices.SortFunc(found, func(a, b checkpoint.Object) int { return strings.Compare(a.Name, b.Name) })
+	return found, nil
+}
+
+// Delete implements checkpoint.Store.
+func (s *Store) Delete(ctx context.Context, name string) error {
+	err := check(ctx, name)
+	if err == nil {
+		err = s.retry(ctx, func() error {
+			err := s.bucket.Delete(ctx, name)
+			if err != nil && s.kind(err) == NotFound {
+				return nil
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return s.err(ctx, "delete", name, err)
+	}
+	return nil
+}
