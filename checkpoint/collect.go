@@ -99,11 +99,13 @@ func (w *Writer) inUse() map[string]bool {
 	if w.pending != nil {
 		add(w.pending.manifest, w.pending.ref)
 	}
-	for _, s := range w.merge.inputs {
-		used[s.Object] = true
-	}
-	for _, s := range w.merge.output {
-		used[s.Object] = true
+	for _, m := range w.merge.merges {
+		for _, s := range m.inputs {
+			used[s.Object] = true
+		}
+		for _, name := range m.names {
+			used[name] = true
+		}
 	}
 	return used
 }

@@ -6,7 +6,16 @@ func (w *Writer) Settle() { w.settle() }
 var (
 	DecodeManifest = decodeManifest
 	ManifestObject = manifestObject
-	PickMerge      = pickMerge
 )
+
+// PickMerge returns the part [lo, hi) of a chain whose segments have all to do with
+// one key-group that is to be merged next.
+func PickMerge(chain []SegmentRef, fanIn int) (lo, hi int, ok bool) {
+	p, ok := pickMerge(chain, 8, nil, fanIn, -1, 1<<62)
+	if !ok {
+		return 0, 0, false
+	}
+	return p.inputs[0], p.inputs[len(p.inputs)-1] + 1, true
+}
 
 const TempAge = tempAge

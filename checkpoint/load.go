@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"slices"
-	"sync"
 
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/offsets"
@@ -110,68 +108,23 @@ func readSegment(ctx context.Context, store Store, s SegmentRef) ([]byte, error)
 		return nil, damaged(fmt.Sprintf("%d bytes, %d were written", len(b), s.Length), nil)
 	}
 	if got := segment.Checksum(b); got != s.CRC32C && verify {
-		return nil, damaged(fmt.Sprintf("the checksum of the segment at byte %d is %08x, the manifest says %08x", s.Offset, got, s.CRC32C), nil)
+		return nil, damaged(checksumsDiffer(s, got), nil)
 	}
 	return b, nil
 }
 
-// openSegment reads, verifies and opens a segment.
-func openSegment(ctx context.Context, store Store, s SegmentRef) (*segment.Reader, error) {
-	b, err := ReadSegment(ctx, store, s)
-	if err != nil {
-		return nil, err
-	}
-	r, err := segment.Open(b)
-	if err != nil {
-		return nil, &DamagedError{Object: s.Object, Store: store.String(), What: err.Error(), Err: err}
-	}
-	return r, nil
-}
-
-// readAhead is how many segments are fetched at once: enough to hide the latency of
-// an object store.
-const readAhead = 8
-
-// openSegments opens segments, some at a time, and returns them in the same order.
-func openSegments(ctx context.Context, store Store, refs []SegmentRef) ([]*segment.Reader, error) {
-	readers := make([]*segment.Reader, len(refs))
-	errs := make([]error, len(refs))
-	slots := make(chan struct{}, readAhead)
-	var wg sync.WaitGroup
-	for i, s := range refs {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			readers[i], errs[i] = openSegment(ctx, store, s)
-		})
-	}
-	wg.Wait()
-	return readers, errors.Join(errs...)
-}
-
 // Scan yields the state of the key-groups [lo, hi) at this checkpoint, in order of
-// key-group, state and key. All segments that have to do with them are read and
-// verified before the first entry comes. An entry is valid until the next step. An
-// error comes last, with a zero entry; what came before it is then not to be used.
-// Errors are as with ReadSegment.
+// key-group, state and key. Of each level one segment is open at a time, and large ones
+// are read as streams, so it takes little memory; everything is verified when it is
+// read. An entry is valid until the next step. An error comes last, with a zero entry;
+// what came before it is then not to be used. Errors are as with ReadSegment.
 func (m *Manifest) Scan(ctx context.Context, store Store, lo, hi int) iter.Seq2[segment.Entry, error] {
 	return func(yield func(segment.Entry, error) bool) {
-		refs := slices.Clone(m.Segments)
-		refs = slices.DeleteFunc(refs, func(s SegmentRef) bool { return !s.overlaps(lo, hi) })
-		readers, err := openSegments(ctx, store, refs)
-		if err != nil {
-			yield(segment.Entry{}, fmt.Errorf("restore checkpoint %d: %w", m.Checkpoint, err))
-			return
-		}
-		for e, err := range segment.Scan(lo, hi, readers...) {
+		o := newOpener(ctx, store, nil)
+		defer o.close()
+		for e, err := range segment.ScanLevels(lo, hi, o.levels(m.Levels(lo, hi))...) {
 			if err != nil {
-				// The bytes are those that were written, so this is a segment that
-				// was wrong from the beginning, or a broken guard.
-				names := make([]string, len(refs))
-				for i, s := range refs {
-					names[i] = s.Object
-				}
-				yield(segment.Entry{}, fmt.Errorf("restore checkpoint %d from %v in %s: %w", m.Checkpoint, names, store, err))
+				yield(segment.Entry{}, fmt.Errorf("restore checkpoint %d from %s: %w", m.Checkpoint, store, err))
 				return
 			}
 			if !yield(e, nil) {

@@ -1,45 +1,80 @@
 package checkpoint
 
 import (
-	"bytes"
 	"context"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/state/segment"
 )
 
-// Merging keeps the chain short. It takes adjacent segments only, because their
-// order says which value is the newest, and of about one size, so that a byte is
-// written again only as often as the state grows by the fan-in.
+// Merging keeps the chain short. It works on stacks: the segments over one key-group,
+// oldest first. It takes neighbours of a stack only, because their order says which
+// value is the newest, and of about one size, so that a byte is written again only as
+// often as the state grows by the fan-in.
 //
-// The level of a segment says how often the fan-in fits into its size. Where a small
-// segment stands before a larger, newer one it counts as being on that one's level:
-// so levels never rise along the chain, segments of one level are adjacent, and no
-// small one is stuck between large ones for ever. With the fan-in F at most F-1 of
-// each level are left when merging has caught up, and the number of levels is the
-// logarithm of the state's size.
+// The level of a segment says how often the fan-in fits into its size; a piece counts
+// as the whole run that it is a piece of. Where a small segment stands before a larger,
+// newer one it counts as being on that one's level: so levels never rise along a stack,
+// segments of one level are neighbours, and no small one is stuck between large ones for
+// ever. With the fan-in F at most F-1 of each level are left when merging has caught up,
+// and the number of levels is the logarithm of the state's size.
 //
-// A merge holds its inputs and its result in memory. That is cheap on the low levels,
-// and on the highest one about twice the compressed state of the app, but a merge
-// there is rarer by the fan-in than one on the level below.
+// The result is cut into pieces of about Config.MergeTarget bytes. The key-groups are
+// divided into a power of two of ranges of equal size, as many as it takes, and no piece
+// crosses the border of one. The ranges of a larger level divide those of a smaller one,
+// so what has to be merged together ends at the borders of the coarser one: a merge
+// rewrites the pieces over one range, not the level, and ranges are merged at different
+// times. Borders at arbitrary keys would interlock: a piece overlaps two of the next
+// level, each of which overlaps two of the one before, and so on through the whole state.
+//
+// Inputs are read as streams and a piece is written at a time, so a merge takes memory
+// for one piece and a few chunks of each input, however large the state is.
+//
+// Two merges may run at once, one of them small: a merge of large segments takes long,
+// and while it runs, each epoch adds a segment.
 //
 // The result goes into the next manifest in place of its inputs. Only the committer
-// changes the chain otherwise, and only at its newer end, so the inputs are still
-// there, side by side. A crash in between leaves an object that no manifest names;
-// the next incarnation collects it.
+// changes the chain otherwise, and only at its newer end, so the inputs are still there,
+// in their order. A crash in between leaves objects that no manifest names; the next
+// incarnation collects them. So does [Collect], beside a running writer: that is why a
+// result is given up that was not named within half the grace period (see collect.go).
 
 // mergeState is guarded by Writer.mu.
 type mergeState struct {
-	wanted bool
-	inputs []SegmentRef // being merged, or merged and not yet replaced in base
-	done   bool         // the merge of inputs is complete
-	output []SegmentRef // one, or none if all that was in them is deleted
-	made   int          // objects made by this incarnation
+	lanes [2]lane
+	// merges are under way, or complete and not yet replaced in base. No two have an
+	// input in common.
+	merges []*merge
+	made   int // objects made by this incarnation
+	behind bool
+}
 
+// lane does merges of one kind, one after the other.
+type lane struct {
+	wanted   bool
+	running  bool
 	failures int // in a row
 	skip     int // commits to let pass before the next try
+}
+
+const (
+	smallMerges = iota // of up to smallMergeTargets times the target size
+	largeMerges
+)
+
+const smallMergeTargets = 2
+
+type merge struct {
+	inputs []SegmentRef
+	names  []string     // objects that it wrote, or is about to write
+	begun  time.Time    // when it wrote the first
+	done   bool         // output is complete
+	output []SegmentRef // none if all that was in the inputs is deleted
 }
 
 // levelBase is the size in bytes that separates the lowest two levels: what rides
@@ -57,136 +92,256 @@ func level(bytes int64, fanIn int) int {
 	return l
 }
 
-// pickMerge returns the range [lo, hi) of the chain to merge: the newest, and with
-// that the cheapest level that has fanIn segments.
-func pickMerge(chain []SegmentRef, fanIn int) (lo, hi int, ok bool) {
-	hi, top := len(chain), 0
-	for lo = len(chain); lo > 0; lo-- {
-		l := max(top, level(chain[lo-1].Length, fanIn))
-		if l > top {
-			if hi-lo >= fanIn {
-				return lo, hi, true
-			}
-			hi, top = lo, l
-		}
-	}
-	return 0, hi, hi >= fanIn
-}
-
-// chain returns the segments of base with the result of the merge in place of its
+// chain returns the segments of base with the results of merges in place of their
 // inputs. It is called with w.mu held.
 func (w *Writer) chain() []SegmentRef {
 	if w.base == nil {
 		return nil
 	}
+	w.dropStaleMerges()
 	chain := slices.Clone(w.base.Segments)
-	if at, ok := w.mergedAt(); ok {
-		chain = slices.Replace(chain, at, at+len(w.merge.inputs), w.merge.output...)
+	for _, m := range w.merge.merges {
+		if m.done {
+			chain = m.apply(chain)
+		}
 	}
 	return chain
 }
 
-// mergedAt returns where in base the inputs of a complete merge stand.
-func (w *Writer) mergedAt() (int, bool) {
-	in := w.merge.inputs
-	if !w.merge.done || w.base == nil {
-		return 0, false
+// apply puts the output in the place of the oldest input.
+func (m *merge) apply(chain []SegmentRef) []SegmentRef {
+	if !m.appliesTo(chain) {
+		return chain
 	}
-	at := slices.Index(w.base.Segments, in[0])
-	if at < 0 || at+len(in) > len(w.base.Segments) || !slices.Equal(w.base.Segments[at:at+len(in)], in) {
-		return 0, false
-	}
-	return at, true
+	at := slices.Index(chain, m.inputs[0])
+	chain = slices.DeleteFunc(chain, func(s SegmentRef) bool { return slices.Contains(m.inputs, s) })
+	return slices.Insert(chain, at, m.output...)
 }
 
-// settleMerge forgets a merge whose inputs the base no longer names: its result has
-// taken their place. It is called with w.mu held.
-func (w *Writer) settleMerge() {
-	if !w.merge.done {
-		return
-	}
-	if _, ok := w.mergedAt(); ok {
-		return
-	}
-	for _, s := range w.merge.output {
-		if !slices.Contains(w.base.Segments, s) {
-			w.collect.garbage[s.Object] = s.LastCheckpoint
+func (m *merge) appliesTo(chain []SegmentRef) bool {
+	for _, s := range m.inputs {
+		if !slices.Contains(chain, s) {
+			return false
 		}
 	}
-	w.merge.inputs, w.merge.output, w.merge.done = nil, nil, false
+	return true
 }
 
-func (w *Writer) runMerger() { w.background(&w.merge.wanted, w.mergeOnce) }
+// dropStaleMerges gives up results that were not named for so long that somebody who
+// collects garbage beside us may have taken them for it. It is called with w.mu held.
+func (w *Writer) dropStaleMerges() {
+	w.merge.merges = slices.DeleteFunc(w.merge.merges, func(m *merge) bool {
+		if !m.done || m.begun.IsZero() || w.cfg.Now().Round(0).Sub(m.begun) < w.cfg.Grace/2 {
+			return false
+		}
+		w.forget(m)
+		return true
+	})
+}
 
-func (w *Writer) mergeOnce(ctx context.Context) {
+// forget makes garbage of what a merge wrote; what a manifest names stays in use. It is
+// called with w.mu held.
+func (w *Writer) forget(m *merge) {
+	for _, name := range m.names {
+		if id, _, ok := parseObject(name); ok {
+			w.collect.garbage[name] = id
+		}
+	}
+}
+
+// settleMerges forgets merges whose inputs the base no longer names: their results have
+// taken their place. It is called with w.mu held.
+func (w *Writer) settleMerges() {
+	w.merge.merges = slices.DeleteFunc(w.merge.merges, func(m *merge) bool {
+		if !m.done || m.appliesTo(w.base.Segments) {
+			return false
+		}
+		w.forget(m)
+		return true
+	})
+}
+
+// wantMerges wakes the mergers. It is called with w.mu held, after a commit.
+func (w *Writer) wantMerges() {
+	many := behindLevels * w.cfg.MergeFanIn
+	w.merge.behind = len(w.base.Segments) > many && len(levelsOf(w.base.Segments)) > many
+	for i := range w.merge.lanes {
+		l := &w.merge.lanes[i]
+		if l.skip > 0 {
+			l.skip--
+			continue
+		}
+		l.wanted = true
+	}
+}
+
+func (w *Writer) runMerger(kind int) {
+	w.background(&w.merge.lanes[kind].wanted, func(ctx context.Context) {
+		for ctx.Err() == nil && w.mergeOnce(ctx, kind) {
+		}
+	})
+}
+
+// share returns how much of a core a merge may take now.
+func (w *Writer) share() float64 {
 	w.mu.Lock()
-	if w.merge.skip > 0 {
-		w.merge.skip--
-		w.mu.Unlock()
-		return
+	defer w.mu.Unlock()
+	if w.merge.behind {
+		return 1 // a chain that grows costs more than the merging that it needs
 	}
-	lo, hi, ok := pickMerge(w.base.Segments, w.cfg.MergeFanIn)
-	if !ok || w.merge.done {
-		w.mu.Unlock()
-		return
+	running := 0.0
+	for _, l := range w.merge.lanes {
+		if l.running {
+			running++
+		}
 	}
-	inputs := slices.Clone(w.base.Segments[lo:hi])
-	w.merge.inputs = inputs
-	name := mergedObject(w.named(), w.merge.made)
-	w.merge.made++
+	return w.cfg.MergeCPU / max(running, 1)
+}
+
+// behindLevels times the fan-in is how many levels of the chain mean that merging is so
+// far behind that its budget no longer counts.
+const behindLevels = 6
+
+// mergeOnce does one merge and tells whether there may be another to do.
+func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
+	least, limit := int64(-1), smallMergeTargets*w.cfg.MergeTarget
+	if kind == largeMerges {
+		least, limit = limit, 1<<62
+	}
+	w.mu.Lock()
+	busy := map[string]bool{}
+	for _, m := range w.merge.merges {
+		for _, s := range m.inputs {
+			busy[s.id()] = true
+		}
+	}
+	plan, ok := pickMerge(w.base.Segments, w.cfg.KeyGroups, busy, w.cfg.MergeFanIn, least, limit)
+	if !ok {
+		w.mu.Unlock()
+		return false
+	}
+	m := &merge{}
+	for _, at := range plan.inputs {
+		m.inputs = append(m.inputs, w.base.Segments[at])
+	}
+	watermark := w.base.Watermark
+	w.merge.merges = append(w.merge.merges, m)
+	l := &w.merge.lanes[kind]
+	l.running = true
 	w.mu.Unlock()
 
 	start := w.cfg.Now()
-	output, err := w.mergeSegments(ctx, name, inputs, lo == 0)
+	info := MergeInfo{App: w.cfg.App, Segments: len(m.inputs), Bytes: plan.bytes}
+	output, err := w.mergeSegments(ctx, m, plan, watermark, &info)
 
 	w.mu.Lock()
+	l.running = false
 	if err != nil {
-		w.merge.inputs = nil
-		w.merge.failures++
-		w.merge.skip = min(1<<min(w.merge.failures, 30), maxMergeSkip)
+		w.merge.merges = slices.DeleteFunc(w.merge.merges, func(o *merge) bool { return o == m })
+		w.forget(m)
+		l.failures++
+		l.skip = min(1<<min(l.failures, 30), maxMergeSkip)
 	} else {
-		w.merge.failures = 0
-		w.merge.output, w.merge.done = output, true
+		l.failures = 0
+		m.output, m.done = output, true
 	}
 	w.mu.Unlock()
-	if ctx.Err() != nil || w.cfg.Listener.Merged == nil {
-		return
+	if ctx.Err() == nil && w.cfg.Listener.Merged != nil {
+		info.Took, info.Err, info.Pieces = w.cfg.Now().Sub(start), err, len(output)
+		w.cfg.Listener.Merged(info)
 	}
-	info := MergeInfo{App: w.cfg.App, Segments: len(inputs), Took: w.cfg.Now().Sub(start), Err: err}
-	for _, s := range inputs {
-		info.Bytes += s.Length
-	}
-	for _, s := range output {
-		info.Written += s.Length
-	}
-	w.cfg.Listener.Merged(info)
+	return err == nil
 }
 
-func (w *Writer) mergeSegments(ctx context.Context, name string, inputs []SegmentRef, oldest bool) ([]SegmentRef, error) {
-	readers, err := openSegments(ctx, w.cfg.Store, inputs)
+// shardsFor returns into how many ranges the result of a merge is cut.
+func (w *Writer) shardsFor(m *merge, levels [][]SegmentRef) (coarse, fine int) {
+	coarse = 1 << 16
+	var largest, sum int64
+	for _, s := range m.inputs {
+		coarse = min(coarse, max(s.Shards, 1))
+	}
+	for _, l := range levels {
+		var n int64
+		for _, s := range l {
+			n += s.Length
+		}
+		largest = max(largest, n)
+		sum += n
+	}
+	// How many keys the inputs have in common nobody knows.
+	estimate := largest + (sum-largest)/2
+	for fine = coarse; 2*fine <= w.cfg.KeyGroups && estimate/int64(fine/coarse) > w.cfg.MergeTarget; fine *= 2 {
+	}
+	return coarse, fine
+}
+
+func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, info *MergeInfo) ([]SegmentRef, error) {
+	levels := levelsOf(m.inputs)
+	coarse, fine := w.shardsFor(m, levels)
+	first, last := m.inputs[0].FirstCheckpoint, m.inputs[0].LastCheckpoint
+	for _, s := range m.inputs {
+		first, last = min(first, s.FirstCheckpoint), max(last, s.LastCheckpoint)
+	}
+	p := newPacer(ctx, w.share, w.cfg.MergeBandwidth)
+	o := newOpener(ctx, w.cfg.Store, p)
+	defer o.close()
+	var output []SegmentRef
+	err := segment.MergeLevels(segment.MergeOptions{
+		Base: plan.base, Processing: w.cfg.Now().UnixMilli(), Event: watermark,
+		KeyGroups: w.cfg.KeyGroups, Shards: fine, TargetBytes: w.cfg.MergeTarget, Pace: p.work,
+	}, func(piece segment.Merged, data []byte) error {
+		w.mu.Lock()
+		name := mergedObject(w.named(), w.merge.made)
+		w.merge.made++
+		m.names = append(m.names, name)
+		if m.begun.IsZero() {
+			// Without the monotonic clock, which stands still while a machine sleeps.
+			m.begun = w.cfg.Now().Round(0)
+		}
+		id := w.baseRef.Checkpoint
+		w.mu.Unlock()
+		begin := p.pause()
+		err := w.put(ctx, id, object{name, data})
+		p.resume(begin)
+		if err != nil {
+			if errors.Is(err, ErrExists) { // somebody else's object
+				w.mu.Lock()
+				m.names = slices.DeleteFunc(m.names, func(n string) bool { return n == name })
+				w.mu.Unlock()
+			}
+			return err
+		}
+		p.transferred(ctx, piece.Bytes)
+		crashpoint.Hit(crashpoint.InMerge)
+		info.Written += piece.Bytes
+		info.Expired += piece.Expired
+		s := pieceRef(name, piece)
+		s.FirstCheckpoint, s.LastCheckpoint, s.Base = first, last, plan.base
+		output = append(output, s)
+		return nil
+	}, o.levels(levels)...)
 	if err != nil {
 		return nil, fmt.Errorf("merge segments: %w", err)
 	}
-	var buf bytes.Buffer
-	info, err := segment.Merge(&buf, oldest, readers...)
-	if err != nil {
-		return nil, err
+	if len(output) > 1 || coarse > 1 {
+		run := info.Written
+		if coarse > 1 {
+			run = run * int64(w.cfg.KeyGroups) / int64(plan.hi-plan.lo)
+		}
+		for i := range output {
+			output[i].Run = run
+			if fine > 1 {
+				output[i].Shards = fine
+			}
+		}
 	}
-	if info.Empty() {
-		return nil, nil
+	return output, nil
+}
+
+// pieceRef returns the reference to a piece that was written as an object.
+func pieceRef(name string, p segment.Merged) SegmentRef {
+	return SegmentRef{
+		Object: name, Length: p.Bytes, CRC32C: p.CRC32C, Entries: p.Entries, Tombstones: p.Tombstones,
+		MinKG: p.MinKG, MaxKG: p.MaxKG, MinKey: hex.EncodeToString(p.MinKey), MaxKey: hex.EncodeToString(p.MaxKey),
 	}
-	id, _, _ := parseObject(name)
-	if err := w.put(ctx, id, object{name, buf.Bytes()}); err != nil {
-		return nil, fmt.Errorf("merge segments: %w", err)
-	}
-	crashpoint.Hit(crashpoint.InMerge)
-	out := SegmentRef{
-		Object: name, Length: info.Bytes, CRC32C: info.CRC32C, Entries: info.Entries, Tombstones: info.Tombstones,
-		MinKG: info.MinKG, MaxKG: info.MaxKG, FirstCheckpoint: inputs[0].FirstCheckpoint, LastCheckpoint: inputs[0].LastCheckpoint,
-	}
-	for _, s := range inputs {
-		out.FirstCheckpoint = min(out.FirstCheckpoint, s.FirstCheckpoint)
-		out.LastCheckpoint = max(out.LastCheckpoint, s.LastCheckpoint)
-	}
-	return []SegmentRef{out}, nil
 }

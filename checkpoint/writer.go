@@ -28,6 +28,14 @@ const (
 	DefaultInlineLimit = 64 << 10
 	// DefaultMergeFanIn is how many segments of about one size become one.
 	DefaultMergeFanIn = 8
+	// DefaultMergeTarget is about how many bytes a piece of a merged level has: large
+	// enough that a manifest names few, small enough that a merge touches little.
+	DefaultMergeTarget = 64 << 20
+	// DefaultMergeCPU is the share of one core that merging may take.
+	DefaultMergeCPU = 0.5
+	// DefaultGrace is how old an object must be before somebody who doesn't know its
+	// writer calls it garbage.
+	DefaultGrace = time.Hour
 )
 
 // Config says what a Writer works on.
@@ -53,6 +61,23 @@ type Config struct {
 	InlineLimit int64 // bytes; default DefaultInlineLimit, negative: never inline
 	MergeFanIn  int   // at least 2; default DefaultMergeFanIn
 
+	MergeTarget int64 // bytes of a piece; default DefaultMergeTarget
+	// MergeCPU is the share of one core that merging may take; 1 or more is all that it
+	// can use. Merging that has fallen far behind takes all of one. Default
+	// DefaultMergeCPU.
+	MergeCPU float64
+	// MergeBandwidth bounds the bytes a second that merging reads and writes; 0 doesn't.
+	MergeBandwidth int64
+
+	// Grace is how long [Collect] of another process leaves objects alone that it finds
+	// no use for. A result of merging that no checkpoint named within half of it is
+	// given up, so it must be the same for both. Default DefaultGrace.
+	Grace time.Duration
+	// Pinned returns the names of objects that are not to be deleted, whatever
+	// retention says, because a local store reads them in place. Nil is none. It is
+	// called from the writer's goroutines.
+	Pinned func() []string
+
 	Listener Listener
 	Now      func() time.Time // default time.Now
 }
@@ -67,9 +92,11 @@ type Listener struct {
 // MergeInfo says that segments were merged, or not.
 type MergeInfo struct {
 	App      string
-	Segments int   // merged into one
+	Segments int   // merged
+	Pieces   int   // that they became
 	Bytes    int64 // read
 	Written  int64 // bytes
+	Expired  int64 // entries whose time was over
 	Took     time.Duration
 	Err      error
 }
@@ -78,7 +105,7 @@ func (i MergeInfo) String() string {
 	if i.Err != nil {
 		return fmt.Sprintf("merging %d segments: %v", i.Segments, i.Err)
 	}
-	return fmt.Sprintf("merged %d segments of %d bytes into %d bytes in %v", i.Segments, i.Bytes, i.Written, i.Took.Round(time.Microsecond))
+	return fmt.Sprintf("merged %d segments of %d bytes into %d of %d bytes in %v", i.Segments, i.Bytes, i.Pieces, i.Written, i.Took.Round(time.Microsecond))
 }
 
 // Snapshot is what a barrier cut.
@@ -114,9 +141,10 @@ type Stats struct {
 
 // Writer makes checkpoints durable, one after the other, and keeps the store tidy.
 //
-// Persist and Committed are called by one goroutine, the committer. Two goroutines
-// run beside it, from NewWriter until Close: one merges segments, the other deletes
-// garbage. A Put that hangs beyond its context runs in a third until it returns.
+// Persist and Committed are called by one goroutine, the committer. Three goroutines
+// run beside it, from NewWriter until Close: two merge segments, small and large ones,
+// the third deletes garbage. A Put that hangs beyond its context runs in one of its own
+// until it returns.
 //
 // What must hold, at every instant:
 //
@@ -169,6 +197,9 @@ func NewWriter(cfg Config) (*Writer, error) {
 	cfg.Retain = cmp.Or(cfg.Retain, DefaultRetain)
 	cfg.InlineLimit = cmp.Or(cfg.InlineLimit, DefaultInlineLimit)
 	cfg.MergeFanIn = cmp.Or(cfg.MergeFanIn, DefaultMergeFanIn)
+	cfg.MergeTarget = cmp.Or(cfg.MergeTarget, DefaultMergeTarget)
+	cfg.MergeCPU = cmp.Or(cfg.MergeCPU, DefaultMergeCPU)
+	cfg.Grace = cmp.Or(cfg.Grace, DefaultGrace)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -187,6 +218,9 @@ func NewWriter(cfg Config) (*Writer, error) {
 	}
 	if cfg.MergeFanIn < 2 {
 		errs = append(errs, fmt.Errorf("merge fan-in %d, want at least 2", cfg.MergeFanIn))
+	}
+	if cfg.MergeTarget < 1 || cfg.MergeCPU <= 0 || cfg.MergeBandwidth < 0 || cfg.Grace < 0 {
+		errs = append(errs, fmt.Errorf("merge target %d bytes, %v of a core, %d bytes a second, grace %v: want more than nothing", cfg.MergeTarget, cfg.MergeCPU, cfg.MergeBandwidth, cfg.Grace))
 	}
 	if (cfg.Base == nil) != (cfg.BaseRef == offsets.ManifestRef{}) {
 		errs = append(errs, errors.New("a base manifest and the reference to it come together or not at all"))
@@ -212,7 +246,8 @@ func NewWriter(cfg Config) (*Writer, error) {
 		w.collect.recover = true
 		w.collect.wanted = true
 	}
-	w.wg.Go(w.runMerger)
+	w.wg.Go(func() { w.runMerger(smallMerges) })
+	w.wg.Go(func() { w.runMerger(largeMerges) })
 	w.wg.Go(w.runCollector)
 	return w, nil
 }
@@ -418,9 +453,9 @@ func (w *Writer) Committed(id int64) {
 		r.Release()
 	}
 	w.runs = slices.Delete(w.runs, 0, p.runs)
-	w.settleMerge()
+	w.settleMerges()
 	w.retain(p.manifest, p.ref)
-	w.merge.wanted = true
+	w.wantMerges()
 	w.collect.wanted = true
 	w.cond.Broadcast()
 }
@@ -490,7 +525,10 @@ func (w *Writer) background(wanted *bool, work func(context.Context)) {
 func (w *Writer) settle() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for w.busy > 0 || (w.merge.wanted || w.collect.wanted) && !w.closed {
+	wanted := func() bool {
+		return w.merge.lanes[smallMerges].wanted || w.merge.lanes[largeMerges].wanted || w.collect.wanted
+	}
+	for w.busy > 0 || wanted() && !w.closed {
 		w.cond.Wait()
 	}
 }

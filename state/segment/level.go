@@ -17,6 +17,9 @@ type Piece struct {
 	// Open is called when the turn of the piece comes. The reader is closed when its
 	// last entry was read, or when the scan ends.
 	Open func() (*Reader, error)
+	// Fault says what becomes of an error in reading the piece, one of Open excepted.
+	// Nil leaves it as it is.
+	Fault func(error) error
 }
 
 // Level is segments that have no key in common, in order of their keys. At any time a
@@ -213,16 +216,23 @@ func (c *levelCursor) next() (bool, error) {
 		}
 		ok, err := c.cur.next()
 		if err != nil {
-			return false, err
+			return false, c.fault(err)
 		}
 		if ok {
 			c.n++
 			return true, nil
 		}
 		if err := c.leave(); err != nil {
-			return false, err
+			return false, c.fault(err)
 		}
 	}
+}
+
+func (c *levelCursor) fault(err error) error {
+	if f := c.level[0].Fault; f != nil {
+		return unreadable{f(corrupt("read segment", err))}
+	}
+	return err
 }
 
 func (c *levelCursor) open(p Piece) error {
@@ -232,7 +242,7 @@ func (c *levelCursor) open(p Piece) error {
 	}
 	cur, err := newTableCursor(r, c.lower, c.upper)
 	if err != nil {
-		return errors.Join(err, r.Close())
+		return c.fault(errors.Join(err, r.Close()))
 	}
 	c.r, c.cur, c.n = r, cur, 0
 	c.whole = int(p.MinKG) >= c.lo && int(p.MaxKG) < c.hi
@@ -256,8 +266,11 @@ func (c *levelCursor) leave() error {
 			}
 		}
 	}
+	if err := c.shut(); err != nil {
+		return err
+	}
 	c.level = c.level[1:]
-	return c.shut()
+	return nil
 }
 
 func (c *levelCursor) shut() error {

@@ -70,8 +70,8 @@ func TestMergedPiecesEqualModel(t *testing.T) {
 		shards := rapid.SampledFrom([]int{0, 1, 2, 4, 8}).Draw(rt, "shards")
 		o := MergeOptions{
 			Base: from == 0, KeyGroups: keyGroups, Shards: shards,
-			Processing: rapid.SampledFrom([]int64{math.MinInt64, 10}).Draw(rt, "processing"),
-			Event:      rapid.SampledFrom([]int64{math.MinInt64, 5}).Draw(rt, "event"),
+			Processing:  rapid.SampledFrom([]int64{math.MinInt64, 10}).Draw(rt, "processing"),
+			Event:       rapid.SampledFrom([]int64{math.MinInt64, 5}).Draw(rt, "event"),
 			TargetBytes: rapid.SampledFrom([]int64{0, 1, 1 << 20}).Draw(rt, "target"),
 		}
 		var merged Level
