@@ -1,0 +1,608 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/keygroup"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/segment"
+)
+
+// Builder makes a savepoint: from nothing, or from a snapshot that it changes. It is
+// not safe for concurrent use. Close removes its files and must be called.
+//
+// Call what changes the registry first, then put and delete entries, then Write. What
+// is put twice counts as it was put last.
+type Builder struct {
+	cfg       BuildOptions
+	base      *Snapshot // nil: from nothing
+	app       string
+	keyGroups int
+	positions map[offsets.Partition]offsets.Position
+	watermark int64
+	states    []checkpoint.StateInfo
+	dropped   map[uint16]bool // states of base that are left out
+	edits     *sorter
+	used      bool // an entry was put: the registry is fixed
+}
+
+// BuildOptions are the options of a [Builder].
+type BuildOptions struct {
+	// Dir is where sorted runs are kept until Write; default os.TempDir().
+	Dir string
+	// MemoryBytes is how much is sorted at a time; default 64 MiB. Write needs about as
+	// much once more.
+	MemoryBytes int
+	// Progress is called now and then while entries are read from the snapshot and
+	// written to the savepoint.
+	Progress func(Progress)
+}
+
+// New returns a builder for a savepoint of app that holds nothing yet. keyGroups must
+// be the key-group count that the app is configured with.
+func New(app string, keyGroups int, o BuildOptions) (*Builder, error) {
+	if app == "" {
+		return nil, errors.New("build savepoint: the app's name is missing")
+	}
+	if keyGroups < 1 || keyGroups > keygroup.Max {
+		return nil, fmt.Errorf("build savepoint: %d key-groups, want 1 to %d", keyGroups, keygroup.Max)
+	}
+	return newBuilder(&Builder{cfg: o, app: app, keyGroups: keyGroups, watermark: checkpoint.NoWatermark}), nil
+}
+
+// Edit returns a builder for a savepoint that begins as a copy of s, with its
+// positions.
+func Edit(s *Snapshot, o BuildOptions) *Builder {
+	m := s.manifest
+	return newBuilder(&Builder{
+		cfg: o, base: s, app: m.App, keyGroups: m.KeyGroups, watermark: m.Watermark,
+		positions: maps.Clone(m.Positions), states: slices.Clone(m.States),
+	})
+}
+
+func newBuilder(b *Builder) *Builder {
+	if b.positions == nil {
+		b.positions = map[offsets.Partition]offsets.Position{}
+	}
+	b.dropped = map[uint16]bool{}
+	if b.cfg.MemoryBytes <= 0 {
+		b.cfg.MemoryBytes = defaultSortBytes
+	}
+	b.edits = newSorter(b.cfg.Dir, b.cfg.MemoryBytes)
+	return b
+}
+
+// Close removes the builder's files.
+func (b *Builder) Close() error { return b.edits.close() }
+
+// SetPosition makes the app go on reading p at pos when it starts from the savepoint.
+func (b *Builder) SetPosition(p offsets.Partition, pos offsets.Position) { b.positions[p] = pos }
+
+// ClearPositions forgets all positions, so that the app begins where its options say.
+func (b *Builder) ClearPositions() { clear(b.positions) }
+
+// SetApp makes it a savepoint of another app, for a copy of one.
+func (b *Builder) SetApp(app string) { b.app = app }
+
+// SetWatermark sets event time, in milliseconds since 1970.
+func (b *Builder) SetWatermark(ms int64) { b.watermark = ms }
+
+var errUsed = errors.New("entries were put or deleted already: change the registry first")
+
+func (b *Builder) registryError(what string, err error) error {
+	if err == nil && b.used {
+		err = errUsed
+	}
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("build savepoint: %s: %w", what, err)
+}
+
+// find returns the index of a state in the registry.
+func (b *Builder) find(operator, name string) (int, error) {
+	live := []checkpoint.StateInfo{}
+	for i, s := range b.states {
+		if s.Kind == kindDropped {
+			continue
+		}
+		if s.Operator == operator && s.Name == name {
+			return i, nil
+		}
+		live = append(live, s)
+	}
+	e := &UnknownStateError{Operator: operator, Name: name, States: live}
+	if b.base != nil {
+		e.Checkpoint = b.base.manifest.Checkpoint
+	}
+	return 0, e
+}
+
+// SetKeyGroups changes the key-group count: every entry of the snapshot moves to the
+// key-group that its key has among n. The app must be configured with n as well.
+func (b *Builder) SetKeyGroups(n int) error {
+	var err error
+	if n < 1 || n > keygroup.Max {
+		err = fmt.Errorf("%d key-groups, want 1 to %d", n, keygroup.Max)
+	}
+	if err := b.registryError("set key-groups", err); err != nil {
+		return err
+	}
+	b.keyGroups = n
+	return nil
+}
+
+// RenameOperator gives all states of an operator to another ID, for an operator whose
+// ID changed in the topology.
+func (b *Builder) RenameOperator(from, to string) error {
+	found := false
+	var err error
+	states := slices.Clone(b.states)
+	for i, s := range states {
+		if s.Kind == kindDropped || s.Operator != from {
+			continue
+		}
+		found = true
+		if _, ferr := b.find(to, s.Name); ferr == nil {
+			err = errors.Join(err, fmt.Errorf("operator %q has a state %q already", to, s.Name))
+		}
+		states[i].Operator = to
+	}
+	if !found {
+		_, err = b.find(from, "")
+	}
+	if to == "" {
+		err = errors.New("the new ID is empty")
+	}
+	if err := b.registryError(fmt.Sprintf("rename operator %q", from), err); err != nil {
+		return err
+	}
+	b.states = states
+	return nil
+}
+
+// RenameState gives a state another name.
+func (b *Builder) RenameState(operator, from, to string) error {
+	i, err := b.find(operator, from)
+	if _, ferr := b.find(operator, to); err == nil && ferr == nil {
+		err = fmt.Errorf("operator %q has a state %q already", operator, to)
+	}
+	if err == nil && to == "" {
+		err = errors.New("the new name is empty")
+	}
+	if err := b.registryError(fmt.Sprintf("rename state %q of operator %q", from, operator), err); err != nil {
+		return err
+	}
+	b.states[i].Name = to
+	return nil
+}
+
+// Drop leaves a state out.
+func (b *Builder) Drop(operator, name string) error {
+	i, err := b.find(operator, name)
+	if err := b.registryError(fmt.Sprintf("drop state %q of operator %q", name, operator), err); err != nil {
+		return err
+	}
+	b.dropped[b.states[i].ID] = true
+	b.states = slices.Delete(b.states, i, i+1)
+	return nil
+}
+
+// Declare finds a state or adds one to the registry, and returns how it is laid out. A
+// state that there is must be of the same kind and codecs: else the error is a
+// *CodecError. The ID in info is ignored.
+func (b *Builder) Declare(info checkpoint.StateInfo) (Layout, error) {
+	l, err := b.declare(info)
+	if err != nil {
+		return l, fmt.Errorf("build savepoint: declare state %q of operator %q: %w", info.Name, info.Operator, err)
+	}
+	return l, nil
+}
+
+func (b *Builder) declare(info checkpoint.StateInfo) (Layout, error) {
+	switch info.Kind {
+	case kindValue, kindReducing, kindAggregating, kindMap, kindList, kindTimers, kindBroadcast:
+	default:
+		return Layout{}, fmt.Errorf("kind %q is not one of value, reducing, aggregating, map, list, timers, broadcast", info.Kind)
+	}
+	if info.Operator == "" || info.Name == "" {
+		return Layout{}, errors.New("operator and name must be given")
+	}
+	i, err := b.find(info.Operator, info.Name)
+	if err == nil {
+		was := b.states[i]
+		wrong := func(what, stored, asked string) error {
+			return &CodecError{Operator: info.Operator, Name: info.Name, What: what, Stored: stored, Asked: asked}
+		}
+		switch {
+		case was.Kind != info.Kind:
+			return Layout{}, wrong("kind", was.Kind, info.Kind)
+		case was.KeyCodec != info.KeyCodec:
+			return Layout{}, wrong("key codec", was.KeyCodec, info.KeyCodec)
+		case was.SubCodec != info.SubCodec:
+			return Layout{}, wrong("map key codec", was.SubCodec, info.SubCodec)
+		case was.ValueCodec != info.ValueCodec:
+			return Layout{}, wrong("value codec", was.ValueCodec, info.ValueCodec)
+		}
+		b.states[i].ValueVersion = max(was.ValueVersion, info.ValueVersion)
+		return LayoutOf(b.states[i]), nil
+	}
+	// IDs are given once: those of dropped states of the snapshot stay taken.
+	id := uint16(1)
+	for _, s := range b.states {
+		id = max(id, s.ID+1)
+	}
+	for d := range b.dropped {
+		id = max(id, d+1)
+	}
+	info.ID = id
+	info.ValueVersion = max(info.ValueVersion, 1)
+	b.states = append(b.states, info)
+	return LayoutOf(info), nil
+}
+
+// PutRow sets an entry of a state that was declared, from the Raw of the row's parts
+// and its Meta; its KeyGroup is computed. A Version of zero is that of the registry.
+func (b *Builder) PutRow(l Layout, r Row) error {
+	kg, key, err := l.userKey(r, b.keyGroups)
+	if err != nil {
+		return b.entryError(l.State, err)
+	}
+	m := r.Meta
+	if m.Version == 0 {
+		m.Version = max(l.State.ValueVersion, 1)
+	}
+	return b.put(l.State, kg, key, m, func(dst []byte) ([]byte, error) { return append(dst, r.Value.Raw...), nil })
+}
+
+// DeleteRow removes the entry that a row stands for, if there is one.
+func (b *Builder) DeleteRow(l Layout, r Row) error {
+	kg, key, err := l.userKey(r, b.keyGroups)
+	if err != nil {
+		return b.entryError(l.State, err)
+	}
+	return b.delete(kg, l.State.ID, key)
+}
+
+func (b *Builder) entryError(info checkpoint.StateInfo, err error) error {
+	return fmt.Errorf("build savepoint: entry of state %q of operator %q: %w", info.Name, info.Operator, err)
+}
+
+func (b *Builder) put(info checkpoint.StateInfo, kg int, key []byte, m Meta, value func(dst []byte) ([]byte, error)) error {
+	b.used = true
+	into := &b.edits.b
+	dst := append(into.BeginPut(uint16(kg), info.ID), key...)
+	dst = segment.AppendHeader(into.KeyDone(dst), segment.Header{Version: m.Version, Domain: m.Clock, Expires: m.Expires})
+	dst, err := value(dst)
+	if err != nil {
+		into.Abandon()
+		return b.entryError(info, err)
+	}
+	into.ValueDone(dst)
+	return b.edits.spill()
+}
+
+func (b *Builder) delete(kg int, id uint16, key []byte) error {
+	b.used = true
+	b.edits.b.DeleteDone(append(b.edits.b.BeginDelete(uint16(kg), id), key...))
+	return b.edits.spill()
+}
+
+// ValuesOf writes a value state; see [ValueState].
+type ValuesOf[K, V any] struct {
+	b      *Builder
+	l      Layout
+	keys   codec.Codec[K]
+	values codec.Codec[V]
+	buf    []byte
+}
+
+// ValueState declares a value state to write.
+func ValueState[K, V any](b *Builder, operator, name string, keys codec.Codec[K], values codec.Codec[V]) (*ValuesOf[K, V], error) {
+	if err := checkCodecs(keys, values); err != nil {
+		return nil, err
+	}
+	info := checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindValue, KeyCodec: keys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()}
+	// A reducing or aggregating state is laid out alike.
+	if i, err := b.find(operator, name); err == nil && isValue(b.states[i].Kind) {
+		info.Kind = b.states[i].Kind
+	}
+	l, err := b.Declare(info)
+	return &ValuesOf[K, V]{b: b, l: l, keys: keys, values: values}, err
+}
+
+// Put sets the entry of a key. m is the zero Meta for an entry that never expires; only
+// Clock and Expires of it are used.
+func (s *ValuesOf[K, V]) Put(key K, value V, m Meta) error {
+	var err error
+	if s.buf, err = s.keys.Append(s.buf[:0], key); err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	m.Version = s.values.Version()
+	return s.b.put(s.l.State, keygroup.Of(s.buf, s.b.keyGroups), s.buf, m, func(dst []byte) ([]byte, error) { return s.values.Append(dst, value) })
+}
+
+// Delete removes the entry of a key, if there is one.
+func (s *ValuesOf[K, V]) Delete(key K) error {
+	var err error
+	if s.buf, err = s.keys.Append(s.buf[:0], key); err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	return s.b.delete(keygroup.Of(s.buf, s.b.keyGroups), s.l.State.ID, s.buf)
+}
+
+// MapOf writes a map state; see [MapState].
+type MapOf[K, M, V any] struct {
+	b       *Builder
+	l       Layout
+	keys    codec.Codec[K]
+	mapKeys codec.Codec[M]
+	values  codec.Codec[V]
+}
+
+// MapState declares a map state to write.
+func MapState[K, M, V any](b *Builder, operator, name string, keys codec.Codec[K], mapKeys codec.Codec[M], values codec.Codec[V]) (*MapOf[K, M, V], error) {
+	if err := errors.Join(checkCodecs(keys, values), codec.Check(mapKeys)); err != nil {
+		return nil, err
+	}
+	l, err := b.Declare(checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindMap, KeyCodec: keys.Name(), SubCodec: mapKeys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()})
+	return &MapOf[K, M, V]{b, l, keys, mapKeys, values}, err
+}
+
+func (s *MapOf[K, M, V]) userKey(key K, mapKey M) (kg int, k []byte, err error) {
+	enc, err := s.keys.Append(nil, key)
+	if err == nil {
+		k, err = appendOrdered(s.mapKeys, segment.AppendEscaped(nil, enc), mapKey)
+	}
+	if err != nil {
+		return 0, nil, s.b.entryError(s.l.State, err)
+	}
+	return keygroup.Of(enc, s.b.keyGroups), k, nil
+}
+
+// Put sets the entry of a key and map key. m is as with [ValuesOf.Put].
+func (s *MapOf[K, M, V]) Put(key K, mapKey M, value V, m Meta) error {
+	kg, k, err := s.userKey(key, mapKey)
+	if err != nil {
+		return err
+	}
+	m.Version = s.values.Version()
+	return s.b.put(s.l.State, kg, k, m, func(dst []byte) ([]byte, error) { return s.values.Append(dst, value) })
+}
+
+// Delete removes the entry of a key and map key, if there is one.
+func (s *MapOf[K, M, V]) Delete(key K, mapKey M) error {
+	kg, k, err := s.userKey(key, mapKey)
+	if err != nil {
+		return err
+	}
+	return s.b.delete(kg, s.l.State.ID, k)
+}
+
+// ListOf writes a list state; see [ListState].
+type ListOf[K, V any] struct {
+	b      *Builder
+	l      Layout
+	keys   codec.Codec[K]
+	values codec.Codec[V]
+}
+
+// ListState declares a list state to write.
+func ListState[K, V any](b *Builder, operator, name string, keys codec.Codec[K], values codec.Codec[V]) (*ListOf[K, V], error) {
+	if err := checkCodecs(keys, values); err != nil {
+		return nil, err
+	}
+	l, err := b.Declare(checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindList, KeyCodec: keys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()})
+	return &ListOf[K, V]{b, l, keys, values}, err
+}
+
+// Put sets the element of a key at index. m is as with [ValuesOf.Put].
+func (s *ListOf[K, V]) Put(key K, index uint64, value V, m Meta) error {
+	enc, err := s.keys.Append(nil, key)
+	if err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	m.Version = s.values.Version()
+	return s.b.put(s.l.State, keygroup.Of(enc, s.b.keyGroups), appendElement(nil, enc, index), m, func(dst []byte) ([]byte, error) { return s.values.Append(dst, value) })
+}
+
+// Delete removes the element of a key at index, if there is one.
+func (s *ListOf[K, V]) Delete(key K, index uint64) error {
+	enc, err := s.keys.Append(nil, key)
+	if err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	return s.b.delete(keygroup.Of(enc, s.b.keyGroups), s.l.State.ID, appendElement(nil, enc, index))
+}
+
+// BroadcastOf writes a broadcast state; see [BroadcastState].
+type BroadcastOf[M, V any] struct {
+	b       *Builder
+	l       Layout
+	mapKeys codec.Codec[M]
+	values  codec.Codec[V]
+}
+
+// BroadcastState declares a broadcast state to write.
+func BroadcastState[M, V any](b *Builder, operator, name string, mapKeys codec.Codec[M], values codec.Codec[V]) (*BroadcastOf[M, V], error) {
+	if err := checkCodecs(mapKeys, values); err != nil {
+		return nil, err
+	}
+	info := checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindBroadcast, SubCodec: mapKeys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()}
+	if i, err := b.find(operator, name); err == nil {
+		info.KeyCodec = b.states[i].KeyCodec // of no meaning in one that there is
+	}
+	l, err := b.Declare(info)
+	return &BroadcastOf[M, V]{b, l, mapKeys, values}, err
+}
+
+// Put sets the entry of a map key. m is as with [ValuesOf.Put].
+func (s *BroadcastOf[M, V]) Put(mapKey M, value V, m Meta) error {
+	k, err := appendOrdered(s.mapKeys, nil, mapKey)
+	if err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	m.Version = s.values.Version()
+	return s.b.put(s.l.State, 0, k, m, func(dst []byte) ([]byte, error) { return s.values.Append(dst, value) })
+}
+
+// Delete removes the entry of a map key, if there is one.
+func (s *BroadcastOf[M, V]) Delete(mapKey M) error {
+	k, err := appendOrdered(s.mapKeys, nil, mapKey)
+	if err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	return s.b.delete(0, s.l.State.ID, k)
+}
+
+// TimersOf writes timers; see [TimerState].
+type TimersOf[K any] struct {
+	b    *Builder
+	l    Layout
+	keys codec.Codec[K]
+}
+
+// TimerState declares the timers of an operator to write. name is [EventTimers] or
+// [ProcessingTimers].
+func TimerState[K any](b *Builder, operator, name string, keys codec.Codec[K]) (*TimersOf[K], error) {
+	if err := codec.Check(keys); err != nil {
+		return nil, err
+	}
+	if name != EventTimers && name != ProcessingTimers {
+		return nil, fmt.Errorf("build savepoint: timers of operator %q: their name is %q, not %q or %q", operator, name, EventTimers, ProcessingTimers)
+	}
+	info := checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindTimers, KeyCodec: keys.Name()}
+	if i, err := b.find(operator, name); err == nil {
+		info.ValueCodec = b.states[i].ValueCodec // of no meaning
+	}
+	l, err := b.Declare(info)
+	return &TimersOf[K]{b, l, keys}, err
+}
+
+// Put sets a timer of a key, in milliseconds since 1970.
+func (s *TimersOf[K]) Put(key K, at int64) error {
+	enc, err := s.keys.Append(nil, key)
+	if err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	return s.b.put(s.l.State, keygroup.Of(enc, s.b.keyGroups), appendTimer(nil, at, enc), Meta{Version: 1}, func(dst []byte) ([]byte, error) { return dst, nil })
+}
+
+// Delete removes a timer of a key, if there is one.
+func (s *TimersOf[K]) Delete(key K, at int64) error {
+	enc, err := s.keys.Append(nil, key)
+	if err != nil {
+		return s.b.entryError(s.l.State, err)
+	}
+	return s.b.delete(keygroup.Of(enc, s.b.keyGroups), s.l.State.ID, appendTimer(nil, at, enc))
+}
+
+func checkCodecs[K, V any](keys codec.Codec[K], values codec.Codec[V]) error {
+	if err := errors.Join(codec.Check(keys), codec.Check(values)); err != nil {
+		return fmt.Errorf("build savepoint: %w", err)
+	}
+	return nil
+}
+
+// merged calls visit for each entry of the savepoint, in order. An entry is valid until
+// visit returns.
+func (b *Builder) merged(ctx context.Context, visit func(e segment.Entry) error) (err error) {
+	if err := b.edits.flush(); err != nil {
+		return err
+	}
+	var parts []part
+	if b.base != nil {
+		if b.keyGroups == b.base.manifest.KeyGroups {
+			parts = stored(b.base.store, b.base.manifest.Segments)
+		} else {
+			moved, merr := b.rehash(ctx)
+			defer func() { err = errors.Join(err, moved.close()) }()
+			if merr != nil {
+				return merr
+			}
+			parts = moved.parts()
+		}
+	}
+	c := newChain(ctx, append(parts, b.edits.parts()...))
+	defer c.close()
+	if err := c.seek(nil); err != nil {
+		return err
+	}
+	gone := b.gone()
+	for n := int64(1); ; n++ {
+		e, ok, err := c.next()
+		if err != nil || !ok {
+			return err
+		}
+		if gone[e.State] {
+			continue
+		}
+		if n%progressEntries == 0 && b.cfg.Progress != nil {
+			b.cfg.Progress(Progress{Entries: n, KeyGroup: int(e.KeyGroup), KeyGroups: b.keyGroups})
+		}
+		if err := visit(e); err != nil {
+			return err
+		}
+	}
+}
+
+// gone are the states of the snapshot that have no place in the savepoint.
+func (b *Builder) gone() map[uint16]bool {
+	gone := maps.Clone(b.dropped)
+	for _, s := range b.states {
+		if s.Kind == kindDropped {
+			gone[s.ID] = true
+		}
+	}
+	return gone
+}
+
+// rehash sorts the entries of the snapshot by their new key-groups.
+func (b *Builder) rehash(ctx context.Context) (*sorter, error) {
+	moved := newSorter(b.cfg.Dir, b.cfg.MemoryBytes)
+	kinds := map[uint16]checkpoint.StateInfo{}
+	for _, s := range b.states {
+		kinds[s.ID] = s
+	}
+	gone := b.gone()
+	o := b.base.options([]Option{OnProgress(b.cfg.Progress)})
+	for e, err := range b.base.entries(ctx, o, nil) {
+		if err != nil {
+			return moved, err
+		}
+		info, ok := kinds[e.State]
+		if !ok || gone[e.State] {
+			continue
+		}
+		kg := 0
+		if info.Kind != kindBroadcast {
+			key, err := ownerOf(info.Kind, e.Key)
+			if err != nil {
+				return moved, b.base.entryError(info, e, fmt.Errorf("%w: drop the state to change the key-group count", err))
+			}
+			kg = keygroup.Of(key, b.keyGroups)
+		}
+		dst := append(moved.b.BeginPut(uint16(kg), e.State), e.Key...)
+		moved.b.ValueDone(append(moved.b.KeyDone(dst), e.Value...))
+		if err := moved.spill(); err != nil {
+			return moved, err
+		}
+	}
+	return moved, moved.flush()
+}
+
+// liveStates is the registry of the savepoint: what was dropped before has no entries
+// left, and its number is free again.
+func (b *Builder) liveStates() []checkpoint.StateInfo {
+	return slices.DeleteFunc(slices.Clone(b.states), func(s checkpoint.StateInfo) bool { return s.Kind == kindDropped })
+}
+
+// now is when a savepoint is created.
+func now() time.Time { return time.Now().UTC().Round(0) }
