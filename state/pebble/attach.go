@@ -7,44 +7,34 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
-	"slices"
+	"strconv"
 	"sync"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
-	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
-	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 const (
-	// copyBytes is up to what size a remote segment is copied before use, in one read,
-	// instead of being read where it is.
+	// copyBytes is up to what size a segment that cannot be linked is copied before
+	// use, instead of being read where it is.
 	copyBytes = 1 << 20
 	// chunkBytes is how much of a segment is in memory while it is copied.
 	chunkBytes = 4 << 20
 	// readAhead is how many segments are fetched at once: enough to hide the latency of
 	// an object store.
 	readAhead = 8
-	// footerMagic is what every table ends with.
-	footerMagic = "\xf0\x9f\xaa\xb3\xf0\x9f\xaa\xb3"
 )
 
 // Attach makes the store equal the checkpoint want, whose segments are chain, oldest
-// first, in src. The zero ID with no chain makes it empty.
+// first, in src. What the store has of them it keeps. The zero ID with no chain makes
+// it empty.
 //
-// If it equals want already, nothing is done. If it equals an older checkpoint of the
-// same lineage, it ingests the segments that came since, unless tombstones were
-// dropped from what it lacks. Otherwise it is emptied and ingests all. Reads give
-// [ErrDetached] until it is done. It may wait for reads that go on: the calling
-// goroutine must not have an iterator open.
-//
-// After an error the store is what it was, or holds nothing. Errors are *DamagedError,
-// which names a segment, and *StoreError.
+// After an error the store is what it was, unless it was damaged: then it is detached.
+// Errors are *DamagedError, which names a segment, *StoreError and ErrClosed.
 func (s *Store) Attach(ctx context.Context, want ID, chain []Segment, src Objects) (Attached, error) {
+	start := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	start := time.Now()
 	if s.closed.Load() {
 		return Attached{}, ErrClosed
 	}
@@ -53,423 +43,405 @@ func (s *Store) Attach(ctx context.Context, want ID, chain []Segment, src Object
 			return Attached{}, s.failed("attach", "", err)
 		}
 	}
-	if want == (ID{}) && len(chain) > 0 {
-		return Attached{}, s.failed("attach", "", errors.New("a chain of segments that has no ID"))
+	s.src.Store(&src)
+	if d := s.broken.Load(); d != nil {
+		s.suspect = d.file
+		s.drop()
 	}
-	s.src = src
-	s.attaching.Store(true)
-	defer s.attaching.Store(false)
-	a, err := s.attach(ctx, want, chain)
+	if err := s.distrust(); err != nil {
+		return Attached{}, s.failed("attach", "", err)
+	}
+	if s.current.Load() == nil {
+		s.chain = chain
+		s.sweep() // makes room
+	}
+	a, tables, err := s.openChain(ctx, chain)
 	if err != nil {
-		return Attached{}, err
+		return Attached{}, err // what was taken is there for the next try
+	}
+	s.chain, s.behind = chain, false
+	s.install(want, tables)
+	unrefAll(tables)
+	s.sweep()
+	if s.suspect != "" {
+		if err := s.fs.Remove(s.path(damagedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Attached{}, s.failed("attach", "", err)
+		}
+		s.suspect = ""
+		s.broken.Store(nil)
+	}
+	s.wakeUp()
+	switch {
+	case a.Reused == a.Segments:
+		a.How = Reused
+	case a.Reused > 0:
+		a.How = CaughtUp
+	default:
+		a.How = Rebuilt
 	}
 	a.Took = time.Since(start)
-	s.handle.Load().download()
 	return a, nil
 }
 
-func (s *Store) attach(ctx context.Context, want ID, chain []Segment) (Attached, error) {
-	have := s.ID()
-	why := s.discard
-	if h := s.handle.Load(); h == nil {
-		why = "an attach before it failed"
-	} else if err := h.failure(); err != nil {
-		why = err.Error()
-		var d *DamagedError
-		s.verify = s.verify || errors.As(err, &d)
-	} else if why == "" {
-		h.remote.set(s.src)
-		if err := s.present(ctx, h); err != nil {
-			why = err.Error()
-		}
+// distrust removes the file in which damage was found.
+func (s *Store) distrust() error {
+	if s.suspect == "" {
+		return nil
 	}
-	if why == "" {
-		if have == want {
-			return Attached{How: Reused}, nil
-		}
-		var newer []Segment
-		if newer, why = since(have, want, chain); why == "" {
-			a, err := s.ingestChain(ctx, want, newer, true)
-			a.How = CaughtUp
-			if err == nil || ctx.Err() != nil {
-				return a, err
-			}
-			var d *DamagedError
-			if errors.As(err, &d) && d.File == "" {
-				return a, err // a new database would meet the same segment
-			}
-			why = err.Error()
-		}
+	if t := s.pool[s.suspect]; t != nil {
+		delete(s.pool, s.suspect)
+		t.unref()
 	}
-	if s.handle.Load() == nil || have != (ID{}) || s.handle.Load().failure() != nil {
-		if err := s.reset(); err != nil {
-			_ = s.drop()
-			return Attached{}, s.failed("empty", "", err)
-		}
-	}
-	s.handle.Load().remote.set(s.src)
-	a, err := s.ingestChain(ctx, want, chain, false)
-	if err != nil {
-		return a, err
-	}
-	if s.verify {
-		if err := s.fs.Remove(s.path(damagedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return a, s.failed("attach", "", err)
-		}
-	}
-	s.verify, s.discard = false, ""
-	a.How, a.Why = Rebuilt, why
-	return a, nil
-}
-
-// since returns the segments of the chain of want that a store which equals have
-// lacks, or why ingesting them would not do.
-func since(have, want ID, chain []Segment) (newer []Segment, why string) {
-	switch {
-	case have == (ID{}):
-		return nil, "the local store was empty"
-	case have.Lineage != want.Lineage || want == (ID{}):
-		return nil, fmt.Sprintf("the local store is of lineage %s", have.Lineage)
-	case have.Checkpoint >= want.Checkpoint:
-		return nil, fmt.Sprintf("the local store is at %v", have)
-	}
-	for _, s := range chain {
-		if s.Last <= have.Checkpoint {
-			continue
-		}
-		// What was deleted since, and is in a segment without tombstones, is not to be
-		// seen; not even the key-groups that it was in, if nothing else is left of them.
-		if s.Base {
-			return nil, fmt.Sprintf("segment %s, which is newer than the local store, has no tombstones", s.Object)
-		}
-		newer = append(newer, s)
-	}
-	// A merge of the oldest segments of which nothing remained is in no chain. It shows
-	// in that the chain begins later than the store does.
-	oldest := want.Checkpoint + 1
-	for _, s := range chain {
-		oldest = min(oldest, s.First)
-	}
-	if oldest > have.Checkpoint {
-		return nil, fmt.Sprintf("the chain begins after checkpoint %d, at which the local store is", have.Checkpoint)
-	}
-	return newer, ""
-}
-
-// present makes sure that the remote segments that the store needs are there.
-func (s *Store) present(ctx context.Context, h *handle) error {
-	for p := range h.external() {
-		if err := s.checkRemote(ctx, p); err != nil {
-			return err
-		}
+	delete(s.files, s.suspect)
+	if err := s.fs.Remove(s.path(segmentsName, s.suspect)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
 
-// checkRemote reads the end of a remote segment.
-func (s *Store) checkRemote(ctx context.Context, p place) error {
-	n := int64(len(footerMagic))
-	if p.length < n {
-		return s.damaged(p.object, fmt.Errorf("%d bytes are less than any segment has", p.length))
-	}
-	b, err := s.src.GetRange(ctx, p.object, p.offset+p.length-n, n)
-	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return s.damaged(p.object, fmt.Errorf("it ends before byte %d: %w", p.offset+p.length, err))
-	case err != nil:
-		return s.failed("attach", p.object, err)
-	case string(b) != footerMagic:
-		return s.damaged(p.object, fmt.Errorf("it does not end as a segment does at byte %d", p.offset+p.length))
-	}
-	return nil
-}
-
-func (s *Store) failed(op, object string, err error) error {
-	return &StoreError{Op: op, Dir: s.dir, Object: object, Err: err}
-}
-
-func (s *Store) damaged(object string, err error) error {
-	return &DamagedError{Dir: s.dir, Object: object, Err: err}
-}
-
-// arrival is a segment on its way into the database.
-type arrival struct {
-	seg    Segment
-	path   string // of a file in tmpName; empty if it is read where it is
-	linked bool
-}
-
-// ingestChain ingests segments, oldest first, and with the last one the ID. If it
-// fails after the first one went in, the database holds nothing that can be used, and
-// is dropped.
-func (s *Store) ingestChain(ctx context.Context, want ID, chain []Segment, old bool) (a Attached, err error) {
-	arrivals, err := s.bringAll(ctx, chain)
-	defer func() {
-		for _, r := range arrivals {
-			s.removeTmp(r.path)
-		}
-	}()
-	if err != nil {
-		return a, err
-	}
-	for i, r := range arrivals {
-		a.Segments++
-		a.Bytes += r.seg.Length
-		if r.linked {
-			a.Linked++
-		}
-		if r.path == "" {
-			a.Remote++
-		}
-		var id *ID
-		switch {
-		case i == len(arrivals)-1:
-			id = &want
-		case i == 0 && old:
-			id = &ID{} // from here on it equals no checkpoint
-		}
-		if err = ctx.Err(); err == nil {
-			err = s.ingest(ctx, &r, id)
-		}
-		if err != nil {
-			if i > 0 {
-				_ = s.drop()
-			}
-			return a, err
-		}
-	}
-	if len(arrivals) == 0 && want != (ID{}) {
-		return a, s.ingest(ctx, nil, &want)
-	}
-	return a, nil
-}
-
-// bringAll fetches segments, some at a time, in the same order.
-func (s *Store) bringAll(ctx context.Context, chain []Segment) ([]arrival, error) {
-	arrivals := make([]arrival, len(chain))
+// openChain opens the segments of a chain, some at a time. The tables are in order,
+// and each has a reference for the caller.
+func (s *Store) openChain(ctx context.Context, chain []Segment) (a Attached, tables []*table, err error) {
+	tables = make([]*table, len(chain))
 	errs := make([]error, len(chain))
+	from := make([]origin, len(chain))
 	slots := make(chan struct{}, readAhead)
 	var wg sync.WaitGroup
 	for i, seg := range chain {
-		arrivals[i] = arrival{seg: seg}
-		name := s.path(tmpName, s.newName()+".sst")
+		a.Segments++
+		a.Bytes += seg.Length
+		name := seg.file()
+		if t := s.pool[name]; t != nil {
+			t.refs.Add(1)
+			tables[i] = t
+			continue
+		}
+		have := s.files[name]
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if s.byReference(seg) {
-				errs[i] = s.checkRemote(ctx, place{seg.Object, seg.Offset, seg.Length})
-				return
-			}
-			arrivals[i].path = name
-			arrivals[i].linked, errs[i] = s.bring(ctx, name, seg, nil)
+			tables[i], from[i], errs[i] = s.open(ctx, seg, name, have)
 		})
 	}
 	wg.Wait()
-	return arrivals, errors.Join(errs...)
+	for i, t := range tables {
+		if t == nil {
+			continue
+		}
+		s.adopt(t)
+		switch from[i] {
+		case reused:
+			a.Reused++
+		case linked:
+			a.Linked++
+		case copied:
+			a.Copied++
+		case referred:
+			a.Remote++
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		unrefAll(tables)
+		return a, nil, err
+	}
+	return a, tables, nil
 }
 
-// byReference tells whether a segment is read where it is.
-func (s *Store) byReference(seg Segment) bool {
-	_, local := s.src.Path(seg.Object)
-	return !local && seg.Length > copyBytes && !s.verify
+// adopt puts a table into the pool, which takes a reference. It is called with s.mu
+// held.
+func (s *Store) adopt(t *table) {
+	name := t.seg.file()
+	if t.file != "" {
+		s.files[name] = true
+	}
+	old := s.pool[name]
+	if old == t {
+		return
+	}
+	t.refs.Add(1)
+	s.pool[name] = t
+	if old != nil {
+		old.unref()
+	}
 }
 
-// bring makes the file name of a segment: from data if there is any, by hard link, or
-// by copy.
-func (s *Store) bring(ctx context.Context, name string, seg Segment, data []byte) (linked bool, err error) {
-	if data != nil {
-		if int64(len(data)) != seg.Length || crc32.Checksum(data, castagnoli) != seg.CRC32C {
-			return false, s.damaged(seg.Object, fmt.Errorf("%d bytes with checksum %08x, %d with %08x were written", len(data), crc32.Checksum(data, castagnoli), seg.Length, seg.CRC32C))
+func unrefAll(tables []*table) {
+	for _, t := range tables {
+		if t != nil {
+			t.unref()
 		}
-		if err := s.writePath(name, data); err != nil {
-			return false, s.failed("copy", seg.Object, err)
+	}
+}
+
+// origin is where a table came from.
+type origin uint8
+
+const (
+	reused origin = iota
+	linked
+	copied
+	referred
+)
+
+// open opens a segment, which the store has already or takes first.
+func (s *Store) open(ctx context.Context, seg Segment, name string, have bool) (*table, origin, error) {
+	if have {
+		t, err := s.openTable(ctx, seg, name)
+		if d := (*DamagedError)(nil); !errors.As(err, &d) && !errors.Is(err, fs.ErrNotExist) {
+			return t, reused, err
 		}
+		if err := s.fs.Remove(s.path(segmentsName, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, 0, s.failed("remove", seg.Object, err)
+		}
+	}
+	from := linked
+	ok, err := s.link(ctx, seg, name)
+	if err == nil && !ok {
+		if seg.Length > copyBytes && name != s.suspect {
+			t, err := s.openTable(ctx, seg, "")
+			return t, referred, err
+		}
+		from = copied
+		err = s.copy(ctx, seg, name, nil, nil)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	t, err := s.openTaken(ctx, seg, name)
+	return t, from, err
+}
+
+// openTaken opens a file that was just linked or copied.
+func (s *Store) openTaken(ctx context.Context, seg Segment, name string) (*table, error) {
+	t, err := s.openTable(ctx, seg, name)
+	if err != nil {
+		_ = s.fs.Remove(s.path(segmentsName, name))
+	}
+	if d := (*DamagedError)(nil); errors.As(err, &d) {
+		d.File = "" // it is the object that is damaged
+	}
+	return t, err
+}
+
+// link makes a hard link to a segment that is a file, and tells whether that went.
+func (s *Store) link(ctx context.Context, seg Segment, name string) (ok bool, err error) {
+	path, local := s.objects().Path(seg.Object)
+	if !local || seg.Offset != 0 {
 		return false, nil
 	}
-	read := func(off, n int64) ([]byte, error) { return s.src.GetRange(ctx, seg.Object, seg.Offset+off, n) }
-	if path, ok := s.src.Path(seg.Object); ok && seg.Offset == 0 {
-		info, err := s.fs.Stat(path)
-		if err != nil {
-			return false, s.failed("link", seg.Object, err)
-		}
-		if info.Size() != seg.Length {
-			return false, s.damaged(seg.Object, fmt.Errorf("%d bytes, %d were written", info.Size(), seg.Length))
-		}
-		f, err := s.fs.Open(path)
-		if err != nil {
-			return false, s.failed("copy", seg.Object, err)
-		}
-		defer func() { _ = f.Close() }()
-		read = func(off, n int64) ([]byte, error) {
-			b := make([]byte, n)
-			_, err := f.ReadAt(b, off)
-			return b, err
-		}
-		if s.fs.Link(path, name) == nil {
-			if s.verify {
-				err = s.copySegment(ctx, nil, seg, read)
-			}
-			return true, err
-		}
-		// Another file system, or one that has no links.
-	}
-	f, err := s.fs.Create(name, vfs.WriteCategoryUnspecified)
+	info, err := s.fs.Stat(path)
 	if err != nil {
-		return false, s.failed("copy", seg.Object, err)
+		return false, s.failed("link", seg.Object, err)
 	}
-	err = s.copySegment(ctx, f, seg, read)
-	if err == nil {
-		if err = f.Sync(); err != nil {
-			err = s.failed("copy", seg.Object, err)
+	if info.Size() < seg.Length {
+		return false, s.damaged(seg, fmt.Errorf("%d bytes, %d were written", info.Size(), seg.Length))
+	}
+	if info.Size() > seg.Length {
+		return false, nil // it is a part of the object
+	}
+	to := s.path(segmentsName, name)
+	if err := s.fs.Link(path, to); err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, nil // another file system, or one without links
+	}
+	if name == s.suspect {
+		if err := s.check(ctx, seg, to); err != nil {
+			return false, errors.Join(err, s.fs.Remove(to))
 		}
 	}
-	return false, errors.Join(err, f.Close())
+	return true, nil
+}
+
+func (s *Store) damaged(seg Segment, err error) error {
+	return &DamagedError{Dir: s.dir, Object: seg.Object, Err: err}
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// copySegment reads a segment, checks it as a whole, and writes it to w if there is
-// one.
-func (s *Store) copySegment(ctx context.Context, w io.Writer, seg Segment, read func(off, n int64) ([]byte, error)) error {
-	var sum uint32
-	for off := int64(0); off < seg.Length; off += chunkBytes {
+// check reads a file as a whole.
+func (s *Store) check(ctx context.Context, seg Segment, path string) error {
+	f, err := s.fs.Open(path)
+	if err != nil {
+		return s.failed("read", seg.Object, err)
+	}
+	defer func() { _ = f.Close() }()
+	sum := crc32.New(castagnoli)
+	buf := make([]byte, min(chunkBytes, seg.Length))
+	for off := int64(0); off < seg.Length; {
 		if err := ctx.Err(); err != nil {
-			return s.failed("copy", seg.Object, err)
+			return s.failed("read", seg.Object, err)
 		}
-		n := min(chunkBytes, seg.Length-off)
-		b, err := read(off, n)
-		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || err == nil && int64(len(b)) != n {
-			return s.damaged(seg.Object, fmt.Errorf("it ends before byte %d", seg.Offset+off+n))
+		n, err := f.ReadAt(buf[:min(int64(len(buf)), seg.Length-off)], off)
+		if err != nil {
+			return s.failed("read", seg.Object, err)
+		}
+		sum.Write(buf[:n])
+		off += int64(n)
+	}
+	return s.compare(seg, sum.Sum32())
+}
+
+func (s *Store) compare(seg Segment, sum uint32) error {
+	if sum == seg.CRC32C {
+		return nil
+	}
+	return s.damaged(seg, fmt.Errorf("its checksum is %08x, %08x was written", sum, seg.CRC32C))
+}
+
+// copy makes the file name of a segment: of data, if there is any, or of what is in
+// the checkpoint store. The file is there as a whole or not at all. paced is called
+// before each read.
+func (s *Store) copy(ctx context.Context, seg Segment, name string, data []byte, paced func(n int64) error) (err error) {
+	tmp := s.path(tmpName, strconv.FormatUint(s.nums.Add(1), 10)+fileSuffix)
+	f, err := s.fs.Create(tmp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return s.failed("copy", seg.Object, err)
+	}
+	defer func() {
+		if f != nil {
+			_ = f.Close()
 		}
 		if err != nil {
-			return s.failed("copy", seg.Object, err)
+			_ = s.fs.Remove(tmp) // if that fails too, Open does it
 		}
-		sum = crc32.Update(sum, castagnoli, b)
-		if w != nil {
-			if _, err := w.Write(b); err != nil {
+	}()
+	if data != nil && int64(len(data)) != seg.Length {
+		return s.damaged(seg, fmt.Errorf("%d bytes, %d were written", len(data), seg.Length))
+	}
+	var sum uint32
+	for off := int64(0); off < seg.Length; off += chunkBytes {
+		n := min(chunkBytes, seg.Length-off)
+		b := data
+		if data != nil {
+			b = data[off : off+n]
+		} else {
+			if paced != nil {
+				if err := paced(n); err != nil {
+					return err
+				}
+			}
+			b, err = s.objects().GetRange(ctx, seg.Object, seg.Offset+off, n)
+			if errors.Is(err, io.ErrUnexpectedEOF) || err == nil && int64(len(b)) != n {
+				return s.damaged(seg, fmt.Errorf("it ends before byte %d", seg.Offset+off+n))
+			}
+			if err != nil {
 				return s.failed("copy", seg.Object, err)
 			}
 		}
+		sum = crc32.Update(sum, castagnoli, b)
+		if _, err := f.Write(b); err != nil {
+			return s.failed("copy", seg.Object, err)
+		}
 	}
-	if sum != seg.CRC32C {
-		return s.damaged(seg.Object, fmt.Errorf("its checksum is %08x, %08x was written", sum, seg.CRC32C))
+	if err := s.compare(seg, sum); err != nil {
+		return err
+	}
+	err = f.Sync()
+	err = errors.Join(err, f.Close())
+	f = nil
+	if err == nil {
+		err = s.fs.Rename(tmp, s.path(segmentsName, name))
+	}
+	if err != nil {
+		return s.failed("copy", seg.Object, err)
 	}
 	return nil
 }
 
-func (s *Store) removeTmp(path string) {
-	if path != "" {
-		_ = s.fs.Remove(path) // Pebble removed it if it took it; else Open does
-	}
-}
-
-// ingest puts one segment into the database, and with it the ID, in one step. Either
-// may be nil.
-func (s *Store) ingest(ctx context.Context, r *arrival, id *ID) error {
-	h := s.handle.Load()
-	object := ""
-	var paths []string
-	var external []pebble.ExternalFile
-	if r != nil {
-		object = r.seg.Object
-		if r.path != "" {
-			paths = append(paths, r.path)
-		} else {
-			p := place{r.seg.Object, r.seg.Offset, r.seg.Length}
-			external = append(external, pebble.ExternalFile{
-				Locator: p.locator(), ObjName: placeName, Size: uint64(p.length), HasPointKey: true,
-				StartKey: groupKey(r.seg.MinKG), EndKey: groupKey(r.seg.MaxKG + 1),
-			})
-		}
-	}
-	var err error
-	if r != nil && r.path != "" {
-		h.ingesting = object
-		defer func() { h.ingesting = "" }()
-	}
-	if id == nil {
-		if len(external) > 0 {
-			_, err = h.db.IngestExternalFiles(ctx, external)
-		} else {
-			err = h.db.Ingest(ctx, paths)
-		}
-	} else {
-		marker := s.path(tmpName, s.newName()+".id.sst")
-		defer s.removeTmp(marker)
-		if err := s.writeMarker(marker, *id); err != nil {
-			return s.failed("ingest", object, err)
-		}
-		// The marker before this one is cut out in the same step, so that there is never
-		// more than one, at the bottom, where no compaction has to do with it.
-		_, err = h.db.IngestAndExcise(ctx, slices.Concat(paths, []string{marker}), nil, external, pebble.KeyRange{Start: reservedStart, End: reservedEnd})
-	}
-	if err != nil {
-		if broken := h.failure(); broken != nil {
-			return broken
-		}
-		if r != nil && !environment(err) && ctx.Err() == nil {
-			// Footer or properties could not be parsed.
-			return s.damaged(object, err)
-		}
-		return s.failed("ingest", object, err)
-	}
-	if id != nil {
-		s.id.Store(id)
-	}
-	return h.failure()
-}
-
-func groupKey(kg uint16) []byte { return []byte{byte(kg >> 8), byte(kg)} }
-
-// writeMarker writes the table that holds the ID.
-func (s *Store) writeMarker(path string, id ID) error {
-	f, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
-	}
-	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), sstable.WriterOptions{
-		TableFormat: sstable.TableFormatPebblev6, Compression: sstable.NoCompression, DisableValueBlocks: true,
-	})
-	err = w.Set(markerKey, id.encode())
-	return errors.Join(err, w.Close()) // syncs
-}
-
-// Ingest takes over the changes of the checkpoint want, which was committed and whose
-// parent is prev: seg, or nil if nothing changed. Its bytes are data, or, if that is
-// nil, where [Store.Attach] was told that segments are.
+// Ingest takes over the checkpoint want, which was committed and whose parent is prev.
+// chain is that of its manifest; own is the segment of its own changes, a part of
+// chain, or nil if nothing changed. The bytes of own are data if they are at hand; if
+// that is nil they are read from where Attach was told that segments are.
 //
-// After an error the store equals prev as before, or cannot be read until it is
-// attached again, as each call says then. Errors are *MismatchError, *DamagedError and
-// *StoreError.
-func (s *Store) Ingest(ctx context.Context, want, prev ID, seg *Segment, data []byte) error {
+// What merges put into the chain is taken over at once if it can be linked, otherwise
+// when it was copied in the background.
+//
+// After an error the store equals prev as before. Errors are *MismatchError,
+// *DamagedError, *StoreError, ErrDetached and ErrClosed.
+func (s *Store) Ingest(ctx context.Context, want, prev ID, own *Segment, data []byte, chain []Segment) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h := s.handle.Load()
-	switch {
+	v := s.current.Load()
+	switch d := s.broken.Load(); {
 	case s.closed.Load():
 		return ErrClosed
-	case h == nil:
+	case d != nil:
+		return d.err
+	case v == nil:
 		return ErrDetached
-	case h.failure() != nil:
-		return h.failure()
 	}
-	if have := s.ID(); have != prev || want.Checkpoint <= prev.Checkpoint || prev != (ID{}) && want.Lineage != prev.Lineage {
-		return &MismatchError{Dir: s.dir, Have: have, Want: want, Prev: prev}
+	if v.id != prev || want.Checkpoint <= prev.Checkpoint || prev != (ID{}) && want.Lineage != prev.Lineage {
+		return &MismatchError{Dir: s.dir, Have: v.id, Want: want, Prev: prev}
 	}
-	if seg == nil {
-		return s.ingest(ctx, nil, &want)
+	for _, seg := range chain {
+		if err := seg.check(); err != nil {
+			return s.failed("ingest", "", err)
+		}
 	}
+	tables := v.tables[:len(v.tables):len(v.tables)]
+	if own != nil {
+		t, err := s.take(ctx, *own, data)
+		if err != nil {
+			return err
+		}
+		s.adopt(t)
+		t.unref() // it is in the pool
+		tables = append(tables, t)
+	}
+	s.chain, s.behind = chain, true
+	if merged := s.atHand(ctx); merged != nil {
+		tables, s.behind = merged, false
+		defer unrefAll(merged)
+	}
+	s.install(want, tables)
+	s.sweep()
+	if s.behind {
+		s.wakeUp()
+	}
+	return nil
+}
+
+// take gets the segment of a checkpoint that was just committed.
+func (s *Store) take(ctx context.Context, seg Segment, data []byte) (*table, error) {
 	if err := seg.check(); err != nil {
-		return s.failed("ingest", "", err)
+		return nil, s.failed("ingest", "", err)
 	}
-	if data == nil && s.src == nil {
-		return s.failed("ingest", seg.Object, ErrDetached)
+	name := seg.file()
+	if s.files[name] {
+		return s.openTable(ctx, seg, name)
 	}
-	r := arrival{seg: *seg, path: s.path(tmpName, s.newName()+".sst")}
-	defer s.removeTmp(r.path)
+	ok := false
 	var err error
-	if r.linked, err = s.bring(ctx, r.path, *seg, data); err != nil {
-		return err
+	if data == nil {
+		ok, err = s.link(ctx, seg, name)
 	}
-	return s.ingest(ctx, &r, &want)
+	if err == nil && !ok {
+		err = s.copy(ctx, seg, name, data, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.openTaken(ctx, seg, name)
+}
+
+// atHand returns the tables of the chain, each with a reference, or nil if one of
+// them can't be had at once.
+func (s *Store) atHand(ctx context.Context) []*table {
+	for _, seg := range s.chain {
+		name := seg.file()
+		if s.pool[name] != nil || s.files[name] {
+			continue
+		}
+		// If the object can't be linked, for whatever reason, the copying goroutine has
+		// to do with it and tells.
+		ok, err := s.link(ctx, seg, name)
+		if err != nil || !ok {
+			return nil
+		}
+		s.files[name] = true
+	}
+	_, tables, err := s.openChain(ctx, s.chain)
+	if err != nil {
+		return nil
+	}
+	return tables
 }

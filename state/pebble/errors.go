@@ -10,8 +10,7 @@ import (
 var (
 	// ErrClosed is given by a store that was closed.
 	ErrClosed = errors.New("local store is closed")
-	// ErrDetached is given by a store that failed to attach, or is attaching: it holds
-	// nothing that may be read.
+	// ErrDetached is given by a store that was not attached to a checkpoint yet.
 	ErrDetached = errors.New("local store is not attached to a checkpoint")
 )
 
@@ -49,7 +48,7 @@ func hint(err error) string {
 	case errors.Is(err, syscall.ENOTDIR):
 		return "a part of the path is a file: choose another directory"
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return "raise the limit of open files, or lower MaxOpenFiles of the state backend"
+		return "raise the limit of open files: the local store has one open for each segment"
 	case errors.Is(err, syscall.EIO):
 		return "the disk reports an I/O error: look at the kernel log and replace it"
 	}
@@ -100,28 +99,38 @@ func (e *VersionError) Error() string {
 	return fmt.Sprintf("local store %s has format version %d, this build knows up to %d: run the newer build, or delete the directory; it is built again from the checkpoint store", e.Dir, e.Version, e.Known)
 }
 
-// DamagedError says that bytes are not what was written: of a segment, which Object
-// names then, or of a file of the local store. Nothing is served from it. A damaged
-// store is discarded and built again by the next attach, which then checks each
-// segment as a whole.
+// DamagedError says that a segment is not what was written. Nothing is served from it,
+// and after a read met it nothing at all until the store is attached anew. That takes
+// all segments from the checkpoint store again and checks each as a whole, so it tells
+// whether the segment is damaged there too.
 type DamagedError struct {
-	Dir    string
-	Object string // the segment, if that is known
-	File   string // of the local store; empty if the segment itself is what is damaged
+	Dir    string // of the store
+	Object string // the segment
+	File   string // its file in the store; empty if it was read where it is
 	Err    error
 }
 
 func (e *DamagedError) Error() string {
-	switch {
-	case e.File == "":
+	if e.File == "" {
 		return fmt.Sprintf("segment %s is damaged: %v; restore it from a backup of the checkpoint store", e.Object, e.Err)
-	case e.Object != "":
-		return fmt.Sprintf("file %s of local store %s, which is segment %s, is damaged: %v; the store is built again from the checkpoint store at the next start", e.File, e.Dir, e.Object, e.Err)
 	}
-	return fmt.Sprintf("%s of local store %s is damaged: %v; the store is built again from the checkpoint store at the next start", e.File, e.Dir, e.Err)
+	return fmt.Sprintf("segment %s is damaged in local store %s, file %s: %v; the store takes it from the checkpoint store again at the next start", e.Object, e.Dir, e.File, e.Err)
 }
 
 func (e *DamagedError) Unwrap() error { return e.Err }
+
+// NotAStoreError says that a directory is not, or not any more, a local store that
+// could be told whose it is.
+type NotAStoreError struct {
+	Dir string
+	Err error
+}
+
+func (e *NotAStoreError) Error() string {
+	return fmt.Sprintf("directory %s is no local store: %v; choose another directory, or delete this one if it was a local store: it is built again from the checkpoint store", e.Dir, e.Err)
+}
+
+func (e *NotAStoreError) Unwrap() error { return e.Err }
 
 // MismatchError says that a checkpoint was to be ingested whose parent is not what
 // the store equals.

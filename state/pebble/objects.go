@@ -2,15 +2,35 @@ package pebble
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"path"
+	"strings"
 	"time"
 )
 
-// Objects is where segments are. The store calls it from many goroutines, also after
-// the call that it was given to, until it is closed or attached anew.
+// ID says which committed checkpoint a store equals. The zero ID is that of an empty
+// store.
+type ID struct {
+	// Lineage is the line of checkpoints, each the child of the one before it.
+	Lineage     string
+	Checkpoint  int64
+	Incarnation uint32
+	Hash        [16]byte // of the manifest
+}
+
+func (id ID) String() string {
+	if id == (ID{}) {
+		return "nothing"
+	}
+	return fmt.Sprintf("checkpoint %d-%d of lineage %s (manifest %x)", id.Checkpoint, id.Incarnation, id.Lineage, id.Hash[:4])
+}
+
+// Objects is where segments are. The store calls it from several goroutines, also
+// after the call that it was given to, until it is closed or attached to another one.
 type Objects interface {
 	// GetRange returns n bytes of an object from offset off. If the object is shorter
-	// than that, it is an error.
+	// than that, the error wraps io.ErrUnexpectedEOF.
 	GetRange(ctx context.Context, object string, off, n int64) ([]byte, error)
 	// Path returns the local file that an object is, if it is one. The store makes
 	// hard links to it and neither changes nor removes it.
@@ -23,28 +43,33 @@ type Segment struct {
 	Offset, Length int64 // bytes
 	CRC32C         uint32
 	MinKG, MaxKG   uint16 // inclusive
-	First, Last    int64  // the checkpoints whose changes it holds
-	// Base tells that tombstones were dropped, because nothing older was left in the
-	// chain for them to hide. It does not tell of keys that it lacks whether a store
-	// which is behind has them.
-	Base                bool
-	Entries, Tombstones int64
 }
 
 func (s Segment) check() error {
-	if s.Object == "" || s.Offset < 0 || s.Length <= 0 || s.MinKG > s.MaxKG || s.MaxKG >= reservedKG || s.First > s.Last {
+	if s.Object == "" || s.Offset < 0 || s.Length <= 0 || s.MinKG > s.MaxKG {
 		return fmt.Errorf("segment %+v makes no sense", s)
 	}
 	return nil
 }
 
+// file returns the name that the segment has in the store. Objects are never
+// overwritten, but a checkpoint store may be emptied and filled again.
+func (s Segment) file() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %d %d %s", s.Offset, s.Length, s.CRC32C, s.Object))
+	const readable = 64
+	base := strings.TrimSuffix(path.Base(s.Object), fileSuffix)
+	return fmt.Sprintf("%x-%s%s", sum[:12], base[:min(len(base), readable)], fileSuffix)
+}
+
+const fileSuffix = ".sst"
+
 // How tells how [Store.Attach] made the store equal a checkpoint.
 type How uint8
 
 const (
-	Reused   How = iota // it did already
-	CaughtUp            // by what changed since
-	Rebuilt             // from nothing
+	Reused   How = iota // it had every segment
+	CaughtUp            // it had some segments
+	Rebuilt             // it had none
 )
 
 func (h How) String() string {
@@ -62,10 +87,11 @@ func (h How) String() string {
 // Attached says what [Store.Attach] did.
 type Attached struct {
 	How      How
-	Why      string        // it could neither be reused nor caught up; empty if it could
-	Segments int           // that were ingested
-	Bytes    int64         // of these segments, wherever they are
+	Segments int           // of the chain
+	Bytes    int64         // of these segments
+	Reused   int           // segments that were there
 	Linked   int           // segments taken by hard link
+	Copied   int           // segments copied before use
 	Remote   int           // segments that are read where they are until they are copied
-	Took     time.Duration // until it could be read
+	Took     time.Duration // until state could be read
 }

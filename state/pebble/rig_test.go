@@ -147,11 +147,8 @@ func encode(t testing.TB, changes []change) ([]byte, segment.Info) {
 	return buf.Bytes(), info
 }
 
-func refOf(object string, info segment.Info, first, last int64) Segment {
-	return Segment{
-		Object: object, Length: info.Bytes, CRC32C: info.CRC32C, MinKG: info.MinKG, MaxKG: info.MaxKG,
-		First: first, Last: last, Entries: info.Entries, Tombstones: info.Tombstones,
-	}
+func refOf(object string, info segment.Info) Segment {
+	return Segment{Object: object, Length: info.Bytes, CRC32C: info.CRC32C, MinKG: info.MinKG, MaxKG: info.MaxKG}
 }
 
 // history is a line of checkpoints, with the segments that a writer would keep.
@@ -182,7 +179,7 @@ func (h *history) commit(changes ...change) (prev, id ID, seg *Segment) {
 		return prev, id, nil
 	}
 	data, info := encode(h.t, changes)
-	s := refOf(fmt.Sprintf("%s-%d.sst", h.lineage, id.Checkpoint), info, id.Checkpoint, id.Checkpoint)
+	s := refOf(fmt.Sprintf("%s-%d.sst", h.lineage, id.Checkpoint), info)
 	h.b.put(h.t, s.Object, data)
 	h.data[s.Object] = data
 	h.chain = append(h.chain[:len(h.chain):len(h.chain)], s)
@@ -193,14 +190,12 @@ func (h *history) commit(changes ...change) (prev, id ID, seg *Segment) {
 func (h *history) merge(lo, hi int) {
 	h.t.Helper()
 	var readers []*segment.Reader
-	first, last := h.chain[lo].First, h.chain[lo].Last
 	for _, s := range h.chain[lo:hi] {
 		r, err := segment.Open(h.data[s.Object])
 		if err != nil {
 			h.t.Fatal(err)
 		}
 		readers = append(readers, r)
-		first, last = min(first, s.First), max(last, s.Last)
 	}
 	var buf bytes.Buffer
 	info, err := segment.Merge(&buf, lo == 0, readers...)
@@ -210,8 +205,7 @@ func (h *history) merge(lo, hi int) {
 	var out []Segment
 	if !info.Empty() {
 		h.made++
-		s := refOf(fmt.Sprintf("%s-m%d.sst", h.lineage, h.made), info, first, last)
-		s.Base = lo == 0
+		s := refOf(fmt.Sprintf("%s-m%d.sst", h.lineage, h.made), info)
 		h.b.put(h.t, s.Object, buf.Bytes())
 		h.data[s.Object] = buf.Bytes()
 		out = append(out, s)
@@ -231,7 +225,7 @@ func (h *history) attach(s *Store) Attached {
 func (h *history) ingest(s *Store, changes ...change) {
 	h.t.Helper()
 	prev, id, seg := h.commit(changes...)
-	if err := s.Ingest(h.t.Context(), id, prev, seg, nil); err != nil {
+	if err := s.Ingest(h.t.Context(), id, prev, seg, nil, h.chain); err != nil {
 		h.t.Fatal(err)
 	}
 }

@@ -1,15 +1,15 @@
 package pebble
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -24,15 +24,13 @@ const (
 	aboutName = "weir-state.json"
 	// ownerName says who has the lock, for the message to who wants it too.
 	ownerName = "owner"
-	// damagedName is there if the database is to be thrown away, and segments are to be
-	// checked as a whole when it is built again.
+	// damagedName has the name of a file that was found damaged: it is to be taken
+	// again, and checked as a whole then.
 	damagedName = "damaged"
-	// dbName is Pebble's.
-	dbName = "db"
-	// tmpName is for files on their way into the database.
+	// segmentsName is for segments; what is in it is whole.
+	segmentsName = "segments"
+	// tmpName is for segments that are being copied.
 	tmpName = "tmp"
-	// discardedPrefix is of databases that are being deleted.
-	discardedPrefix = "discarded-"
 )
 
 // formatVersion is that of the directory. An older build refuses a newer one.
@@ -45,46 +43,62 @@ type about struct {
 }
 
 // Store is a local store. Get, Iter, ID, Needs and Metrics may be called from any
-// goroutine at any time; Attach, Ingest and Close exclude each other by themselves.
+// goroutine at any time, and do not wait for anything but the disk; Attach, Ingest and
+// Close exclude each other by themselves.
 type Store struct {
-	dir    string
-	opts   Options
-	fs     vfs.FS
-	cache  *pebble.Cache
-	lock   *pebble.Lock
-	handle atomic.Pointer[handle] // nil if there is nothing to read
-	id     atomic.Pointer[ID]
+	dir   string
+	opts  Options
+	fs    vfs.FS
+	log   *zap.Logger
+	lock  *pebble.Lock
+	cache *blockCache
 
-	attaching atomic.Bool
-	closed    atomic.Bool
+	ctx    context.Context // ends when the store is closed
+	cancel context.CancelFunc
+	work   sync.WaitGroup // the copying goroutine
+	alive  sync.WaitGroup // versions that are read
 
-	mu      sync.Mutex // held by Attach, Ingest and Close
-	src     Objects
-	discard string // why the database was thrown away by Open; empty if it was not
-	verify  bool   // segments are to be checked as a whole by the next Attach
-	files   int    // made in tmpName and discardedPrefix
+	nums       atomic.Uint64 // given to tables
+	remote     sync.Map      // open tables that are read where they are
+	remoteRead atomic.Int64  // bytes
+	src        atomic.Pointer[Objects]
+	current    atomic.Pointer[version] // nil before the first Attach, and after damage and Close
+	broken     atomic.Pointer[damage]
+	closed     atomic.Bool
+
+	mu    sync.Mutex        // held by Attach, Ingest, Close, and when a copy arrives
+	files map[string]bool   // in segmentsName
+	pool  map[string]*table // open, by what their file is called, or will be
+	chain []Segment         // of the checkpoint that the store equals
+	// behind tells that the current version is not of chain but of an older one, and
+	// what came since: results of merges in chain are not there yet.
+	behind bool
+	// suspect is the file in which damage was found; empty if there is none.
+	suspect string
+
+	wake chan struct{} // there may be something to copy
 }
 
 // Open opens the local store of app in dir, which it makes if there is none, and
-// takes its lock. A database that is damaged or torn is discarded: the store is
-// empty then.
+// takes its lock. It can be read once it is attached.
 //
-// Errors are *InUseError, *WrongAppError, *VersionError, *DamagedError (it cannot be
-// told whose the directory is) and *StoreError.
-func Open(dir, app string, opts Options) (s *Store, err error) {
+// Errors are *InUseError, *WrongAppError, *VersionError, *NotAStoreError and
+// *StoreError.
+func Open(dir, app string, opts Options) (_ *Store, err error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
 	opts = opts.withDefaults()
-	s = &Store{dir: dir, opts: opts, fs: opts.fs}
-	s.id.Store(&ID{})
-	failed := func(err error) error { return &StoreError{Op: "open", Dir: dir, Err: err} }
+	s := &Store{
+		dir: dir, opts: opts, fs: opts.fs, log: opts.Logger.With(zap.String("dir", dir)),
+		files: map[string]bool{}, pool: map[string]*table{}, wake: make(chan struct{}, 1),
+	}
 	if err := s.fs.MkdirAll(dir, 0o755); err != nil {
-		return nil, failed(err)
+		return nil, s.failed("open", "", err)
 	}
 	if s.lock, err = pebble.LockDirectory(dir, s.fs); err != nil {
 		if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
-			return nil, failed(err) // the file could not be made, so nobody was asked
+			return nil, s.failed("open", "", err) // the file could not be made, so nobody was asked
 		}
 		owner, _ := s.readFile(ownerName)
 		return nil, &InUseError{Dir: dir, Owner: string(owner), Err: err}
@@ -97,62 +111,37 @@ func Open(dir, app string, opts Options) (s *Store, err error) {
 	if err := s.claim(app); err != nil {
 		return nil, err
 	}
-	if err := s.tidy(); err != nil {
-		return nil, failed(err)
+	if err := s.list(); err != nil {
+		return nil, s.failed("open", "", err)
 	}
-	s.cache = pebble.NewCache(opts.CacheBytes)
-	defer func() {
-		if err != nil {
-			s.cache.Unref()
-		}
-	}()
-	if _, err := s.fs.Stat(s.path(damagedName)); err == nil {
-		s.verify, s.discard = true, "it was found damaged"
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, failed(err)
-	}
-	if s.discard == "" {
-		h, id, err := s.openHandle()
-		switch {
-		case err == nil:
-			s.install(h, id)
-			return s, nil
-		case environment(err):
-			return nil, failed(err)
-		}
-		s.discard = err.Error()
-	}
-	s.opts.Logger.Warn("local store is discarded; it is built again from the checkpoint store",
-		zap.String("dir", dir), zap.String("why", s.discard))
-	if err := s.reset(); err != nil {
-		return nil, failed(err)
-	}
+	s.cache = newBlockCache(opts.CacheBytes)
+	s.ctx, s.cancel = context.WithCancel(context.Background()) // ends with Close
+	s.work.Go(s.fetch)
 	return s, nil
 }
 
 // claim makes sure that the directory is a store of app, and makes it one if it is
 // new.
 func (s *Store) claim(app string) error {
-	failed := func(err error) error { return &StoreError{Op: "open", Dir: s.dir, Err: err} }
 	b, err := s.readFile(aboutName)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := s.fs.Stat(s.path(dbName)); err == nil {
-			return &DamagedError{Dir: s.dir, File: aboutName, Err: fmt.Errorf("it is missing beside %s: choose another directory, or delete this one", dbName)}
+		if _, err := s.fs.Stat(s.path(segmentsName)); err == nil {
+			return &NotAStoreError{s.dir, fmt.Errorf("%s is missing beside %s", aboutName, segmentsName)}
 		}
 		b, err := json.Marshal(about{formatVersion, app})
 		if err == nil {
 			err = s.writeFile(aboutName, b)
 		}
 		if err != nil {
-			return failed(err)
+			return s.failed("open", "", err)
 		}
 	case err != nil:
-		return failed(err)
+		return s.failed("open", "", err)
 	default:
 		var a about
 		if err := json.Unmarshal(b, &a); err != nil || a.Format < 1 {
-			return &DamagedError{Dir: s.dir, File: aboutName, Err: errors.Join(err, errors.New("delete the directory"))}
+			return &NotAStoreError{s.dir, fmt.Errorf("%s says %q", aboutName, b)}
 		}
 		if a.Format > formatVersion {
 			return &VersionError{Dir: s.dir, Version: a.Format, Known: formatVersion}
@@ -163,25 +152,34 @@ func (s *Store) claim(app string) error {
 	}
 	host, _ := os.Hostname()
 	if err := s.writeFile(ownerName, fmt.Appendf(nil, "process %d on host %q", os.Getpid(), host)); err != nil {
-		return failed(err)
+		return s.failed("open", "", err)
 	}
 	return nil
 }
 
-// tidy removes what a crash left.
-func (s *Store) tidy() error {
-	names, err := s.fs.List(s.dir)
+// list finds out what the store has, and removes what a crash left.
+func (s *Store) list() error {
+	if err := s.fs.RemoveAll(s.path(tmpName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, d := range []string{tmpName, segmentsName} {
+		if err := s.fs.MkdirAll(s.path(d), 0o755); err != nil {
+			return err
+		}
+	}
+	suspect, err := s.readFile(damagedName)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.suspect = string(suspect)
+	names, err := s.fs.List(s.path(segmentsName))
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
-		if n == tmpName || strings.HasPrefix(n, discardedPrefix) {
-			if err := s.fs.RemoveAll(s.path(n)); err != nil {
-				return err
-			}
-		}
+		s.files[n] = true
 	}
-	return s.fs.MkdirAll(s.path(tmpName), 0o755)
+	return nil
 }
 
 func (s *Store) path(elem ...string) string {
@@ -200,17 +198,7 @@ func (s *Store) readFile(name string) (_ []byte, err error) {
 // writeFile makes a file whole or not at all.
 func (s *Store) writeFile(name string, b []byte) error {
 	tmp := s.path(name + ".new")
-	if err := s.writePath(tmp, b); err != nil {
-		return err
-	}
-	if err := s.fs.Rename(tmp, s.path(name)); err != nil {
-		return err
-	}
-	return s.syncDir()
-}
-
-func (s *Store) writePath(path string, b []byte) error {
-	f, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
+	f, err := s.fs.Create(tmp, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
 	}
@@ -218,10 +206,12 @@ func (s *Store) writePath(path string, b []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
-}
-
-func (s *Store) syncDir() error {
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := s.fs.Rename(tmp, s.path(name)); err != nil {
+		return err
+	}
 	d, err := s.fs.OpenDir(s.dir)
 	if err != nil {
 		return err
@@ -229,77 +219,61 @@ func (s *Store) syncDir() error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// newName returns a name that nothing in the directory has.
-func (s *Store) newName() string {
-	s.files++
-	return strconv.Itoa(s.files)
+func (s *Store) failed(op, object string, err error) error {
+	return &StoreError{Op: op, Dir: s.dir, Object: object, Err: err}
 }
 
-func (s *Store) install(h *handle, id ID) {
-	s.id.Store(&id)
-	s.handle.Store(h)
+// broke takes note of damage to a segment, for this process and the next, and returns
+// what each read gives from now on.
+func (s *Store) broke(d *DamagedError, seg Segment) error {
+	if s.broken.CompareAndSwap(nil, &damage{d, seg.file()}) {
+		s.log.Error("local store is damaged", zap.Error(d))
+		if err := s.writeFile(damagedName, []byte(seg.file())); err != nil {
+			s.log.Error("note that the local store is damaged", zap.Error(err))
+		}
+	}
+	return s.broken.Load().err
 }
 
-// drop ends the use of the database: what reads it ends first, and what comes later
-// is refused.
-func (s *Store) drop() error {
-	h := s.handle.Swap(nil)
-	s.id.Store(&ID{})
-	if h == nil {
-		return nil
-	}
-	return h.close()
+// damage is what a read met.
+type damage struct {
+	err  *DamagedError
+	file string // of the segment, also if it is read where it is
 }
 
-// reset makes the store an empty one. It is called with s.mu held, or from Open.
-func (s *Store) reset() error {
-	if err := s.drop(); err != nil {
-		// What it could not do on its way out does no harm: it is deleted.
-		s.opts.Logger.Warn("close the local store", zap.String("dir", s.dir), zap.Error(err))
+// objects returns where segments are; nil before the first Attach.
+func (s *Store) objects() Objects {
+	if src := s.src.Load(); src != nil {
+		return *src
 	}
-	gone := s.path(discardedPrefix + s.newName())
-	if err := s.fs.Rename(s.path(dbName), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := s.syncDir(); err != nil {
-		return err
-	}
-	if err := s.fs.RemoveAll(gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	h, id, err := s.openHandle()
-	if err != nil {
-		return err
-	}
-	s.install(h, id)
 	return nil
 }
 
-// ID returns the checkpoint that the store equals.
-func (s *Store) ID() ID { return *s.id.Load() }
-
-// acquire returns the database, for a read, and keeps it open until release.
-func (s *Store) acquire() (*handle, error) {
-	if s.attaching.Load() {
-		return nil, ErrDetached
+// acquire returns the current version and keeps what it reads open until its release.
+func (s *Store) acquire() (*version, error) {
+	for {
+		if d := s.broken.Load(); d != nil {
+			return nil, d.err
+		}
+		v := s.current.Load()
+		switch {
+		case v == nil && s.closed.Load():
+			return nil, ErrClosed
+		case v == nil:
+			return nil, ErrDetached
+		case v.acquire():
+			return v, nil
+		}
+		// It was replaced, and not read any more, since it was loaded.
 	}
-	return s.inspect()
 }
 
-// inspect is acquire for what does not ask for content.
-func (s *Store) inspect() (*handle, error) {
-	h := s.handle.Load()
-	if h == nil || !h.acquire() {
-		if s.closed.Load() {
-			return nil, ErrClosed
-		}
-		return nil, ErrDetached
+// ID returns the checkpoint that the store equals; zero before the first Attach.
+func (s *Store) ID() ID {
+	if v := s.current.Load(); v != nil {
+		return v.id
 	}
-	if err := h.failure(); err != nil {
-		h.release()
-		return nil, err
-	}
-	return h, nil
+	return ID{}
 }
 
 // Get appends the value under key, which is as segment.AppendKey makes it, to dst,
@@ -307,91 +281,150 @@ func (s *Store) inspect() (*handle, error) {
 //
 // Errors are *DamagedError, *StoreError, ErrClosed and ErrDetached.
 func (s *Store) Get(dst, key []byte) (value []byte, ok bool, err error) {
-	h, err := s.acquire()
+	if len(key) < groupBytes {
+		return dst, false, nil
+	}
+	v, err := s.acquire()
 	if err != nil {
 		return dst, false, err
 	}
-	defer h.release()
-	v, closer, err := h.db.Get(key)
-	if errors.Is(err, pebble.ErrNotFound) {
-		return dst, false, h.failure()
+	defer v.release()
+	for _, t := range v.at(group(key)) {
+		value, found, deleted, err := t.get(s.ctx, dst, key)
+		switch {
+		case err != nil:
+			return dst, false, err
+		case found:
+			return value, true, nil
+		case deleted:
+			return dst, false, nil
+		}
 	}
-	if err != nil {
-		return dst, false, h.failed("read", err)
+	return dst, false, nil
+}
+
+// groupBytes is the length of the key-group that every key begins with.
+const groupBytes = 2
+
+func group(key []byte) int { return int(key[0])<<8 | int(key[1]) }
+
+// install makes a version of tables the current one. It is called with s.mu held.
+func (s *Store) install(id ID, tables []*table) {
+	s.alive.Add(1)
+	if old := s.current.Swap(newVersion(id, tables, s.alive.Done)); old != nil {
+		old.release()
 	}
-	dst = append(dst, v...)
-	if err := closer.Close(); err != nil {
-		return dst, false, h.failed("read", err)
+}
+
+// sweep closes and removes what neither the current version nor the chain has. It is
+// called with s.mu held.
+func (s *Store) sweep() {
+	keep := map[string]bool{}
+	if v := s.current.Load(); v != nil {
+		for _, t := range v.tables {
+			keep[t.seg.file()] = true
+		}
 	}
-	return dst, true, h.failure()
+	for _, seg := range s.chain {
+		keep[seg.file()] = true
+	}
+	for name, t := range s.pool {
+		if !keep[name] {
+			delete(s.pool, name)
+			t.unref()
+		}
+	}
+	for name := range s.files {
+		if keep[name] {
+			continue
+		}
+		// Who still reads it has it open.
+		if err := s.fs.Remove(s.path(segmentsName, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("remove a segment", zap.String("file", name), zap.Error(err))
+			continue
+		}
+		delete(s.files, name)
+	}
+}
+
+// drop ends the use of all tables. It is called with s.mu held.
+func (s *Store) drop() {
+	if v := s.current.Swap(nil); v != nil {
+		v.release()
+	}
+	for _, t := range s.pool {
+		t.unref()
+	}
+	clear(s.pool)
+	s.chain, s.behind = nil, false
 }
 
 // Close closes the store and gives its lock back. It waits for reads that go on,
 // iterators included.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closed.Swap(true) {
 		return nil
 	}
-	err := s.drop()
-	s.cache.Unref()
-	if err = errors.Join(err, s.lock.Close()); err != nil {
-		return &StoreError{Op: "close", Dir: s.dir, Err: err}
+	s.cancel()
+	s.work.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drop()
+	s.alive.Wait()
+	s.cache.close()
+	if err := s.lock.Close(); err != nil {
+		return s.failed("close", "", err)
 	}
 	return nil
 }
 
-// Needs returns the objects that the store reads where they are, because they are not
-// copied yet, by name. They must not be deleted.
+// Needs returns, in order, the objects that the store reads where they are, or still
+// has to copy. They must not be deleted.
 func (s *Store) Needs() []string {
-	h, err := s.inspect()
-	if err != nil {
-		return nil
-	}
-	defer h.release()
-	var names []string
-	for _, o := range h.db.ObjProvider().List() {
-		if o.IsExternal() {
-			if p, ok := parsePlace(o.Remote.Locator); ok {
-				names = append(names, p.object)
-			}
+	names := map[string]bool{}
+	s.remote.Range(func(t, _ any) bool {
+		names[t.(*table).seg.Object] = true
+		return true
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, seg := range s.chain {
+		if !s.files[seg.file()] {
+			names[seg.Object] = true
 		}
 	}
-	slices.Sort(names)
-	return slices.Compact(names)
+	return slices.Sorted(maps.Keys(names))
 }
 
 // Metrics are numbers for people who watch a job.
 type Metrics struct {
-	Bytes          int64 // of all tables, where they are read
-	RemoteBytes    int64 // of segments that are not copied yet
-	Tables         int64
-	L0Sublevels    int // tables that a read may have to look at before the sorted levels
-	ReadAmp        int // tables that a read may have to look at
-	CompactionDebt int64
-	Compactions    int64 // since Open
-	Compacted      int64 // bytes that compactions wrote since Open
-	CacheBytes     int64
-	CacheHits      int64
-	CacheMisses    int64
-	RemoteReads    int64 // bytes read from remote segments since Open
+	Segments    int   // that reads look at
+	Depth       int   // of them over each other: what a read looks at in the worst case
+	Bytes       int64 // of these segments
+	RemoteBytes int64 // of those that are read where they are
+	RemoteRead  int64 // bytes read of such since Open
+	CacheBytes  int64 // in use
+	CacheHits   int64 // since Open
+	CacheMisses int64
 }
 
 // Metrics returns the present numbers; zeros if the store cannot be read.
 func (s *Store) Metrics() Metrics {
-	h, err := s.inspect()
+	v, err := s.acquire()
 	if err != nil {
 		return Metrics{}
 	}
-	defer h.release()
-	m := h.db.Metrics()
-	total := m.Total()
-	return Metrics{
-		Bytes: total.TablesSize, RemoteBytes: h.remaining(), Tables: total.TablesCount,
-		L0Sublevels: int(m.Levels[0].Sublevels), ReadAmp: m.ReadAmp(), CompactionDebt: int64(m.Compact.EstimatedDebt),
-		Compactions: m.Compact.Count, Compacted: int64(total.TableBytesCompacted),
-		CacheBytes: m.BlockCache.Size, CacheHits: m.BlockCache.Hits, CacheMisses: m.BlockCache.Misses,
-		RemoteReads: h.remote.read.Load(),
+	defer v.release()
+	c := s.cache.cache.Metrics()
+	m := Metrics{
+		Segments: len(v.tables), Depth: v.depth(), RemoteRead: s.remoteRead.Load(),
+		CacheBytes: c.Size, CacheHits: c.Hits, CacheMisses: c.Misses,
 	}
+	for _, t := range v.tables {
+		m.Bytes += t.seg.Length
+		if t.file == "" {
+			m.RemoteBytes += t.seg.Length
+		}
+	}
+	return m
 }
