@@ -18,6 +18,7 @@ import (
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/state/pebble"
 	"github.com/weirstream/weir/txn"
 )
 
@@ -57,6 +58,8 @@ type options struct {
 	retryPause        time.Duration
 	checkpointTimeout time.Duration
 	tolerable         int
+
+	backend pebble.Backend
 
 	store  string
 	opened checkpoint.Store
@@ -164,6 +167,15 @@ func Store(s checkpoint.Store) Option {
 	return option(func(o *options) { o.opened, o.store = s, s.String() })
 }
 
+// StateBackend chooses where keyed state is while the app runs: by default in memory,
+// or, for more than fits there, in a local store with a typed cache in memory:
+//
+//	weir.StateBackend(pebble.Dir("/var/cache/wordcount"))
+//
+// with package state/pebble. The choice may change at any restart, because checkpoints
+// are the same. Also: WEIR_STATE_DIR.
+func StateBackend(b pebble.Backend) Option { return option(func(o *options) { o.backend = b }) }
+
 // Retain sets how many committed checkpoints are kept in the store. Default 3.
 func Retain(n int) Option { return option(func(o *options) { o.retain = n }) }
 
@@ -252,6 +264,7 @@ func Log(l *zap.Logger) Option { return option(func(o *options) { o.log = l }) }
 //
 //	WEIR_BROKERS       Brokers, separated by commas
 //	WEIR_STORE         CheckpointStore
+//	WEIR_STATE_DIR     StateBackend: pebble.Dir with this directory
 //	WEIR_GROUP         Group
 //	WEIR_INSTANCE_ID   InstanceID (also read without this option)
 //	WEIR_PARALLELISM   Parallelism
@@ -273,6 +286,7 @@ func FromEnv() Option {
 		}
 		env("WEIR_BROKERS", func(v string) error { o.brokers = strings.Split(v, ","); return nil })
 		env("WEIR_STORE", func(v string) error { o.store, o.opened = v, nil; return nil })
+		env("WEIR_STATE_DIR", func(v string) error { o.backend = pebble.Dir(v); return nil })
 		env("WEIR_GROUP", func(v string) error { o.group = v; return nil })
 		env("WEIR_PARALLELISM", func(v string) (err error) { o.parallelism, err = strconv.Atoi(v); return err })
 		env("WEIR_INTERVAL", func(v string) (err error) { o.every, err = time.ParseDuration(v); return err })
@@ -304,7 +318,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		KeyGroups: o.keyGroups, Parallelism: o.parallelism,
 		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause, RetryPause: o.retryPause},
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
-		Store: o.opened, Retain: o.retain, HeldBytes: o.held,
+		Store: o.opened, Retain: o.retain, Backend: o.backend, HeldBytes: o.held,
 		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
 		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
 		CommitTopic:       or(o.commitTopic, app+"-checkpoints"), CommitTopicReplication: o.commitReplication,
@@ -339,6 +353,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		add(err)
 	}
 
+	bad(o.backend.Dir != "" && o.backend.MemoryBytes <= 0, "weir.StateBackend: %d bytes of memory for state in %s: want more than 0, for example pebble.DefaultMemoryBytes", o.backend.MemoryBytes, o.backend.Dir)
 	bad(o.keyGroups < 1 || o.keyGroups > keygroup.Max, "weir.KeyGroups(%d): want 1 to %d", o.keyGroups, keygroup.Max)
 	bad(o.parallelism < 1, "weir.Parallelism(%d): want at least 1", o.parallelism)
 	bad(o.parallelism > o.keyGroups && o.keyGroups >= 1, "weir.Parallelism(%d): there are only %d key-groups to divide; raise weir.KeyGroups before the first run", o.parallelism, o.keyGroups)

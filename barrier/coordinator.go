@@ -164,7 +164,7 @@ func (c *Coordinator) Tick(now time.Time) []Action {
 	return c.settle(now)
 }
 
-// Request asks for a checkpoint, for one of the reasons Requested, Revoke and Shutdown. It
+// Request asks for a checkpoint, for one of the reasons Memory, Requested, Revoke and Shutdown. It
 // starts at once, changed or not, or right after the one in flight, which may have been cut
 // too early for whoever asks. Equal requests become one.
 //

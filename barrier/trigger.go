@@ -10,19 +10,20 @@ import (
 // Reason says why a checkpoint is taken.
 type Reason uint8
 
-// The reasons. Requested, Revoke and Shutdown can be asked for; the others come from the
-// stream itself.
+// The reasons. Memory, Requested, Revoke and Shutdown can be asked for; the others come
+// from the stream itself.
 const (
 	Interval  Reason = iota + 1 // TriggerConfig.Every has passed
 	Records                     // TriggerConfig.Records were observed
 	Bytes                       // TriggerConfig.Bytes were observed
 	Drain                       // every subtask has finished
+	Memory                      // what changed since the last one fills the memory
 	Requested                   // somebody asked for a savepoint or a checkpoint
 	Revoke                      // partitions are taken away
 	Shutdown                    // the job is to stop
 )
 
-var reasonNames = [...]string{Interval: "interval", Records: "records", Bytes: "bytes", Drain: "drain", Requested: "requested", Revoke: "revoke", Shutdown: "shutdown"}
+var reasonNames = [...]string{Interval: "interval", Records: "records", Bytes: "bytes", Drain: "drain", Memory: "memory", Requested: "requested", Revoke: "revoke", Shutdown: "shutdown"}
 
 func (r Reason) String() string {
 	if r < Interval || r > Shutdown {
@@ -32,10 +33,10 @@ func (r Reason) String() string {
 }
 
 // requestable tells whether r may be passed to Request.
-func (r Reason) requestable() bool { return r >= Requested && r <= Shutdown }
+func (r Reason) requestable() bool { return r >= Memory && r <= Shutdown }
 
 // reasonSet is a set of reasons, one bit each.
-type reasonSet uint8
+type reasonSet uint16
 
 func (s reasonSet) has(r Reason) bool       { return s&(1<<r) != 0 }
 func (s reasonSet) with(r Reason) reasonSet { return s | 1<<r }
@@ -53,7 +54,7 @@ func (s reasonSet) first() Reason {
 // requests returns what can be asked for, in the order of the constants.
 func (s reasonSet) requests() []Reason {
 	var rs []Reason
-	for r := Requested; r <= Shutdown; r++ {
+	for r := Memory; r <= Shutdown; r++ {
 		if s.has(r) {
 			rs = append(rs, r)
 		}
@@ -162,7 +163,7 @@ func (t *Trigger) MarkDirty() { t.open.dirty = true }
 // under way doesn't count.
 func (t *Trigger) Dirty() bool { return t.open.dirty }
 
-// Request asks for a checkpoint, for one of the reasons Requested, Revoke and Shutdown;
+// Request asks for a checkpoint, for one of the reasons Memory, Requested, Revoke and Shutdown;
 // others are ignored. It is due at once, or right after the one under way, which may have
 // been cut too early for whoever asks. Equal requests become one.
 func (t *Trigger) Request(r Reason) {

@@ -66,16 +66,22 @@ type Restored struct {
 	Checkpoint int64 // 0: started without a checkpoint
 	Partitions int
 	Segments   int
-	Entries    int64
-	Took       time.Duration
+	Entries    int64 // of all segments together
+	// How the state came: "read" into memory, or into a local store that was "reused",
+	// "caught up" or "rebuilt": it had all, some or none of the segments. Attached is how
+	// many came in, and Bytes what all of them hold.
+	How      string
+	Attached int
+	Bytes    int64
+	Took     time.Duration
 }
 
 func (i Restored) String() string {
 	if i.Checkpoint == 0 {
 		return fmt.Sprintf("started empty on %d partitions", i.Partitions)
 	}
-	return fmt.Sprintf("restored checkpoint %d: %d entries from %d segments for %d partitions in %v",
-		i.Checkpoint, i.Entries, i.Segments, i.Partitions, i.Took.Round(time.Microsecond))
+	return fmt.Sprintf("restored checkpoint %d: %d entries in %d segments, %s, for %d partitions in %v",
+		i.Checkpoint, i.Entries, i.Segments, i.How, i.Partitions, i.Took.Round(time.Microsecond))
 }
 
 // Restarting says that the incarnation ended and another one begins.
@@ -153,6 +159,24 @@ func (i Collected) String() string {
 	return fmt.Sprintf("garbage collection: %d objects deleted", i.Deleted)
 }
 
+// StateCopied tells how far the copy of restored state into the local store is, which
+// goes on in the background while the state is in use already.
+type StateCopied struct {
+	App     string
+	Objects int   // that are still read from the checkpoint store
+	Bytes   int64 // copied
+	Left    int64 // bytes to copy
+	Done    bool
+	Err     error // the last try failed; it is tried again
+}
+
+func (i StateCopied) String() string {
+	if i.Err != nil {
+		return fmt.Sprintf("copying state into the local store: %d of %d bytes: %v; trying again", i.Bytes, i.Bytes+i.Left, i.Err)
+	}
+	return fmt.Sprintf("copying state into the local store: %d of %d bytes", i.Bytes, i.Bytes+i.Left)
+}
+
 // Listener receives events. Nil functions are skipped.
 type Listener struct {
 	CheckpointBegun     func(CheckpointBegun)
@@ -166,6 +190,7 @@ type Listener struct {
 	DeadLettered        func(DeadLettered)
 	Skipped             func(Skipped)
 	Collected           func(Collected)
+	StateCopied         func(StateCopied)
 }
 
 // Tee returns a listener that calls each of ls in turn, with every function set.
@@ -182,6 +207,7 @@ func Tee(ls ...Listener) Listener {
 		DeadLettered:        tee(ls, func(l Listener) func(DeadLettered) { return l.DeadLettered }),
 		Skipped:             tee(ls, func(l Listener) func(Skipped) { return l.Skipped }),
 		Collected:           tee(ls, func(l Listener) func(Collected) { return l.Collected }),
+		StateCopied:         tee(ls, func(l Listener) func(StateCopied) { return l.StateCopied }),
 	}
 }
 

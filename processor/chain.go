@@ -15,7 +15,7 @@ import (
 // have no part in it: the chain must not contain a KeyBy.
 func (st *Sources) Chain(topic string, out func(*kgo.Record)) func(records []*kgo.Record) error {
 	cfg := &Config{Parallelism: 1}
-	inc := newIncarnation(context.Background(), cfg, &Plan{Sources: st}, nil)
+	inc := newIncarnation(context.Background(), cfg, &Plan{Sources: st}, nil, nil)
 	inc.gate = newGate(1, 0)
 	r := st.build(inc)[0]
 	r.sub.out.to = produceFunc(out)

@@ -14,6 +14,7 @@ import (
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/pebble"
 )
 
 // Config is everything a job needs to know beside its plan. It is validated by
@@ -34,6 +35,8 @@ type Config struct {
 
 	Store  checkpoint.Store
 	Retain int // committed checkpoints kept
+
+	Backend pebble.Backend // zero: state is in memory
 
 	HeldBytes int64 // outputs that may wait for an earlier commit, in bytes
 

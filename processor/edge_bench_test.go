@@ -29,7 +29,7 @@ type edge struct {
 
 func newEdge(t testing.TB, parallelism int, withState bool) *edge {
 	e := &edge{}
-	e.inc = newIncarnation(t.Context(), &Config{Parallelism: parallelism, KeyGroups: 128}, &Plan{}, nil)
+	e.inc = newIncarnation(t.Context(), &Config{Parallelism: parallelism, KeyGroups: 128}, &Plan{}, nil, nil)
 	e.inc.gate = newGate(1, 0)
 	e.inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "count", Name: "n"}}
 	e.sub = e.inc.newSubtask(SourcesID, 0)

@@ -38,7 +38,7 @@ func TestKeysThatMayPanicAreNotLookedUpAhead(t *testing.T) {
 }
 
 func TestPanicInAKeysHashNamesItsRecord(t *testing.T) {
-	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1}, &Plan{}, nil)
+	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1}, &Plan{}, nil, nil)
 	inc.gate = newGate(1, 0)
 	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "count", Name: "n"}}
 	s := inc.newSubtask(SourcesID, 0)

@@ -19,6 +19,7 @@ import (
 	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/pebble"
 	"github.com/weirstream/weir/state/segment"
 	"github.com/weirstream/weir/txn"
 )
@@ -29,6 +30,10 @@ type incarnation struct {
 	cfg  *Config
 	plan *Plan
 	ends map[offsets.Partition]int64 // drain up to here; nil: never
+
+	local    *pebble.Store // nil: state is in memory
+	localAt  pebble.ID     // what local equals; the committer's once subtasks run
+	ingested atomic.Int64  // newest checkpoint in local
 
 	ctx    context.Context // of everything that runs in the incarnation
 	cancel context.CancelCauseFunc
@@ -62,6 +67,7 @@ type incarnation struct {
 	undrained     atomic.Int64
 	handedOver    chan struct{} // closed when the checkpoint for a revoke is committed
 	revokeStarted atomic.Bool
+	memoryAsked   atomic.Bool // a checkpoint was asked for to free memory
 
 	// Used while the plan is built.
 	shuffles map[string]any
@@ -100,7 +106,8 @@ type (
 		took time.Duration
 		err  error
 	}
-	revoke struct{}
+	revoke     struct{}
+	memoryFull struct{}
 )
 
 // commitJob is work for the committer: make a checkpoint durable, or commit it.
@@ -115,9 +122,9 @@ type commitJob struct {
 // given up while a store hangs. Tolerable failures end it long before.
 const commitQueue = 64
 
-func newIncarnation(ctx context.Context, cfg *Config, plan *Plan, ends map[offsets.Partition]int64) *incarnation {
+func newIncarnation(ctx context.Context, cfg *Config, plan *Plan, local *pebble.Store, ends map[offsets.Partition]int64) *incarnation {
 	inc := &incarnation{
-		cfg: cfg, plan: plan, ends: ends,
+		cfg: cfg, plan: plan, local: local, ends: ends,
 		opened:     make(chan struct{}),
 		events:     make(chan any, 64),
 		observedC:  make(chan struct{}, 1),
@@ -440,6 +447,9 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 		})
 		d.epochRecords = 0
 		return d.co.Committed(now, e.id)
+	case memoryFull:
+		d.inc.memoryAsked.Store(false)
+		return d.co.Request(now, barrier.Memory)
 	case revoke:
 		return d.co.Request(now, barrier.Revoke)
 	}
@@ -529,6 +539,7 @@ func (inc *incarnation) hand(j commitJob) {
 
 // commitLoop is the committer.
 func (inc *incarnation) commitLoop() error {
+	var last persisted // what a commit that follows is about
 	for {
 		select {
 		case <-inc.ctx.Done():
@@ -536,12 +547,22 @@ func (inc *incarnation) commitLoop() error {
 		case j := <-inc.commits:
 			begun := time.Now()
 			if j.snapshot != nil {
-				ref, stats, err := inc.writer.Persist(j.ctx, *j.snapshot)
-				inc.send(persisted{id: j.id, ref: ref, stats: stats, took: time.Since(begun), err: err})
+				last = persisted{id: j.id}
+				last.ref, last.stats, last.err = inc.writer.Persist(j.ctx, *j.snapshot)
+				last.took = time.Since(begun)
+				inc.send(last)
 				continue
 			}
 			err := inc.sess.Commit(j.ctx, *j.commit)
 			inc.send(committed{id: j.id, took: time.Since(begun), err: err})
+			if err != nil {
+				continue
+			}
+			crashpoint.Hit(crashpoint.BeforeIngest)
+			if err := inc.ingest(j.id, last.ref, last.stats); err != nil {
+				return err
+			}
+			crashpoint.Hit(crashpoint.AfterIngest)
 		}
 	}
 }

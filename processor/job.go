@@ -13,18 +13,20 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/pebble"
 	"github.com/weirstream/weir/txn"
 )
 
 // Job runs a plan until it is stopped: one incarnation after another, under the
 // restart policy.
 type Job struct {
-	cfg  Config
-	plan *Plan
+	cfg   Config
+	plan  *Plan
+	local *pebble.Store // nil: state is in memory
 }
 
 // NewJob returns a job. cfg and plan were validated and must not change.
-func NewJob(cfg Config, plan *Plan) *Job { return &Job{cfg, plan} }
+func NewJob(cfg Config, plan *Plan) *Job { return &Job{cfg: cfg, plan: plan} }
 
 // Run runs the job until ctx is cancelled (which takes a last checkpoint), the
 // input is drained, or something fails that a restart cannot mend. It returns nil
@@ -36,6 +38,12 @@ func (j *Job) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	if err := j.openLocal(); err != nil {
+		return err
+	}
+	if j.local != nil {
+		defer j.local.Close()
+	}
 	ends, err := j.endOffsets(ctx)
 	if err != nil {
 		return err
@@ -45,7 +53,7 @@ func (j *Job) Run(ctx context.Context) error {
 	restarts := 0
 	for {
 		begun := time.Now()
-		err := newIncarnation(ctx, &j.cfg, j.plan, ends).run(ctx)
+		err := newIncarnation(ctx, &j.cfg, j.plan, j.local, ends).run(ctx)
 		switch {
 		case err == nil:
 			return nil

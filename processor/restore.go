@@ -345,20 +345,31 @@ func (inc *incarnation) build(at recovered) error {
 func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time) error {
 	var nonce [4]byte
 	_, _ = rand.Read(nonce[:])
+	var pinned func() []string
+	if inc.local != nil {
+		pinned = inc.local.Needs
+	}
 	w, err := checkpoint.NewWriter(checkpoint.Config{
-		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
+		Pinned: pinned,
+		Store:  inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
 		Base: at.manifest, BaseRef: at.ref,
-		Incarnation: binary.BigEndian.Uint32(nonce[:]),
-		Listener:    checkpoint.Listener{Collected: inc.cfg.Listener.Collected},
+		Incarnation: binary.BigEndian.Uint32(nonce[:]), NewLineage: at.mended,
+		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected},
 	})
 	if err != nil {
 		return classifyStore(err)
 	}
 	inc.writer = w
-	info := event.Restored{App: inc.cfg.App, Partitions: len(at.positions), Checkpoint: at.ref.Checkpoint}
+	info := event.Restored{App: inc.cfg.App, Partitions: len(at.positions), Checkpoint: at.ref.Checkpoint, How: "read"}
 	if at.manifest != nil {
 		info.Segments = len(at.manifest.Segments)
+	}
+	if inc.local != nil {
+		if err := inc.attach(ctx, at, &info); err != nil {
+			return err
+		}
+	} else if at.manifest != nil {
 		if info.Entries, err = inc.fill(ctx, at.manifest); err != nil {
 			return err
 		}

@@ -129,7 +129,7 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 	var rs []runner
 	for i, box := range sh.boxes {
 		s := inc.newSubtask(st.id, i)
-		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, state.Config{}), hashable: hashable(reflect.TypeFor[K]())}
+		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, inc.keyspaceConfig(len(sh.boxes)*inc.keyedStages())), hashable: hashable(reflect.TypeFor[K]())}
 		for _, op := range st.operators {
 			scope, next := op.Build(s, r.keys)
 			if scope != nil {
@@ -299,7 +299,33 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := r.fitMemory(ctx); err != nil {
+			return err
+		}
 	}
+}
+
+// fitMemory drops state that the local store has. Where what can't be dropped fills
+// the memory it asks for a checkpoint, and at twice that it waits for the one that is
+// on its way.
+func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
+	for r.keys.Evict() > 1 {
+		inc := r.sub.inc
+		if inc.memoryAsked.CompareAndSwap(false, true) {
+			inc.send(memoryFull{})
+		}
+		// Without a checkpoint that this subtask has no more part in, nothing would end
+		// the wait: its barrier may stand behind the batches that wait here.
+		if r.freeze.id != 0 || r.keys.Pinned() == 0 || r.keys.Evict() < 2 {
+			return nil
+		}
+		select {
+		case <-r.sub.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // cut begins to freeze the state for checkpoint id.

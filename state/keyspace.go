@@ -80,6 +80,7 @@ type Keyspace[K comparable] struct {
 
 	pinned  []pinned // slots on their way to the backing, oldest first
 	hand    uint32   // where evict goes on
+	stuck   int64    // one more than the newest checkpoint for which there was not enough to drop
 	keySize mean
 	flatKey bool
 }
@@ -383,17 +384,30 @@ func (ks *Keyspace[K]) slotBytes() int64 {
 }
 
 // Evict drops state from memory that the backing has and that was not used for long,
-// until what is there fits into the budget. It is called between records; what Find
-// found does not stand any more.
-func (ks *Keyspace[K]) Evict() {
-	if ks.cfg.Backing == nil || ks.next == 0 || ks.Memory() <= ks.cfg.MemoryBytes {
-		return
+// until what is there fits into the budget. It returns what is left as a multiple of
+// the budget: more than 1 if there was not enough to drop. It is called between
+// records; what Find found does not stand any more.
+func (ks *Keyspace[K]) Evict() (full float64) {
+	if ks.cfg.Backing == nil || ks.fits() {
+		return 0
 	}
-	committed := uint32(ks.cfg.Committed())
+	if committed := ks.cfg.Committed(); ks.stuck != committed+1 {
+		if ks.evict(uint32(committed)); ks.fits() {
+			return 0
+		}
+		// Until another checkpoint is committed there is no point in looking again.
+		ks.stuck = committed + 1
+	}
+	return float64(ks.Memory()) / float64(ks.cfg.MemoryBytes)
+}
+
+func (ks *Keyspace[K]) fits() bool { return ks.Memory() <= ks.cfg.MemoryBytes }
+
+func (ks *Keyspace[K]) evict(committed uint32) {
 	ks.curOK = false
 	// Twice around: the first time may only find what was used.
-	for looked := uint32(0); looked < 2*ks.next; looked++ {
-		if looked%evictCheck == evictCheck-1 && ks.Memory() <= ks.cfg.MemoryBytes {
+	for looked := range 2 * ks.next {
+		if looked%evictCheck == evictCheck-1 && ks.fits() {
 			return
 		}
 		slot := ks.hand

@@ -16,6 +16,8 @@ const (
 	AfterCommit      Point = "after-commit"       // EndTxn was acknowledged, nobody was told
 	BeforeSinks      Point = "before-sinks"       // before the sinks learn of the commit
 	AfterSinks       Point = "after-sinks"        // after the sinks learned of the commit
+	BeforeIngest     Point = "before-ingest"      // after the commit, before the local store has it
+	AfterIngest      Point = "after-ingest"       // the local store equals the committed checkpoint
 	InMerge          Point = "in-merge"           // a merged segment is durable, no manifest names it
 	BeforeGC         Point = "before-gc"          // garbage is known, nothing was deleted
 	InGC             Point = "in-gc"              // some garbage is deleted
@@ -28,6 +30,6 @@ const (
 // All lists every point.
 var All = []Point{
 	BeforeBarrier, InFreeze, BeforeSegment, AfterSegment, BeforeManifest, AfterManifest,
-	AfterRecord, AfterOffsets, AfterCommit, BeforeSinks, AfterSinks, InMerge, BeforeGC, InGC,
+	AfterRecord, AfterOffsets, AfterCommit, BeforeSinks, AfterSinks, BeforeIngest, AfterIngest, InMerge, BeforeGC, InGC,
 	InRestore, AfterRestore, InStorePut, AfterStoreRename,
 }

@@ -1,0 +1,152 @@
+package weir_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/state/pebble"
+)
+
+// keyedLife is one run of the word count over what is in its topic.
+type keyedLife struct {
+	brokers     []string
+	store       checkpoint.Store
+	backend     pebble.Backend
+	parallelism int
+	opts        []weir.Option
+
+	mu       sync.Mutex
+	restored event.Restored
+	reasons  map[string]int // of checkpoints begun
+}
+
+func (l *keyedLife) run(t *testing.T) {
+	t.Helper()
+	l.reasons = map[string]int{}
+	opts := append([]weir.Option{weir.Brokers(l.brokers...), weir.Store(l.store), weir.InstanceID("a"), weir.StateBackend(l.backend),
+		weir.Parallelism(max(l.parallelism, 1)), weir.CheckpointEvery(20 * time.Millisecond), weir.Drain(),
+		weir.Listen(weir.Listener{
+			Restored:        func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock() },
+			CheckpointBegun: func(i event.CheckpointBegun) { l.mu.Lock(); l.reasons[i.Reason]++; l.mu.Unlock() },
+		})}, l.opts...)
+	app := weir.New("wordcount", opts...)
+	wordCount(app)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if err := app.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if ctx.Err() != nil {
+		t.Fatal("did not drain")
+	}
+}
+
+// counted reads n outputs and checks that each word was counted 1, 2, 3, ... It
+// returns how far.
+func counted(t *testing.T, brokers []string, n int) map[string]int64 {
+	t.Helper()
+	last := map[string]int64{}
+	for _, r := range consume(t, brokers, "counts", n) {
+		v, err := codec.Int64.Decode(r.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v != last[string(r.Key)]+1 {
+			t.Fatalf("%s was counted %d after %d", r.Key, v, last[string(r.Key)])
+		}
+		last[string(r.Key)] = v
+	}
+	return last
+}
+
+// words returns n lines of one word each, from keys different ones.
+func words(n, keys int) []string {
+	lines := make([]string, n)
+	for i := range lines {
+		lines[i] = fmt.Sprintf("word-%06d", i*7919%keys)
+	}
+	return lines
+}
+
+func wordCounts(lines ...[]string) map[string]int64 {
+	m := map[string]int64{}
+	for _, w := range slices.Concat(lines...) {
+		m[w]++
+	}
+	return m
+}
+
+func TestS28_BackendIsSwitchedThroughACheckpointBothWays(t *testing.T) {
+	for _, kind := range []string{"mem", "dir"} {
+		t.Run(kind, func(t *testing.T) {
+			brokers := broker(t, 4, "lines", "counts")
+			var store checkpoint.Store = checkpoint.NewMem()
+			if kind == "dir" {
+				var err error
+				if store, err = checkpoint.OpenDir(t.TempDir()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			disk, other := pebble.Dir(t.TempDir()), pebble.Dir(t.TempDir())
+			batch := words(3000, 500)
+			var all [][]string
+			for i, c := range []struct {
+				backend     pebble.Backend
+				parallelism int
+				how         string
+			}{
+				{pebble.Backend{}, 2, "read"},
+				{disk, 3, "rebuilt"},
+				{disk, 1, "reused"},
+				{pebble.Backend{}, 4, "read"},
+				{disk, 2, "caught up"},
+				{other, 2, "rebuilt"},
+			} {
+				produce(t, brokers, "lines", batch...)
+				all = append(all, batch)
+				life := &keyedLife{brokers: brokers, store: store, backend: c.backend, parallelism: c.parallelism}
+				life.run(t)
+				if got := counted(t, brokers, len(batch)*len(all)); !maps.Equal(got, wordCounts(all...)) {
+					t.Fatalf("run %d: the counts differ from those of the input", i)
+				}
+				if i > 0 && life.restored.How != c.how {
+					t.Errorf("run %d: the state was %s, want %s", i, life.restored.How, c.how)
+				}
+			}
+		})
+	}
+}
+
+// With a budget of a fraction of the state, state is dropped from memory and read
+// again, and checkpoints are taken because of memory alone.
+func TestS33_StateAndChangesLargerThanTheirMemory(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	store, err := checkpoint.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend := pebble.Dir(t.TempDir())
+	backend.MemoryBytes = 1 // the least there is: 1 MiB for each of two keyspaces
+	const keys = 100_000
+	first, second := words(keys, keys), words(keys/2, keys)
+	produce(t, brokers, "lines", first...)
+	life := &keyedLife{brokers: brokers, store: store, backend: backend, parallelism: 2, opts: []weir.Option{weir.CheckpointEvery(time.Hour)}}
+	life.run(t)
+	if life.reasons["memory"] < 2 {
+		t.Errorf("checkpoints were taken for these reasons: %v; what changed should have filled the memory more than once", life.reasons)
+	}
+	produce(t, brokers, "lines", second...)
+	life.run(t)
+	if got := counted(t, brokers, len(first)+len(second)); !maps.Equal(got, wordCounts(first, second)) {
+		t.Fatal("the counts differ from those of the input")
+	}
+}
