@@ -1,11 +1,14 @@
 package checkpoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/crashpoint"
@@ -47,6 +50,7 @@ type collectState struct {
 	wanted   bool
 	recover  bool             // the store is to be listed and base's ancestors to be found
 	retained []retained       // committed checkpoints, oldest first; the last one is base
+	held     []*retained      // what somebody copies
 	garbage  map[string]int64 // objects to look at, with the checkpoint id in their name
 }
 
@@ -96,6 +100,9 @@ func (w *Writer) inUse() map[string]bool {
 	for _, r := range w.collect.retained {
 		add(r.manifest, r.ref)
 	}
+	for _, r := range w.collect.held {
+		add(r.manifest, r.ref)
+	}
 	if w.pending != nil {
 		add(w.pending.manifest, w.pending.ref)
 	}
@@ -140,12 +147,19 @@ func (w *Writer) collected(ctx context.Context, n int, err error) {
 // deleteGarbage deletes what may go, manifests first: a manifest that is there
 // should have its segments.
 func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
+	var pinned []string
+	if w.cfg.Pinned != nil {
+		pinned = w.cfg.Pinned()
+	}
 	w.mu.Lock()
 	c := &w.collect
 	var names []string
 	if len(c.retained) > 0 {
 		oldest := c.retained[0].ref.Checkpoint
 		used := w.inUse()
+		for _, name := range pinned {
+			used[name] = true
+		}
 		for name, id := range c.garbage {
 			if id < oldest && !used[name] {
 				names = append(names, name)
@@ -156,15 +170,7 @@ func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 	if len(names) == 0 {
 		return 0, nil
 	}
-	slices.SortFunc(names, func(a, b string) int {
-		if am, bm := strings.HasPrefix(a, manifestPrefix), strings.HasPrefix(b, manifestPrefix); am != bm {
-			if am {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a, b)
-	})
+	slices.SortFunc(names, deletedBefore)
 	crashpoint.Hit(crashpoint.BeforeGC)
 	for i, name := range names {
 		if err := w.cfg.Store.Delete(ctx, name); err != nil {
@@ -220,10 +226,13 @@ func (w *Writer) recoverGarbage(ctx context.Context) error {
 // ancestors loads the committed checkpoints before the base, oldest first, as many as
 // are retained. The line ends where one was collected.
 func (w *Writer) ancestors(ctx context.Context) ([]retained, error) {
+	return ancestors(ctx, w.cfg.Store, w.cfg.Base.Parent, w.cfg.Retain-1)
+}
+
+func ancestors(ctx context.Context, store Store, parent offsets.ManifestRef, n int) ([]retained, error) {
 	var line []retained
-	parent := w.cfg.Base.Parent
-	for len(line) < w.cfg.Retain-1 && parent != (offsets.ManifestRef{}) {
-		m, err := Load(ctx, w.cfg.Store, parent)
+	for len(line) < n && parent != (offsets.ManifestRef{}) {
+		m, err := Load(ctx, store, parent)
 		var missing *MissingError
 		var damaged *DamagedError
 		if errors.As(err, &missing) || errors.As(err, &damaged) {
@@ -237,4 +246,151 @@ func (w *Writer) ancestors(ctx context.Context) ([]retained, error) {
 	}
 	slices.Reverse(line)
 	return line, nil
+}
+
+// CollectOptions says what [Collect] must leave alone.
+type CollectOptions struct {
+	// Live are the checkpoints that committed offsets name: of each pointer of the group,
+	// read stably, the manifest. There must be at least one.
+	Live []offsets.ManifestRef
+	// Retain is how many committed checkpoints are kept for each of them, as in Config.
+	Retain int
+	// Grace is how old an object must be, as in Config: at least as long as that of any
+	// writer of the store.
+	Grace time.Duration
+	// Pinned names objects that stay in any case.
+	Pinned []string
+	DryRun bool             // report only
+	Now    func() time.Time // default time.Now
+}
+
+// CollectReport says what [Collect] deleted, or would delete.
+type CollectReport struct {
+	Deleted []Object
+	Bytes   int64 // of them
+	Kept    int   // objects that are of use, or may be
+	Temps   int   // temporary files of a directory store that crashes left behind
+}
+
+// Collect deletes the garbage of a store from outside, also beside running writers: what
+// crashes left behind of instances that never come back. A writer collects its own.
+//
+// It deletes what a writer would, by rules (1) and (2) above, with the retained
+// checkpoints of all live pointers in place of its own. It doesn't know what a writer is
+// about to name. That are results of merges, whose id may be lower than that of the
+// oldest retained checkpoint if the merge took long; what else is not yet named has a
+// higher id. So
+//
+//	(3) it leaves alone what is younger than the grace period, and what manifests
+//	    refer to that are younger or that aren't older than the retained ones,
+//
+// and a writer names no result of a merge that began to be written more than half the
+// grace period ago. As segments are listed before manifests, what a manifest names that
+// was written after they were listed is younger than the grace period when it is looked
+// at. Half a grace period is also how long a writer may be paused between choosing the
+// chain of a checkpoint and committing it; brokers end a transaction long before.
+//
+// Savepoints are never touched. Errors are those of [Load] and *StoreError.
+func Collect(ctx context.Context, store Store, o CollectOptions) (CollectReport, error) {
+	r, err := collect(ctx, store, o)
+	return r, wrap("collect garbage in "+store.String(), err)
+}
+
+func collect(ctx context.Context, store Store, o CollectOptions) (r CollectReport, err error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	o.Retain, o.Grace = cmp.Or(o.Retain, DefaultRetain), cmp.Or(o.Grace, DefaultGrace)
+	if len(o.Live) == 0 {
+		return r, errors.New("no live checkpoint is named, so nothing can be called garbage: does the group have committed offsets?")
+	}
+	now := o.Now()
+	used := map[string]bool{}
+	for _, name := range o.Pinned {
+		used[name] = true
+	}
+	use := func(m *Manifest, object string) {
+		used[object] = true
+		for name := range m.objects {
+			used[name] = true
+		}
+	}
+	oldest := int64(math.MaxInt64)
+	for _, ref := range o.Live {
+		m, err := Load(ctx, store, ref)
+		if err != nil {
+			return r, err
+		}
+		line, err := ancestors(ctx, store, m.Parent, o.Retain-1)
+		if err != nil {
+			return r, err
+		}
+		for _, a := range append(line, retained{m, ref}) {
+			use(a.manifest, manifestObject(a.ref))
+			oldest = min(oldest, a.ref.Checkpoint)
+		}
+	}
+	var found []Object
+	for _, prefix := range []string{segmentPrefix, manifestPrefix} { // in this order, see above
+		for object, err := range store.List(ctx, prefix) {
+			if err != nil {
+				return r, err
+			}
+			found = append(found, object)
+		}
+	}
+	old := func(object Object) bool { return now.Sub(object.Modified) > o.Grace }
+	for _, object := range found {
+		id, _, ok := parseObject(object.Name)
+		if !ok || !strings.HasPrefix(object.Name, manifestPrefix) || id < oldest && old(object) {
+			continue
+		}
+		m, _, err := Inspect(ctx, store, object.Name)
+		var missing *MissingError
+		var damaged *DamagedError
+		switch {
+		case errors.As(err, &missing): // its writer was faster
+		case errors.As(err, &damaged): // it can't be restored, so nothing is kept for its sake
+			used[object.Name] = true
+		case err != nil:
+			return r, err
+		default:
+			use(m, object.Name)
+		}
+	}
+	var garbage []Object
+	for _, object := range found {
+		id, _, ok := parseObject(object.Name)
+		if ok && id < oldest && old(object) && !used[object.Name] {
+			garbage = append(garbage, object)
+			continue
+		}
+		r.Kept++
+	}
+	slices.SortFunc(garbage, func(a, b Object) int { return deletedBefore(a.Name, b.Name) })
+	for _, object := range garbage {
+		if !o.DryRun {
+			if err := store.Delete(ctx, object.Name); err != nil {
+				return r, err
+			}
+		}
+		r.Deleted = append(r.Deleted, object)
+		r.Bytes += object.Size
+	}
+	if d, ok := store.(*Dir); ok && !o.DryRun {
+		r.Temps, err = d.removeTemps(ctx, now)
+	}
+	return r, err
+}
+
+// deletedBefore orders names so that manifests come first: a manifest that is there
+// should have its segments.
+func deletedBefore(a, b string) int {
+	if am, bm := strings.HasPrefix(a, manifestPrefix), strings.HasPrefix(b, manifestPrefix); am != bm {
+		if am {
+			return -1
+		}
+		return 1
+	}
+	return strings.Compare(a, b)
 }

@@ -168,6 +168,50 @@ func (d *Dir) put(ctx context.Context, name string, data []byte) (err error) {
 	return syncDir(dir)
 }
 
+// Link implements Linker by a hard link, where from is a directory of the same file
+// system. The bytes are shared, but neither name depends on the other: deleting, moving
+// or copying one leaves the other as it is.
+func (d *Dir) Link(ctx context.Context, name string, from Store, object string) (bool, error) {
+	from, object = below(from, object)
+	src, ok := from.(*Dir)
+	if !ok {
+		return false, nil
+	}
+	done, err := d.link(ctx, name, src, object)
+	if err != nil {
+		return false, d.err("link", name, err)
+	}
+	return done, nil
+}
+
+func (d *Dir) link(ctx context.Context, name string, src *Dir, object string) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	old, err := src.file(object)
+	if err != nil {
+		return false, err
+	}
+	file, err := d.file(name)
+	if err != nil {
+		return false, err
+	}
+	dir := filepath.Dir(file)
+	if err := d.makeDir(dir); err != nil {
+		return false, err
+	}
+	err = os.Link(old, file)
+	switch {
+	case cannotLink(err), errors.Is(err, syscall.EXDEV), errors.Is(err, syscall.EMLINK):
+		return false, nil
+	case errors.Is(err, fs.ErrExist):
+		return false, ErrExists
+	case err != nil:
+		return false, err
+	}
+	return true, syncDir(dir)
+}
+
 // writeTemp writes data durably into a new temporary file in dir.
 func writeTemp(dir string, data []byte) (temp string, err error) {
 	var id [8]byte

@@ -4,8 +4,9 @@ package checkpoint
 func (w *Writer) Settle() { w.settle() }
 
 var (
-	DecodeManifest = decodeManifest
-	ManifestObject = manifestObject
+	DecodeManifest  = decodeManifest
+	ManifestObject  = manifestObject
+	DecodeSavepoint = decodeSavepoint
 )
 
 // PickMerge returns the part [lo, hi) of a chain whose segments have all to do with

@@ -270,9 +270,16 @@ func (w *Writer) shardsFor(m *merge, levels [][]SegmentRef) (coarse, fine int) {
 	}
 	// How many keys the inputs have in common nobody knows.
 	estimate := largest + (sum-largest)/2
-	for fine = coarse; 2*fine <= w.cfg.KeyGroups && estimate/int64(fine/coarse) > w.cfg.MergeTarget; fine *= 2 {
+	return coarse, coarse * shardsOf(estimate, w.cfg.MergeTarget, w.cfg.KeyGroups/coarse)
+}
+
+// shardsOf returns the power of two, at most limit, of pieces that bytes make.
+func shardsOf(bytes, target int64, limit int) int {
+	n := 1
+	for 2*n <= limit && bytes/int64(n) > target {
+		n *= 2
 	}
-	return coarse, fine
+	return n
 }
 
 func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, info *MergeInfo) ([]SegmentRef, error) {
@@ -328,14 +335,19 @@ func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, wa
 		if coarse > 1 {
 			run = run * int64(w.cfg.KeyGroups) / int64(plan.hi-plan.lo)
 		}
-		for i := range output {
-			output[i].Run = run
-			if fine > 1 {
-				output[i].Shards = fine
-			}
-		}
+		markRun(output, run, fine)
 	}
 	return output, nil
+}
+
+// markRun says of pieces which run they are of.
+func markRun(pieces []SegmentRef, run int64, shards int) {
+	for i := range pieces {
+		pieces[i].Run = run
+		if shards > 1 {
+			pieces[i].Shards = shards
+		}
+	}
 }
 
 // pieceRef returns the reference to a piece that was written as an object.

@@ -460,6 +460,37 @@ func (w *Writer) Committed(id int64) {
 	w.cond.Broadcast()
 }
 
+// Hold keeps everything that a checkpoint refers to until release is called, for one
+// who copies it while the writer goes on. It fails if the checkpoint is not pending,
+// retained or held any more. It may be called from any goroutine.
+func (w *Writer) Hold(ref offsets.ManifestRef) (m *Manifest, release func(), err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pending != nil && w.pending.ref == ref {
+		m = w.pending.manifest
+	}
+	for _, r := range w.collect.retained {
+		if r.ref == ref {
+			m = r.manifest
+		}
+	}
+	for _, r := range w.collect.held {
+		if r.ref == ref {
+			m = r.manifest
+		}
+	}
+	if m == nil {
+		return nil, nil, fmt.Errorf("checkpoint %d is not retained any more", ref.Checkpoint)
+	}
+	held := &retained{m, ref}
+	w.collect.held = append(w.collect.held, held)
+	return m, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.collect.held = slices.DeleteFunc(w.collect.held, func(r *retained) bool { return r == held })
+	}, nil
+}
+
 // Close stops the background work and waits for it, and for writes that hang, until
 // ctx is done. Garbage that is left is found by the next incarnation. Close doesn't
 // wait for Persist: the committer has stopped.
