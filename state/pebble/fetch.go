@@ -95,14 +95,13 @@ func (s *Store) arrived(seg Segment) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := seg.file()
-	s.files[name] = true
 	defer s.sweep() // it may not be wanted any more
 	v := s.current.Load()
-	if v == nil {
-		return nil
-	}
-	if old := s.pool[name]; old != nil {
-		t, err := s.openTable(s.ctx, seg, name)
+	old := s.pool[name]
+	if v == nil || old == nil {
+		s.files[name] = true
+	} else {
+		t, err := s.openTaken(s.ctx, seg, name)
 		if err != nil {
 			return err
 		}
@@ -117,7 +116,7 @@ func (s *Store) arrived(seg Segment) error {
 		}
 		s.install(v.id, tables)
 	}
-	if !s.behind {
+	if v == nil || !s.behind {
 		return nil
 	}
 	if merged := s.atHand(s.ctx); merged != nil {

@@ -34,6 +34,9 @@ func newDirBucket(t testing.TB, fs vfs.FS, dir string) *bucket {
 	if err := fs.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if d, err := fs.OpenDir(fs.PathDir(dir)); err != nil || d.Sync() != nil || d.Close() != nil {
+		t.Fatal(err)
+	}
 	return &bucket{fs: fs, dir: dir, objects: map[string][]byte{}}
 }
 
@@ -161,6 +164,7 @@ type history struct {
 	states  map[ID]content
 	data    map[string][]byte // segments by object
 	made    int
+	burnt   int64 // IDs of checkpoints that were not committed
 }
 
 func newHistory(t testing.TB, b *bucket, lineage string) *history {
@@ -172,9 +176,9 @@ func newHistory(t testing.TB, b *bucket, lineage string) *history {
 func (h *history) commit(changes ...change) (prev, id ID, seg *Segment) {
 	h.t.Helper()
 	prev = h.at
-	id = ID{Lineage: h.lineage, Checkpoint: prev.Checkpoint + 1, Incarnation: 1}
+	id = ID{Lineage: h.lineage, Checkpoint: prev.Checkpoint + 1 + h.burnt, Incarnation: 1}
 	id.Hash[0] = byte(id.Checkpoint)
-	h.at, h.states[id] = id, h.states[prev].apply(changes)
+		h.at, h.states[id] = id, h.states[prev].apply(changes)
 	if len(changes) == 0 {
 		return prev, id, nil
 	}

@@ -1,10 +1,42 @@
 package pebble
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"pgregory.net/rapid"
 )
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("WEIR_TEST_HOLD_STORE"); dir != "" {
+		s, err := Open(dir, "app", Options{})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println("held")
+		_, _ = os.Stdin.Read(make([]byte, 1)) // until the test ends
+		_ = s.Close()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
 
 func TestStoreFollowsCommitsAndIsReusedAfterARestart(t *testing.T) {
 	for _, remote := range []bool{false, true} {
@@ -25,11 +57,1020 @@ func TestStoreFollowsCommitsAndIsReusedAfterARestart(t *testing.T) {
 		h.ingest(s)
 		h.holds(s, h.at)
 		closeStore(t, s)
+
 		s = open(t, fs, Options{})
-		if a := h.attach(s); a.How != Reused {
+		gets := b.gets.Load()
+		if a := h.attach(s); a.How != Reused || a.Reused != 2 || b.gets.Load() != gets {
 			t.Fatalf("%+v", a)
 		}
 		h.holds(s, h.at)
 		closeStore(t, s)
+
+		s = open(t, fs, Options{})
+		h.commit(set(1, "a", "3"))
+		h.commit(del(1, "a"), set(4, "d", "1"))
+		if a := h.attach(s); a.How != CaughtUp || a.Reused != 2 || a.Linked+a.Copied != 2 {
+			t.Fatalf("%+v", a)
+		}
+		h.holds(s, h.at)
+		closeStore(t, s)
+	}
+}
+
+func TestTheIDsOfAStoreBeforeItIsAttachedAndAfterItIsClosed(t *testing.T) {
+	b := newRemoteBucket()
+	s := open(t, vfs.NewMem(), Options{})
+	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrDetached) {
+		t.Fatal(err)
+	}
+	if _, err := s.Iter(nil, nil); !errors.Is(err, ErrDetached) {
+		t.Fatal(err)
+	}
+	if err := s.Ingest(t.Context(), ID{Lineage: "a", Checkpoint: 1}, ID{}, nil, nil, nil); !errors.Is(err, ErrDetached) {
+		t.Fatal(err)
+	}
+	h := newHistory(t, b, "aa")
+	h.attach(s) // a job that starts from nothing
+	h.holds(s, ID{})
+	h.ingest(s, set(1, "a", "1"))
+	h.holds(s, h.at)
+	closeStore(t, s)
+	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrClosed) {
+		t.Fatal(err)
+	}
+	if _, err := s.Attach(t.Context(), h.at, h.chain, b); !errors.Is(err, ErrClosed) {
+		t.Fatal(err)
+	}
+	if err := s.Ingest(t.Context(), ID{}, ID{}, nil, nil, nil); !errors.Is(err, ErrClosed) {
+		t.Fatal(err)
+	}
+}
+
+func TestIngestRefusesACheckpointThatIsNotTheChildOfWhatTheStoreEquals(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs, Options{})
+	h := newHistory(t, newDirBucket(t, fs, "bucket"), "aa")
+	h.attach(s)
+	h.ingest(s, set(1, "a", "1"))
+	at := h.at
+	h.commit(set(1, "a", "2"))
+	prev, id, seg := h.commit(set(1, "a", "3"))
+	var m *MismatchError
+	if err := s.Ingest(t.Context(), id, prev, seg, nil, h.chain); !errors.As(err, &m) || m.Have != at || m.Prev != prev {
+		t.Fatal(err)
+	}
+	other := ID{Lineage: "bb", Checkpoint: at.Checkpoint + 1}
+	if err := s.Ingest(t.Context(), other, at, nil, nil, nil); !errors.As(err, &m) {
+		t.Fatal(err)
+	}
+	if err := s.Ingest(t.Context(), at, at, nil, nil, nil); !errors.As(err, &m) {
+		t.Fatal(err)
+	}
+	h.holds(s, at)
+}
+
+// A merge of the oldest segments drops tombstones. A store that lacks the deletes must
+// not keep what they hid, whether the merge left anything or not.
+func TestDeletedKeysDoNotComeBackWhenTombstonesWereMergedAway(t *testing.T) {
+	for _, all := range []bool{false, true} {
+		fs := vfs.NewMem()
+		b := newDirBucket(t, fs, "bucket")
+		s := open(t, fs, Options{})
+		h := newHistory(t, b, "aa")
+		h.attach(s)
+		h.ingest(s, set(1, "a", "1"), set(200, "z", "1"))
+		closeStore(t, s)
+
+		h.commit(del(200, "z"))
+		if all {
+			h.commit(del(1, "a"))
+		}
+		h.merge(0, len(h.chain))
+		if all != (len(h.chain) == 0) {
+			t.Fatal(h.chain)
+		}
+		h.commit(set(5, "new", "1"))
+		s = open(t, fs, Options{})
+		h.attach(s)
+		h.holds(s, h.at)
+		closeStore(t, s)
+	}
+}
+
+func TestAttachGoesBackAndToAnotherLineage(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newDirBucket(t, fs, "bucket")
+	s := open(t, fs, Options{})
+	h := newHistory(t, b, "aa")
+	h.attach(s)
+	h.ingest(s, set(1, "a", "1"))
+	old, chain := h.at, h.chain
+	h.ingest(s, set(1, "a", "2"), set(2, "b", "1"))
+	if _, err := s.Attach(t.Context(), old, chain, b); err != nil {
+		t.Fatal(err)
+	}
+	h.holds(s, old)
+	other := newHistory(t, b, "bb")
+	other.commit(set(9, "x", "1"))
+	other.attach(s)
+	other.holds(s, other.at)
+	if _, err := s.Attach(t.Context(), ID{}, nil, b); err != nil {
+		t.Fatal(err)
+	}
+	other.holds(s, ID{})
+	if names, err := fs.List("store/" + segmentsName); err != nil || len(names) > 0 {
+		t.Fatal(names, err)
+	}
+}
+
+// A checkpoint store that was emptied may give the same names to other objects.
+func TestASegmentOfTheSameNameAndAnotherContentIsTakenAgain(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newDirBucket(t, fs, "bucket")
+	s := open(t, fs, Options{})
+	h := newHistory(t, b, "aa")
+	h.attach(s)
+	h.ingest(s, set(1, "a", "1"))
+	closeStore(t, s)
+
+	if err := fs.Remove(b.path(h.chain[0].Object)); err != nil {
+		t.Fatal(err)
+	}
+	again := newHistory(t, b, "aa")
+	again.commit(set(1, "a", "2"))
+	s = open(t, fs, Options{})
+	again.attach(s)
+	again.holds(s, again.at)
+}
+
+func TestAMergeIsTakenOverByLinkAndItsInputsGo(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newDirBucket(t, fs, "bucket")
+	s := open(t, fs, Options{})
+	h := newHistory(t, b, "aa")
+	h.attach(s)
+	for i := range 10 {
+		h.ingest(s, set(uint16(i%3), fmt.Sprint(i%4), fmt.Sprint(i)), del(uint16(i%3), fmt.Sprint((i+1)%4)))
+	}
+	it, err := s.Iter(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := h.states[h.at]
+	h.merge(2, 8)
+	h.ingest(s, set(1, "x", "1"))
+	if m := s.Metrics(); m.Segments != 6 {
+		t.Fatalf("%+v", m)
+	}
+	h.holds(s, h.at)
+	if names, err := fs.List("store/" + segmentsName); err != nil || len(names) != 6 {
+		t.Fatal(names, err)
+	}
+	got := content{}
+	for ok := it.First(); ok; ok = it.Next() {
+		got[string(it.Key())] = string(it.Value())
+	}
+	if err := it.Close(); err != nil || !maps.Equal(got, was) {
+		t.Fatal(err, got, was)
+	}
+	h.merge(0, len(h.chain))
+	h.ingest(s)
+	h.holds(s, h.at)
+	if m := s.Metrics(); m.Segments != 1 || m.Depth != 1 {
+		t.Fatalf("%+v", m)
+	}
+}
+
+func TestLinkedObjectsAreNeitherChangedNorRemoved(t *testing.T) {
+	b := newDirBucket(t, vfs.Default, t.TempDir())
+	s := open(t, vfs.Default, Options{})
+	h := newHistory(t, b, "aa")
+	h.attach(s)
+	h.ingest(s, set(1, "a", "1"))
+	object := b.path(h.chain[0].Object)
+	mine := filepath.Join(s.dir, segmentsName, h.chain[0].file())
+	i1, err1 := os.Stat(object)
+	i2, err2 := os.Stat(mine)
+	if err1 != nil || err2 != nil || !os.SameFile(i1, i2) {
+		t.Fatal("the segment was not linked", err1, err2)
+	}
+	if _, err := s.Attach(t.Context(), ID{}, nil, b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(mine); !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(object); err != nil || !bytes.Equal(got, h.data[h.chain[0].Object]) {
+		t.Fatal("the object is not what it was", err)
+	}
+}
+
+func TestSegmentsThatCannotBeLinkedAreCopied(t *testing.T) {
+	mem := vfs.NewMem()
+	b := newDirBucket(t, mem, "bucket")
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpLink {
+			return &os.LinkError{Op: "link", Old: op.Path, Err: syscall.EXDEV}
+		}
+		return nil
+	}))
+	s := open(t, fs, Options{})
+	h := newHistory(t, b, "aa")
+	h.commit(set(1, "a", "1"))
+	if a := h.attach(s); a.Copied != 1 {
+		t.Fatalf("%+v", a)
+	}
+	h.ingest(s, set(2, "a", "2"))
+	h.holds(s, h.at)
+}
+
+func TestASegmentInsideAnObject(t *testing.T) {
+	for _, remote := range []bool{false, true} {
+		fs := vfs.NewMem()
+		b := newDirBucket(t, fs, "bucket")
+		if remote {
+			b = newRemoteBucket()
+		}
+		h := newHistory(t, b, "aa")
+		data, info := encode(t, []change{set(3, "k", "v")})
+		b.put(t, "manifest", slices.Concat([]byte("before"), data, []byte("after")))
+		seg := refOf("manifest", info)
+		seg.Offset = int64(len("before"))
+		h.at = ID{Lineage: "aa", Checkpoint: 1}
+		h.states[h.at] = content{string(keyOf(3, "k")): "v"}
+		h.chain = []Segment{seg}
+		s := open(t, fs, Options{})
+		if a := h.attach(s); a.Copied != 1 {
+			t.Fatalf("%+v", a)
+		}
+		h.holds(s, h.at)
+		closeStore(t, s)
+	}
+}
+
+func TestTwoStoresInOneDirectory(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "WEIR_TEST_HOLD_STORE="+dir)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close(); _ = cmd.Wait() }()
+	said := make([]byte, 4)
+	if _, err := out.Read(said); err != nil || string(said) != "held" {
+		t.Fatal(string(said), err)
+	}
+	_, err = Open(dir, "app", Options{})
+	var e *InUseError
+	if !errors.As(err, &e) || !strings.Contains(err.Error(), fmt.Sprintf("process %d on host", cmd.Process.Pid)) || !strings.Contains(err.Error(), dir) {
+		t.Fatal(err)
+	}
+	_ = in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(dir, "app", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, "app", Options{}); !errors.As(err, &e) {
+		t.Fatal(err)
+	}
+	closeStore(t, s)
+}
+
+func TestOpenRefusesWhatIsNotItsOwn(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs, Options{})
+	closeStore(t, s)
+	var app *WrongAppError
+	if _, err := Open("store", "other", Options{fs: fs}); !errors.As(err, &app) || app.Got != "app" || app.Want != "other" {
+		t.Fatal(err)
+	}
+	put := func(text string) {
+		t.Helper()
+		s := &Store{dir: "store", fs: fs}
+		if err := s.writeFile(aboutName, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(`{"format":2,"app":"app"}`)
+	var version *VersionError
+	if _, err := Open("store", "app", Options{fs: fs}); !errors.As(err, &version) || version.Version != 2 {
+		t.Fatal(err)
+	}
+	var not *NotAStoreError
+	put(`{"form`)
+	if _, err := Open("store", "app", Options{fs: fs}); !errors.As(err, &not) {
+		t.Fatal(err)
+	}
+	if err := fs.Remove("store/" + aboutName); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open("store", "app", Options{fs: fs}); !errors.As(err, &not) {
+		t.Fatal(err)
+	}
+	denied := errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpMkdirAll {
+			return &os.PathError{Op: "mkdir", Path: op.Path, Err: syscall.EACCES}
+		}
+		return nil
+	}))
+	var se *StoreError
+	if _, err := Open("store", "app", Options{fs: denied}); !errors.As(err, &se) || !strings.Contains(err.Error(), "permission on the directory") {
+		t.Fatal(err)
+	}
+	if _, err := Open("store", "app", Options{CacheBytes: -1}); err == nil {
+		t.Fatal("a negative cache")
+	}
+}
+
+// fileOf returns the path of a segment in the store.
+func fileOf(s *Store, seg Segment) string { return s.path(segmentsName, seg.file()) }
+
+func rewrite(t *testing.T, fs vfs.FS, path string, data []byte) {
+	t.Helper()
+	f, err := fs.Create(path, vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.Write(data)
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func flipped(data []byte, at int) []byte {
+	data = slices.Clone(data)
+	data[at] ^= 0x40
+	return data
+}
+
+func TestADamagedCopyIsRefusedByNameAndTakenAgain(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		fs := vfs.NewMem()
+		b := newRemoteBucket()
+		h := newHistory(t, b, "aa")
+		h.commit(set(1, "a", "1"))
+		h.commit(set(2, "b", "1"))
+		s := open(t, fs, Options{})
+		h.attach(s)
+		closeStore(t, s)
+		bad := h.chain[1]
+		rewrite(t, fs, fileOf(s, bad), flipped(h.data[bad.Object], 5)) // in the only data block
+
+		s = open(t, fs, Options{})
+		if a := h.attach(s); a.How != Reused {
+			t.Fatalf("%+v", a)
+		}
+		var d *DamagedError
+		if _, _, err := s.Get(nil, keyOf(2, "b")); !errors.As(err, &d) || d.Object != bad.Object || d.File != bad.file() || !strings.Contains(err.Error(), bad.Object) {
+			t.Fatal(err)
+		}
+		if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.As(err, &d) || d.Object != bad.Object {
+			t.Fatal("served from a damaged store", err)
+		}
+		if _, err := s.Iter(nil, nil); !errors.As(err, &d) {
+			t.Fatal(err)
+		}
+		if err := s.Ingest(t.Context(), ID{Lineage: "aa", Checkpoint: 3}, h.at, nil, nil, h.chain); !errors.As(err, &d) {
+			t.Fatal(err)
+		}
+		if restart {
+			closeStore(t, s)
+			s = open(t, fs, Options{})
+		}
+		if a := h.attach(s); a.How != CaughtUp || a.Copied != 1 || a.Reused != 1 {
+			t.Fatalf("%+v", a)
+		}
+		h.holds(s, h.at)
+		if _, err := fs.Stat(s.path(damagedName)); !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestS04_ASegmentDamagedInTheCheckpointStoreIsRefusedByName(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newDirBucket(t, fs, "bucket")
+	h := newHistory(t, b, "aa")
+	h.commit(set(1, "a", "1"))
+	h.commit(set(2, "b", "1"))
+	bad := h.chain[1]
+	refused := func(s *Store, err error) {
+		t.Helper()
+		var d *DamagedError
+		if !errors.As(err, &d) || d.Object != bad.Object || !strings.Contains(err.Error(), bad.Object) {
+			t.Fatal(err)
+		}
+		if _, _, err := s.Get(nil, keyOf(1, "a")); err == nil {
+			t.Fatal("served from a store that could not be attached")
+		}
+	}
+	t.Run("truncated", func(t *testing.T) {
+		b.put(t, bad.Object, h.data[bad.Object][:100])
+		s := open(t, fs, Options{})
+		defer s.Close()
+		_, err := s.Attach(t.Context(), h.at, h.chain, b)
+		refused(s, err)
+	})
+	t.Run("footer", func(t *testing.T) {
+		b.put(t, bad.Object, flipped(h.data[bad.Object], len(h.data[bad.Object])-20))
+		s := open(t, fs, Options{})
+		defer s.Close()
+		_, err := s.Attach(t.Context(), h.at, h.chain, b)
+		refused(s, err)
+	})
+	t.Run("block of a linked file", func(t *testing.T) {
+		b.put(t, bad.Object, flipped(h.data[bad.Object], 5))
+		s := open(t, fs, Options{})
+		defer s.Close()
+		h.attach(s)
+		_, _, err := s.Get(nil, keyOf(2, "b"))
+		refused(s, err)
+		_, err = s.Attach(t.Context(), h.at, h.chain, b) // the object is as bad as the link
+		refused(s, err)
+		b.put(t, bad.Object, h.data[bad.Object])
+		h.attach(s)
+		h.holds(s, h.at)
+	})
+	t.Run("copied", func(t *testing.T) {
+		for _, data := range [][]byte{flipped(h.data[bad.Object], 5), h.data[bad.Object][:50]} {
+			r := newRemoteBucket()
+			r.put(t, h.chain[0].Object, h.data[h.chain[0].Object])
+			r.put(t, bad.Object, data)
+			s := open(t, vfs.NewMem(), Options{})
+			_, err := s.Attach(t.Context(), h.at, h.chain, r)
+			refused(s, err)
+		}
+	})
+	t.Run("given", func(t *testing.T) {
+		s := open(t, vfs.NewMem(), Options{})
+		if _, err := s.Attach(t.Context(), ID{Lineage: "aa", Checkpoint: 1}, nil, b); err != nil {
+			t.Fatal(err)
+		}
+		err := s.Ingest(t.Context(), h.at, s.ID(), &bad, flipped(h.data[bad.Object], 5), h.chain)
+		var d *DamagedError
+		if !errors.As(err, &d) || d.Object != bad.Object {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestATornFileIsTakenAgain(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newRemoteBucket()
+	h := newHistory(t, b, "aa")
+	h.commit(set(1, "a", "1"))
+	s := open(t, fs, Options{})
+	h.attach(s)
+	closeStore(t, s)
+	rewrite(t, fs, fileOf(s, h.chain[0]), h.data[h.chain[0].Object][:64])
+	s = open(t, fs, Options{})
+	if a := h.attach(s); a.Copied != 1 {
+		t.Fatalf("%+v", a)
+	}
+	h.holds(s, h.at)
+}
+
+// bigCommit adds a segment that is too large to be copied before use.
+func (h *history) bigCommit(seed uint64) (prev, id ID, seg *Segment) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	var changes []change
+	for n := range 3000 {
+		value := make([]byte, 800)
+		for i := range value {
+			value[i] = byte(rng.Uint32())
+		}
+		changes = append(changes, set(uint16(rng.Uint32N(128)), fmt.Sprintf("big-%d", n), string(value)))
+	}
+	prev, id, seg = h.commit(changes...)
+	if seg.Length <= copyBytes {
+		h.t.Fatalf("%d bytes are not large", seg.Length)
+	}
+	return prev, id, seg
+}
+
+func TestARemoteSegmentIsReadWhereItIsAndReleasedWhenItWasCopied(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newRemoteBucket()
+	h := newHistory(t, b, "aa")
+	h.bigCommit(1)
+	h.commit(set(1, "a", "1"), del(5, "big-1"))
+	big := h.chain[0]
+
+	gate := make(chan struct{})
+	var copying atomic.Bool
+	b.hook = func(object string, off, n int64) error {
+		if object == big.Object && n > copyBytes {
+			copying.Store(true)
+			<-gate // a copy; reads of blocks are smaller
+		}
+		return nil
+	}
+	done := make(chan Progress, 1)
+	var events []Progress
+	s := open(t, fs, Options{Progress: func(p Progress) {
+		events = append(events, p)
+		if p.Done {
+			done <- p
+		}
+	}})
+	read := b.bytes.Load()
+	a := h.attach(s)
+	if a.Remote != 1 || a.Copied != 1 {
+		t.Fatalf("%+v", a)
+	}
+	if n := b.bytes.Load() - read; !copying.Load() && n > 200<<10 {
+		t.Fatalf("attaching %d bytes read %d", a.Bytes, n)
+	}
+	if got := s.Needs(); !slices.Equal(got, []string{big.Object}) {
+		t.Fatal(got)
+	}
+	h.holds(s, h.at)
+	if m := s.Metrics(); m.RemoteBytes != big.Length || m.RemoteRead == 0 {
+		t.Fatalf("%+v", m)
+	}
+	it, err := s.Iter(nil, nil)
+	if err != nil || !it.First() {
+		t.Fatal(err)
+	}
+	close(gate)
+	if p := <-done; p.Bytes != big.Length || p.Left != 0 || p.Segments != 0 {
+		t.Fatalf("%+v", p)
+	}
+	if events[0].Left != big.Length || events[0].Segments != 1 || events[0].Done {
+		t.Fatalf("%+v", events[0])
+	}
+	// The iterator still reads the object.
+	if got := s.Needs(); !slices.Equal(got, []string{big.Object}) {
+		t.Fatal(got)
+	}
+	n := 1
+	for it.Next() {
+		n++
+	}
+	if err := it.Close(); err != nil || n != len(h.states[h.at]) {
+		t.Fatal(n, err)
+	}
+	if got := s.Needs(); len(got) > 0 {
+		t.Fatal(got)
+	}
+	b.mu.Lock()
+	clear(b.objects)
+	b.mu.Unlock()
+	h.holds(s, h.at)
+	closeStore(t, s)
+	s = open(t, fs, Options{})
+	if a := h.attach(s); a.How != Reused {
+		t.Fatalf("%+v", a)
+	}
+	h.holds(s, h.at)
+}
+
+func TestTheCopyOfARemoteSegmentGoesOnAfterAFailureAndARestart(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newRemoteBucket()
+	h := newHistory(t, b, "aa")
+	h.bigCommit(1)
+	var down atomic.Bool
+	down.Store(true)
+	b.hook = func(object string, off, n int64) error {
+		if n > copyBytes && down.Load() {
+			return errors.New("the object store is down")
+		}
+		return nil
+	}
+	failed, done := make(chan error, 10), make(chan struct{}, 1)
+	opts := Options{Progress: func(p Progress) {
+		if p.Err != nil {
+			select {
+			case failed <- p.Err:
+			default:
+			}
+		}
+		if p.Done {
+			done <- struct{}{}
+		}
+	}}
+	s := open(t, fs, opts)
+	h.attach(s)
+	if err := <-failed; !strings.Contains(err.Error(), "the object store is down") || !strings.Contains(err.Error(), h.chain[0].Object) {
+		t.Fatal(err)
+	}
+	h.holds(s, h.at) // reads go on
+	closeStore(t, s)
+	s = open(t, fs, opts)
+	if a := h.attach(s); a.Remote != 1 {
+		t.Fatalf("%+v", a)
+	}
+	<-failed
+	down.Store(false)
+	<-done
+	if got := s.Needs(); len(got) > 0 {
+		t.Fatal(got)
+	}
+	h.holds(s, h.at)
+}
+
+func TestTheResultOfARemoteMergeIsTakenOverWhenItWasCopied(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newRemoteBucket()
+	h := newHistory(t, b, "aa")
+	gate := make(chan struct{})
+	b.hook = func(object string, off, n int64) error {
+		if strings.Contains(object, "-m") {
+			<-gate
+		}
+		return nil
+	}
+	done := make(chan struct{}, 10)
+	s := open(t, fs, Options{Progress: func(p Progress) {
+		if p.Done {
+			done <- struct{}{}
+		}
+	}})
+	h.attach(s)
+	give := func(prev, id ID, seg *Segment) {
+		t.Helper()
+		if err := s.Ingest(t.Context(), id, prev, seg, h.data[seg.Object], h.chain); err != nil {
+			t.Fatal(err)
+		}
+		h.holds(s, id)
+	}
+	give(h.commit(set(1, "a", "1"), set(1, "b", "1")))
+	give(h.commit(del(1, "a"), set(2, "c", "1")))
+	h.merge(0, 2)
+	merged := h.chain[0]
+	give(h.commit(set(1, "a", "2")))
+	give(h.commit(del(1, "b")))
+	if m := s.Metrics(); m.Segments != 4 {
+		t.Fatalf("%+v", m)
+	}
+	if got := s.Needs(); !slices.Equal(got, []string{merged.Object}) {
+		t.Fatal(got)
+	}
+	close(gate)
+	<-done
+	if m := s.Metrics(); m.Segments != 3 || len(s.Needs()) > 0 {
+		t.Fatalf("%+v", m)
+	}
+	h.holds(s, h.at)
+	if names, err := fs.List(s.path(segmentsName)); err != nil || len(names) != 3 {
+		t.Fatal(names, err)
+	}
+	give(h.commit(set(7, "g", "1")))
+}
+
+func TestARateBoundsTheCopy(t *testing.T) {
+	r := rate{bytesPerSecond: 1 << 20}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := r.take(ctx, 1<<30); err != nil { // the first one is on credit
+		t.Fatal(err)
+	}
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if err := r.take(ctx, 1); !errors.Is(err, context.Canceled) {
+		t.Fatal("the second read did not wait for the first to be paid for", err)
+	}
+	if r := (rate{}); r.take(t.Context(), 1<<40) != nil || r.take(t.Context(), 1<<40) != nil {
+		t.Fatal("no bound is a bound")
+	}
+}
+
+func TestReadsWhileSegmentsComeIn(t *testing.T) {
+	b := newDirBucket(t, vfs.Default, t.TempDir())
+	s := open(t, vfs.Default, Options{CacheBytes: 1 << 20})
+	h := newHistory(t, b, "aa")
+	h.attach(s)
+	const keys, rounds = 50, 60
+	// Each checkpoint writes its number under all keys, so that each read, and each
+	// walk, has to see one number, and never an older one than before.
+	round := func(n int) (changes []change) {
+		for k := range keys {
+			changes = append(changes, set(uint16(k), "k", fmt.Sprintf("%06d", n)))
+		}
+		return changes
+	}
+	h.ingest(s, round(0)...)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			last := ""
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if g%2 == 0 {
+					v, ok, err := s.Get(nil, keyOf(uint16(n%keys), "k"))
+					if err != nil || !ok || string(v) < last {
+						t.Error(err, ok, string(v), last)
+						return
+					}
+					last = string(v)
+					continue
+				}
+				it, err := s.Iter(keyOf(0, ""), nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				seen, first := 0, ""
+				for ok := it.First(); ok; ok = it.Next() {
+					if seen++; seen == 1 {
+						first = string(it.Value())
+					}
+					if string(it.Value()) != first || first < last {
+						t.Errorf("%q after %q, %q", it.Value(), first, last)
+					}
+				}
+				last = first
+				if err := it.Close(); err != nil || seen != keys {
+					t.Error(seen, err)
+					return
+				}
+			}
+		})
+	}
+	for n := range rounds {
+		h.ingest(s, round(n+1)...)
+		if n%7 == 6 {
+			h.merge(max(0, len(h.chain)-5), len(h.chain)-1)
+		}
+		if n%20 == 19 {
+			h.merge(0, len(h.chain))
+			h.attach(s)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	h.holds(s, h.at)
+}
+
+// Each operation that changes something on the disk fails in turn.
+func TestAFailingDiskLosesNothing(t *testing.T) {
+	for _, remote := range []bool{false, true} {
+		for _, full := range []error{syscall.ENOSPC, syscall.EIO} {
+			for n := 0; ; n++ {
+				mem := vfs.NewCrashableMem()
+				b := newDirBucket(t, mem, "bucket")
+				if remote {
+					b = newRemoteBucket()
+				}
+				var left atomic.Int64
+				left.Store(1 << 40)
+				fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+					if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && left.Add(-1) < 0 {
+						return &os.PathError{Op: "write", Path: op.Path, Err: full}
+					}
+					return nil
+				}))
+				s := open(t, fs, Options{})
+				h := newHistory(t, b, "aa")
+				h.attach(s)
+				h.ingest(s, set(1, "a", "1"), set(2, "b", "1"))
+				prev, id, seg := h.commit(set(1, "a", "2"), del(2, "b"))
+				left.Store(int64(n))
+				err := s.Ingest(t.Context(), id, prev, seg, h.data[seg.Object], h.chain)
+				failed := left.Load() < 0
+				left.Store(1 << 40)
+				if err != nil {
+					var se *StoreError
+					if !errors.As(err, &se) || !errors.Is(err, full) || se.Object != seg.Object || hint(err) == "" || !strings.Contains(err.Error(), hint(err)) {
+						t.Fatal(err)
+					}
+					h.holds(s, prev)
+					// The same one again, now that there is room.
+					if err := s.Ingest(t.Context(), id, prev, seg, h.data[seg.Object], h.chain); err != nil {
+						t.Fatal(err)
+					}
+				}
+				h.holds(s, id)
+				closeStore(t, s)
+
+				// And the same for an attach.
+				h.commit(set(3, "c", "1"))
+				s = open(t, fs, Options{})
+				left.Store(int64(n))
+				_, err = s.Attach(t.Context(), h.at, h.chain, b)
+				failed = failed || left.Load() < 0
+				left.Store(1 << 40)
+				if err != nil {
+					if !errors.Is(err, full) {
+						t.Fatal(err)
+					}
+					h.attach(s)
+				}
+				h.holds(s, h.at)
+				closeStore(t, s)
+				if !failed {
+					break
+				}
+			}
+		}
+	}
+}
+
+func TestAReadErrorIsNoDamage(t *testing.T) {
+	mem := vfs.NewMem()
+	b := newDirBucket(t, mem, "bucket")
+	var broken atomic.Bool
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if broken.Load() && op.Kind == errorfs.OpFileReadAt {
+			return &os.PathError{Op: "read", Path: op.Path, Err: syscall.EIO}
+		}
+		return nil
+	}))
+	s := open(t, fs, Options{})
+	h := newHistory(t, b, "aa")
+	h.commit(set(1, "a", "1"))
+	h.attach(s)
+	broken.Store(true)
+	var se *StoreError
+	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.As(err, &se) || se.Object != h.chain[0].Object || !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	it, err := s.Iter(nil, nil)
+	if err == nil {
+		if it.First() {
+			t.Fatal("read from a broken disk")
+		}
+		err = it.Close()
+	}
+	if !errors.As(err, &se) {
+		t.Fatal(err)
+	}
+	broken.Store(false)
+	h.holds(s, h.at)
+}
+
+// Random histories with merges, restarts, crashes, rollbacks and ingestions, on a
+// directory and on a remote checkpoint store; the store holds what its ID says.
+func TestTheStoreEqualsTheCheckpointThatItsIDNames(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		remote := rapid.Bool().Draw(rt, "remote")
+		fs := vfs.NewCrashableMem()
+		b := newDirBucket(t, fs, "bucket")
+		if remote {
+			b = newRemoteBucket()
+		}
+		h := newHistory(t, b, "aa")
+		lineage := 0
+		s, err := Open("store", "app", Options{fs: fs, CacheBytes: 1 << 20})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		defer func() { _ = s.Close() }()
+		h.attach(s)
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 1))
+		changes := func() (c []change) {
+			for range rapid.IntRange(0, 8).Draw(rt, "changes") {
+				kg, key := uint16(rng.Uint32N(6)), fmt.Sprint(rng.Uint32N(5))
+				if rng.Uint32N(3) == 0 {
+					c = append(c, del(kg, key))
+				} else {
+					c = append(c, set(kg, key, fmt.Sprint(rng.Uint32())))
+				}
+			}
+			return c
+		}
+		check := func() {
+			h.holds(s, h.at)
+			walk(rt, s, h.states[h.at], rng)
+		}
+		for range rapid.IntRange(1, 40).Draw(rt, "steps") {
+			switch rapid.SampledFrom([]string{"ingest", "ingest", "ingest", "merge", "restart", "crash", "behind", "lineage", "back"}).Draw(rt, "step") {
+			case "ingest":
+				prev, id, seg := h.commit(changes()...)
+				var data []byte
+				if seg != nil && rng.Uint32N(2) == 0 {
+					data = h.data[seg.Object]
+				}
+				if err := s.Ingest(t.Context(), id, prev, seg, data, h.chain); err != nil {
+					rt.Fatal(err)
+				}
+			case "merge":
+				if n := len(h.chain); n > 1 {
+					lo := int(rng.Uint32N(uint32(n - 1)))
+					h.merge(lo, lo+2+int(rng.Uint32N(uint32(n-lo-1))))
+				}
+				continue // the next checkpoint has it
+			case "restart", "crash":
+				crash := rng.Uint32N(2) == 0
+				if crash {
+					clone := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: int(rng.Uint32N(101)), RNG: rng})
+					_ = s.Close()
+					fs = clone
+					if !remote {
+						b.fs = fs
+					}
+				} else if err := s.Close(); err != nil {
+					rt.Fatal(err)
+				}
+				if s, err = Open("store", "app", Options{fs: fs, CacheBytes: 1 << 20}); err != nil {
+					rt.Fatal(err)
+				}
+				h.attach(s)
+			case "behind":
+				for range rng.Uint32N(3) {
+					h.commit(changes()...)
+				}
+				h.attach(s)
+			case "lineage":
+				lineage++
+				h = newHistory(t, b, fmt.Sprint("l", lineage))
+				h.attach(s)
+			case "back":
+				// A commit that failed: its segment is in no chain, and its ID is not used
+				// again.
+				at, chain := h.at, h.chain
+				_, id, _ := h.commit(changes()...)
+				delete(h.states, id)
+				h.at, h.chain = at, chain
+				h.burnt++
+				h.attach(s)
+			}
+			check()
+		}
+	})
+}
+
+// walk moves an iterator at random, and a position in the sorted keys with it.
+func walk(t *rapid.T, s *Store, want content, rng *rand.Rand) {
+	all := slices.Sorted(maps.Keys(want))
+	random := func() []byte { return keyOf(uint16(rng.Uint32N(7)), fmt.Sprint(rng.Uint32N(6))) }
+	var lo, hi []byte
+	if rng.Uint32N(2) == 0 {
+		lo = random()
+	}
+	if rng.Uint32N(2) == 0 {
+		hi = random()
+	}
+	var keys []string
+	for _, k := range all {
+		if (lo == nil || k >= string(lo)) && (hi == nil || k < string(hi)) {
+			keys = append(keys, k)
+		}
+	}
+	it, err := s.Iter(lo, hi)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, on := 0, false
+	for range 20 {
+		op := rng.Uint32N(8)
+		if !on {
+			op %= 4
+		}
+		var got bool
+		switch op {
+		case 0:
+			got, at = it.First(), 0
+		case 1:
+			got, at = it.Last(), len(keys)-1
+		case 2:
+			k := random()
+			got = it.SeekGE(k)
+			at, _ = slices.BinarySearch(keys, string(k))
+		case 3:
+			k := random()
+			got = it.SeekLT(k)
+			at, _ = slices.BinarySearch(keys, string(k))
+			at--
+		case 4, 5:
+			got, at = it.Next(), at+1
+		case 6, 7:
+			got, at = it.Prev(), at-1
+		}
+		on = at >= 0 && at < len(keys)
+		if got != on {
+			t.Fatalf("step %d in %q to %d of %q: stands on a key: %v", op, [][]byte{lo, hi}, at, keys, got)
+		}
+		if on && (string(it.Key()) != keys[at] || string(it.Value()) != want[keys[at]]) {
+			t.Fatalf("step %d: %q %q, want %q %q", op, it.Key(), it.Value(), keys[at], want[keys[at]])
+		}
+	}
+	if err := it.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		k := random()
+		v, ok, err := s.Get([]byte("x"), k)
+		w, has := want[string(k)]
+		if err != nil || ok != has || ok && string(v) != "x"+w || !ok && string(v) != "x" {
+			t.Fatalf("get %q: %q %v %v, want %q %v", k, v, ok, err, w, has)
+		}
 	}
 }
