@@ -62,6 +62,10 @@ func (s *Store) kind(err error) Kind {
 	return networkKind(err)
 }
 
+// brokenConn is what net/http says of a connection that broke, in errors without a
+// type.
+var brokenConn = regexp.MustCompile(`http2: |connection broken|server closed idle connection|malformed HTTP`)
+
 // networkKind tells a network that may work again from a mistake.
 func networkKind(err error) Kind {
 	var (
@@ -77,10 +81,7 @@ func networkKind(err error) Kind {
 		return Refused
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return Refused
-	case errors.As(err, &ofURL):
-		if strings.Contains(ofURL.Err.Error(), "unsupported protocol scheme") {
-			return Refused
-		}
+	case errors.As(err, &ofURL) && (errors.Is(ofURL, io.EOF) || brokenConn.MatchString(ofURL.Err.Error())):
 		return Transient
 	case errors.As(err, &ofNet), errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, io.ErrUnexpectedEOF),
 		errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):

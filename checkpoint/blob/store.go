@@ -38,6 +38,12 @@ type Options struct {
 	// RetryFor is for how long an operation is tried again if the context allows
 	// it. The default is 30 s.
 	RetryFor time.Duration
+	// Upload sends objects with Bucket.Upload, which is for drivers that take an
+	// object as a whole and check it in a way of their own. Without it an object
+	// goes through a Writer, with its MD5 sum.
+	Upload bool
+	// BeforeWrite is that of gocloud.dev/blob.WriterOptions. It may be nil.
+	BeforeWrite func(as func(any) bool) error
 	// Classify says what an error of the service means. It may be nil, and may
 	// return Unclassified.
 	Classify func(error) Kind
@@ -114,18 +120,25 @@ func check(ctx context.Context, name string) error {
 	return nil
 }
 
-// retry does do until it works, fails for good, or the time is up.
+// retry does do until it works, fails for good, or the time is up. If it is the
+// context that ended it, it returns what went wrong before that.
 func (s *Store) retry(ctx context.Context, do func() error) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = firstWait, longWait
-	var last error
+	var last, seen error
 	_, _ = backoff.Retry(ctx, func() (struct{}, error) {
 		last = do()
 		if last != nil && (errors.Is(last, errOwn) || s.kind(last) != Transient) {
 			return struct{}{}, backoff.Permanent(last)
 		}
+		if last != nil && ctx.Err() == nil {
+			seen = last
+		}
 		return struct{}{}, last
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(s.o.RetryFor))
+	if last != nil && ctx.Err() != nil {
+		return cmp.Or(seen, last)
+	}
 	return last
 }
 
@@ -145,7 +158,6 @@ func (s *Store) Put(ctx context.Context, name string, data []byte) error {
 type upload struct {
 	name string
 	data []byte
-	md5  []byte
 	id   string
 	// lost tells that an attempt failed in a way that leaves open whether the
 	// object is there.
@@ -155,8 +167,7 @@ type upload struct {
 func (s *Store) put(ctx context.Context, name string, data []byte) error {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
-	sum := md5.Sum(data)
-	u := &upload{name: name, data: data, md5: sum[:], id: hex.EncodeToString(id[:])}
+	u := &upload{name: name, data: data, id: hex.EncodeToString(id[:])}
 	try := s.putConditionally
 	if s.o.NoConditionalWrites {
 		unlock, err := s.lock(ctx, name)
@@ -233,16 +244,22 @@ func (s *Store) ofPut(err error) error {
 
 // write sends the object once.
 func (s *Store) write(ctx context.Context, u *upload) error {
-	// Closing a writer keeps what was written, unless the context is done.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	w, err := s.bucket.NewWriter(ctx, u.name, &blob.WriterOptions{
+	o := &blob.WriterOptions{
 		IfNotExist:  !s.o.NoConditionalWrites,
 		BufferSize:  s.o.PartSize,
 		ContentType: contentType,
-		ContentMD5:  u.md5,
 		Metadata:    map[string]string{putID: u.id},
-	})
+		BeforeWrite: s.o.BeforeWrite,
+	}
+	if s.o.Upload {
+		return s.bucket.Upload(ctx, u.name, bytes.NewReader(u.data), o)
+	}
+	sum := md5.Sum(u.data)
+	o.ContentMD5 = sum[:]
+	// Closing a writer keeps what was written, unless the context is done.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := s.bucket.NewWriter(ctx, u.name, o)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
+	azblobblob "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	gocloud "gocloud.dev/blob"
 	"gocloud.dev/blob/azureblob"
 
@@ -19,6 +21,8 @@ func init() { blob.Register(driver) }
 var driver = blob.Driver{
 	Scheme:      azureblob.Scheme,
 	Open:        open,
+	Upload:      true, // the Writer of azureblob v0.47 panics when a request fails
+	BeforeWrite: checksum,
 	Classify:    classify,
 	Credentials: "credentials come from AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, from AZURE_STORAGE_CONNECTION_STRING, or from the identity of the machine or pod; the account may also be given as storage_account in the URL",
 	Shown:       []string{"storage_account", "domain", "protocol", "localemu", "cdn"},
@@ -39,6 +43,17 @@ func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
 	}
 	opener := &azureblob.URLOpener{MakeClient: azureblob.NewDefaultClient, ServiceURLOptions: *options}
 	return opener.OpenBucketURL(ctx, u)
+}
+
+// checksum has the service check each block. The SDK heeds it only for objects of
+// several blocks.
+func checksum(as func(any) bool) error {
+	var o *azblob.UploadStreamOptions
+	if !as(&o) {
+		return errors.New("the driver takes no upload options")
+	}
+	o.TransactionalValidation = azblobblob.TransferValidationTypeComputeCRC64()
+	return nil
 }
 
 func classify(err error) blob.Kind {

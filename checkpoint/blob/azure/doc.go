@@ -8,6 +8,7 @@
 // azureblob: AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN,
 // AZURE_STORAGE_CONNECTION_STRING, or those of azidentity.
 //
-// Objects are put with If-None-Match; the blocks of a large one become visible
-// together.
+// Objects are put with If-None-Match. One that is larger than a block (8 MiB, or
+// part_size) is sent in blocks that become visible together, each with a CRC64 sum
+// that the service checks.
 package azure

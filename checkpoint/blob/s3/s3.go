@@ -5,7 +5,10 @@ import (
 	"errors"
 	"net/url"
 	"strings"
+	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
 	gocloud "gocloud.dev/blob"
 	"gocloud.dev/blob/s3blob"
@@ -18,13 +21,33 @@ func init() { blob.Register(driver) }
 var driver = blob.Driver{
 	Scheme:      s3blob.Scheme,
 	Open:        open,
+	Upload:      true,
 	Classify:    classify,
 	Credentials: "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws, or the role of the machine or pod",
 	Shown:       []string{"region", "endpoint", "profile", "use_path_style"},
 }
 
+// shortWait is the longest wait between attempts of the SDK. It tries a request, or a
+// part of an upload, a few times at once; package blob waits longer.
+const shortWait = 500 * time.Millisecond
+
 func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
-	return new(s3blob.URLOpener).OpenBucketURL(ctx, u)
+	var opener s3blob.URLOpener
+	bucket, err := opener.OpenBucketURL(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	var parsed *s3.Client
+	if !bucket.As(&parsed) {
+		return nil, errors.New("the driver has no S3 client")
+	}
+	client := s3.New(parsed.Options(), func(o *s3.Options) {
+		o.Retryer = retry.AddWithMaxBackoffDelay(o.Retryer, shortWait)
+		// Objects that were sent in parts have no sum of the whole, which the SDK
+		// would log at each Get.
+		o.DisableLogOutputChecksumValidationSkipped = true
+	})
+	return s3blob.OpenBucket(ctx, client, u.Host, &opener.Options)
 }
 
 // afterAbort stands in the text, and nothing else, of an upload in parts that failed

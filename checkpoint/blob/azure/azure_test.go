@@ -1,0 +1,156 @@
+package azure_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir/checkpoint"
+	_ "github.com/weirstream/weir/checkpoint/blob/azure"
+)
+
+// hush is a key, as it would stand in the environment.
+var hush = base64.StdEncoding.EncodeToString([]byte("hush-hush-hush"))
+
+// environment makes the variables those of a test.
+func environment(t *testing.T, set map[string]string) {
+	for _, name := range []string{"ACCOUNT", "KEY", "SAS_TOKEN", "CONNECTION_STRING", "DOMAIN", "PROTOCOL", "IS_CDN", "IS_LOCAL_EMULATOR"} {
+		t.Setenv("AZURE_STORAGE_"+name, set[name])
+	}
+	t.Setenv("AZURE_STORAGEBLOB_CONNECTIONSTRING", "")
+}
+
+func TestURL(t *testing.T) {
+	environment(t, map[string]string{"ACCOUNT": "acct", "KEY": hush})
+	s, err := checkpoint.OpenStore("azblob://container/a/b?storage_account=other&domain=example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "azblob://container/a/b?domain=example.com&storage_account=other"; s.String() != want {
+		t.Errorf("shown as %s, want %s", s, want)
+	}
+	for url, want := range map[string]string{
+		"azblob://container?colour=red&sig=hush": "unknown query parameter",
+		"azblob://id:hush@container":             "AZURE_STORAGE_KEY",
+		"azblob:///x":                            "names no bucket",
+		"azblob://container?protocol=gopher":     "gopher",
+	} {
+		if _, err := checkpoint.OpenStore(url); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: %v, want it to say %s", url, err, want)
+		}
+	}
+}
+
+func TestMissingCredentialsAreNamedWithARemedy(t *testing.T) {
+	environment(t, nil)
+	_, err := checkpoint.OpenStore("azblob://container/x")
+	if err == nil || !strings.Contains(err.Error(), "AZURE_STORAGE_ACCOUNT") || !strings.Contains(err.Error(), "storage_account") {
+		t.Errorf("no account: %v", err)
+	}
+	environment(t, map[string]string{"ACCOUNT": "acct", "KEY": "no base64: hush"})
+	if _, err := checkpoint.OpenStore("azblob://container/x"); err == nil || strings.Contains(err.Error(), "hush") {
+		t.Errorf("a key that is none: %v", err)
+	}
+	environment(t, map[string]string{"ACCOUNT": "acct", "SAS_TOKEN": "sv=1&sig=hush"})
+	if _, err := checkpoint.OpenStore("azblob://container/x?domain=evil.example"); err == nil || strings.Contains(err.Error(), "hush") {
+		t.Errorf("a token for another place: %v", err)
+	}
+}
+
+func TestSecretInAFailedRequestIsNotShown(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	addr := strings.TrimPrefix(server.URL, "http://")
+	server.Close()
+	environment(t, map[string]string{"ACCOUNT": "acct", "SAS_TOKEN": "sv=2024&sp=rwdl&sig=hush%2Bhush", "PROTOCOL": "http", "DOMAIN": addr})
+	s, err := checkpoint.OpenStore("azblob://container/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(s.String(), "hush") {
+		t.Errorf("shown as %s", s)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err = s.Get(ctx, "a")
+	if err == nil || strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// service answers all requests alike. It returns how many there were.
+func service(t *testing.T, status int, code string) *atomic.Int32 {
+	var n atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.Add(1)
+		block := r.URL.Query().Get("comp") == "block"
+		if r.Method == http.MethodPut && (block && r.Header.Get("x-ms-content-crc64") == "" || !block && r.Header.Get("If-None-Match") != "*") {
+			t.Errorf("%s is put with headers %v", r.URL, r.Header)
+		}
+		w.Header().Set("x-ms-error-code", code)
+		w.WriteHeader(status)
+	}))
+	t.Cleanup(server.Close)
+	environment(t, map[string]string{"ACCOUNT": "acct", "KEY": hush, "PROTOCOL": "http", "DOMAIN": strings.TrimPrefix(server.URL, "http://")})
+	return &n
+}
+
+func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
+	open := func(t *testing.T) checkpoint.Store {
+		s, err := checkpoint.OpenStore("azblob://container/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	for code, c := range map[string]struct {
+		status int
+		want   string
+	}{
+		"ContainerNotFound":               {404, "create the bucket"},
+		"AuthenticationFailed":            {403, "credentials come from AZURE_STORAGE_ACCOUNT"},
+		"AuthorizationPermissionMismatch": {403, "rights to get, put, delete and list"},
+		"InvalidUri":                      {400, "InvalidUri"},
+	} {
+		t.Run(code, func(t *testing.T) {
+			n := service(t, c.status, code)
+			s := open(t)
+			var list error
+			for _, err := range s.List(t.Context(), "") {
+				list = err
+			}
+			_, get := s.GetRange(t.Context(), "a", 0, 0)
+			for i, err := range []error{s.Put(t.Context(), "a", []byte("x")), list, s.Delete(t.Context(), "a"), get} {
+				if err == nil || errors.Is(err, checkpoint.ErrNotFound) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), hush) || strings.Contains(err.Error(), "\n") {
+					t.Errorf("operation %d: %v, want it to say %s", i, err, c.want)
+				}
+			}
+			if n.Load() != 4 {
+				t.Errorf("%d requests", n.Load())
+			}
+		})
+	}
+	for _, code := range []string{"BlobAlreadyExists", "ConditionNotMet"} {
+		service(t, 409, code)
+		if err := open(t).Put(t.Context(), "a", []byte("x")); !errors.Is(err, checkpoint.ErrExists) {
+			t.Errorf("put, %s: %v", code, err)
+		}
+	}
+	service(t, 400, "Crc64Mismatch")
+	if err := open(t).Put(t.Context(), "a", bytes.Repeat([]byte("x"), 20<<20)); err == nil || !strings.Contains(err.Error(), "Crc64Mismatch") {
+		t.Errorf("put of a large object: %v", err)
+	}
+	service(t, 404, "BlobNotFound")
+	if _, err := open(t).Get(t.Context(), "a"); !errors.Is(err, checkpoint.ErrNotFound) {
+		t.Errorf("get: %v", err)
+	}
+	if err := open(t).Delete(t.Context(), "a"); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+}

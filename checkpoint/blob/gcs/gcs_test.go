@@ -1,0 +1,125 @@
+package gcs_test
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir/checkpoint"
+	_ "github.com/weirstream/weir/checkpoint/blob/gcs"
+)
+
+func TestURL(t *testing.T) {
+	s, err := checkpoint.OpenStore("gs://bucket/a/b?anonymous=true&universe_domain=example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "gs://bucket/a/b?anonymous=true&universe_domain=example.com"; s.String() != want {
+		t.Errorf("shown as %s, want %s", s, want)
+	}
+	for url, want := range map[string]string{
+		"gs://bucket?anonymous=true&colour=red&token=hush": "colour",
+		"gs://bucket?anonymous=true&zonal=true":            "visible before they are complete",
+		"gs://id:hush@bucket":                              "GOOGLE_APPLICATION_CREDENTIALS",
+		"gs://":                                            "names no bucket",
+		"gs://bucket?anonymous=true&private_key_path=/none/at/all": "/none/at/all",
+	} {
+		if _, err := checkpoint.OpenStore(url); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: %v, want it to say %s", url, err, want)
+		}
+	}
+}
+
+func TestMissingCredentialsAreNamedWithARemedy(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none.json")
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", none)
+	_, err := checkpoint.OpenStore("gs://bucket/x")
+	if err == nil || !strings.Contains(err.Error(), none) || !strings.Contains(err.Error(), "gcloud auth application-default login") {
+		t.Errorf("the error is %v", err)
+	}
+	if err := os.WriteFile(none, []byte(`{"type": "service_account", "private_key": "hush"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := checkpoint.OpenStore("gs://bucket/x")
+	if err == nil {
+		// What is wrong with the key is no fault that passes: nothing is tried again.
+		start := time.Now()
+		if _, err = s.Get(t.Context(), "a"); time.Since(start) > 10*time.Second {
+			t.Errorf("it took %v to say %v", time.Since(start), err)
+		}
+	}
+	if err == nil || strings.Contains(err.Error(), "hush") {
+		t.Errorf("a key that is none: %v", err)
+	}
+}
+
+// service answers all requests alike. It returns how many there were.
+func service(t *testing.T, status int, body string) *atomic.Int32 {
+	var n atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(body))
+	}))
+	t.Cleanup(server.Close)
+	t.Setenv("STORAGE_EMULATOR_HOST", strings.TrimPrefix(server.URL, "http://"))
+	return &n
+}
+
+func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
+	for name, c := range map[string]struct {
+		status int
+		body   string
+		want   string
+	}{
+		"no bucket":    {404, `{"error":{"code":404,"message":"The specified bucket does not exist."}}`, "create the bucket"},
+		"no right":     {403, `{"error":{"code":403,"message":"no storage.objects.create access"}}`, "rights to get, put, delete and list"},
+		"no such user": {401, `{"error":{"code":401,"message":"Invalid Credentials"}}`, "GOOGLE_APPLICATION_CREDENTIALS"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := service(t, c.status, c.body)
+			s, err := checkpoint.OpenStore("gs://bucket/x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var list error
+			for _, err := range s.List(t.Context(), "") {
+				list = err
+			}
+			_, get := s.GetRange(t.Context(), "a", 0, 0)
+			for i, err := range []error{s.Put(t.Context(), "a", []byte("x")), list, s.Delete(t.Context(), "a"), get} {
+				if err == nil || errors.Is(err, checkpoint.ErrNotFound) || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("operation %d: %v, want it to say %s", i, err, c.want)
+				}
+			}
+			if n.Load() != 4 {
+				t.Errorf("%d requests", n.Load())
+			}
+		})
+	}
+	service(t, 412, `{"error":{"code":412,"message":"conditionNotMet"}}`)
+	s, err := checkpoint.OpenStore("gs://bucket/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(t.Context(), "a", []byte("x")); !errors.Is(err, checkpoint.ErrExists) {
+		t.Errorf("put of a name that is taken: %v", err)
+	}
+	service(t, 404, `{"error":{"code":404,"message":"No such object: bucket/x/a"}}`)
+	if s, err = checkpoint.OpenStore("gs://bucket/x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(t.Context(), "a"); !errors.Is(err, checkpoint.ErrNotFound) {
+		t.Errorf("get: %v", err)
+	}
+	if err := s.Delete(t.Context(), "a"); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+}
