@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
@@ -603,6 +602,3 @@ func (b *Builder) rehash(ctx context.Context) (*sorter, error) {
 func (b *Builder) liveStates() []checkpoint.StateInfo {
 	return slices.DeleteFunc(slices.Clone(b.states), func(s checkpoint.StateInfo) bool { return s.Kind == kindDropped })
 }
-
-// now is when a savepoint is created.
-func now() time.Time { return time.Now().UTC().Round(0) }

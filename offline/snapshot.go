@@ -3,7 +3,6 @@ package offline
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -80,6 +79,10 @@ func open(ctx context.Context, store checkpoint.Store, which string) (*Snapshot,
 		return nil, err
 	}
 	if len(list) == 0 && which == Latest {
+		// A savepoint that was copied out of a store stands alone.
+		if s, err := openSavepoint(ctx, store, ""); err == nil {
+			return s, nil
+		}
 		return nil, &NotFoundError{Store: store.String(), What: "a checkpoint", Hint: "is this the store that the app writes to?"}
 	}
 	if which == Latest {
@@ -307,5 +310,3 @@ func (s *Snapshot) Measure(ctx context.Context, opts ...Option) ([]Size, error) 
 	}
 	return sizes, nil
 }
-
-var errEmptyName = errors.New("the name of the savepoint is empty")
