@@ -58,6 +58,13 @@ func OpenDir(path string) (*Dir, error) {
 	return d, nil
 }
 
+// File returns the path of the file that an object is, whether there is one or not; ok
+// is false if there can't be. The file must not be changed.
+func (d *Dir) File(object string) (path string, ok bool) {
+	path, err := d.file(object)
+	return path, err == nil
+}
+
 // Path returns the directory's absolute path.
 func (d *Dir) Path() string { return d.path }
 

@@ -3,7 +3,6 @@ package processor
 import (
 	"context"
 	"errors"
-	"path/filepath"
 
 	"go.uber.org/zap"
 
@@ -61,11 +60,12 @@ type objects struct{ checkpoint.Store }
 
 // Path implements [pebble.Objects].
 func (o objects) Path(object string) (string, bool) {
-	d, ok := o.Store.(*checkpoint.Dir)
-	if !ok {
-		return "", false
+	if local, ok := o.Store.(interface {
+		File(object string) (string, bool)
+	}); ok {
+		return local.File(object)
 	}
-	return filepath.Join(d.Path(), filepath.FromSlash(object)), true
+	return "", false
 }
 
 // attach makes the local store equal the checkpoint that is restored.

@@ -259,11 +259,12 @@ type freeze struct {
 }
 
 const (
-	// A slice takes about as long as the batch before it, so that encoding gets half of
-	// the subtask's time however slow its handlers are, and minSlice at least.
-	minSlice = time.Millisecond
-	// sliceStep is how many cells are encoded between two looks at the clock.
-	sliceStep = 256
+	// encodeSlice is how long a subtask encodes between two batches. It is enough for
+	// thousands of cells, and a batch changes some hundreds, so encoding never falls
+	// behind.
+	encodeSlice = time.Millisecond
+	// encodeStep is how many cells are encoded between two looks at the clock.
+	encodeStep = 256
 )
 
 func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
@@ -276,7 +277,7 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 		default:
 			r.sub.idle()
 			if r.freeze.id != 0 {
-				if err := r.encode(minSlice); err != nil {
+				if err := r.encode(encodeSlice); err != nil {
 					return err
 				}
 				continue
@@ -295,7 +296,7 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 			return err
 		}
 		if r.freeze.id != 0 {
-			if err := r.encode(max(minSlice, time.Since(begun))); err != nil {
+			if err := r.encode(encodeSlice); err != nil {
 				return err
 			}
 		}
@@ -349,7 +350,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
 	begun := time.Now()
 	for {
-		done, err := r.keys.Encode(sliceStep)
+		done, err := r.keys.Encode(encodeStep)
 		if err != nil {
 			return fatal(fmt.Errorf("freezing state for checkpoint %d: %w", r.freeze.id, err))
 		}
