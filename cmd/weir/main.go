@@ -1,7 +1,11 @@
 // Command weir is the command-line tool of the stream processor weir.
 //
-//	weir demo       word count against an embedded Kafka, killed again and again
-//	weir version    which build this is
+//	weir demo         word count against an embedded Kafka, killed again and again
+//	weir checkpoint   list, show and verify the checkpoints in a store
+//	weir savepoint    create, list, copy, change and remove savepoints
+//	weir state        look into state, take it out and put it in
+//	weir gc           delete from a store what no checkpoint needs
+//	weir version      which build this is
 package main
 
 import (
@@ -59,6 +63,10 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(
+		checkpointCommand(),
+		savepointCommand(),
+		stateCommand(),
+		gcCommand(),
 		demoCommand(),
 		demoWorkerCommand(),
 		versionCommand(),
@@ -67,8 +75,7 @@ func newCommand() *cobra.Command {
 }
 
 // longFlags lets long flags be written with one dash, too, as Go's own tools take
-// them: -seed is --seed. The tool has no flags of one letter that could be run
-// together.
+// them: -seed is --seed. A flag of one letter, as -o, stands apart from its value.
 func longFlags(args []string) []string {
 	out := make([]string, len(args))
 	for i, a := range args {

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/offline"
+	"github.com/weirstream/weir/offsets"
+)
+
+func gcCommand() *cobra.Command {
+	var f storeFlags
+	var o checkpoint.CollectOptions
+	cmd := &cobra.Command{
+		Use:   "gc",
+		Short: "Delete from a store what no checkpoint needs",
+		Long: `Gc deletes what crashes left behind of instances that never came back. An app
+deletes its own garbage; gc may run beside it. Savepoints are never touched.
+
+Which checkpoints are live, the committed offsets say, so --brokers must be given.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			store, err := f.open()
+			if err != nil {
+				return err
+			}
+			if !f.asked() {
+				return errors.New("gc must know which checkpoints are committed, or it might delete one: give --brokers or set WEIR_BROKERS")
+			}
+			s, err := offline.Open(cmd.Context(), store, offline.Latest)
+			if err != nil {
+				return err
+			}
+			// An offset that is staged names a checkpoint that may become the live one.
+			c, err := f.committed(kadm.RequireStable(cmd.Context()), s.Info().App)
+			if err != nil {
+				return err
+			}
+			if len(c.pointers) == 0 {
+				return fmt.Errorf("group %s has no offset with a pointer of app %q: what is garbage cannot be told; is it the right cluster and --group?", c.group, c.app)
+			}
+			live := map[offsets.ManifestRef]bool{}
+			for _, ref := range c.pointers {
+				live[ref] = true
+			}
+			o.Live = slices.Collect(maps.Keys(live))
+			o.Now = clock
+			r, err := checkpoint.Collect(cmd.Context(), store, o)
+			if err != nil {
+				return err
+			}
+			if f.json() {
+				type objectJSON struct {
+					Name     string    `json:"name"`
+					Bytes    int64     `json:"bytes"`
+					Modified time.Time `json:"modified"`
+				}
+				objects := []objectJSON{}
+				for _, d := range r.Deleted {
+					objects = append(objects, objectJSON{d.Name, d.Size, d.Modified})
+				}
+				return printJSON(cmd.OutOrStdout(), map[string]any{"dryRun": o.DryRun, "deleted": objects, "bytes": r.Bytes, "kept": r.Kept, "temporaryFiles": r.Temps})
+			}
+			verb := "deleted"
+			if o.DryRun {
+				verb = "would delete"
+			}
+			for _, d := range r.Deleted {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s %s (%s, %s)\n", verb, d.Name, size(d.Size), ago(d.Modified))
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s %s of %s and %s; %d kept\n", verb, plural(int64(len(r.Deleted)), "object"), size(r.Bytes), plural(int64(r.Temps), "temporary file"), r.Kept)
+			return nil
+		},
+	}
+	f.add(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&o.DryRun, "dry-run", false, "say what would be deleted, and delete nothing")
+	fs.IntVar(&o.Retain, "retain", checkpoint.DefaultRetain, "committed checkpoints to keep, at least as many as the app keeps")
+	fs.DurationVar(&o.Grace, "grace", checkpoint.DefaultGrace, "how old an object must be, at least as the app has it")
+	return cmd
+}
