@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -144,12 +145,14 @@ func TestCollectLeavesTheResultOfALongMerge(t *testing.T) {
 		s := faultstore.Wrap(mem)
 		written := make(chan struct{}, 100)
 		hold := make(chan struct{})
+		release := sync.OnceFunc(func() { close(hold) })
 		now := time.Now()
 		r := newRig(t, s, func(c *checkpoint.Config) {
 			c.MergeFanIn, c.InlineLimit, c.Retain, c.MergeTarget = 2, -1, 1, 100<<10
 			c.Now = func() time.Time { return now }
 			c.Listener = checkpoint.Listener{}
 		})
+		t.Cleanup(release)
 		rng := rand.New(rand.NewPCG(1, 2))
 		want := map[string]string{}
 		id := int64(0)
@@ -195,7 +198,7 @@ func TestCollectLeavesTheResultOfALongMerge(t *testing.T) {
 		if tooLate { // by the writer's clock as well
 			now = now.Add(2 * checkpoint.DefaultGrace)
 		}
-		close(hold)
+		release()
 		r.Settle()
 		for range 3 {
 			commit(0)

@@ -10,10 +10,11 @@
 //	weir-store.json                                    who owns the store: app, key-groups
 //	ckpt/<checkpoint>-<incarnation>.manifest           one for each checkpoint
 //	seg/<checkpoint>-<incarnation>.sst                 the changes of one checkpoint
-//	seg/<checkpoint>-<incarnation>-m<n>.sst            several of them merged
+//	seg/<checkpoint>-<incarnation>-m<n>.sst            a piece of several of them merged
+//	savepoint/<name>/                                  a savepoint, complete in itself
 //
 // Objects are immutable and never overwritten. A [Manifest] names its segments,
-// oldest first: their chain. A small segment rides inline in its manifest, and
+// oldest first: their chain, which [Manifest.Levels] puts into levels. A small segment rides inline in its manifest, and
 // later manifests refer to it there.
 //
 // The order in which it is used:
@@ -27,6 +28,10 @@
 //  4. After the commit point it calls [Writer.Committed]. In the background the
 //     writer then merges segments and deletes what fell out of retention.
 //  5. [Writer.Close] ends the background work.
+//
+// Beside that, at any time: [Writer.Hold] and [CreateSavepoint]; the other functions
+// on savepoints; [AdoptSavepoint] before NewWriter, to start from one; [Verify]; and
+// [Collect], from another process.
 //
 // A Persist that fails, or one whose commit fails, loses nothing: the writer keeps
 // the runs and puts them, oldest first, into the next one.

@@ -20,3 +20,6 @@ func PickMerge(chain []SegmentRef, fanIn int) (lo, hi int, ok bool) {
 }
 
 const TempAge = tempAge
+
+// SetLineage gives a writer that has made nothing yet another lineage.
+func SetLineage(w *Writer, lineage string) { w.lineage = lineage }

@@ -98,7 +98,9 @@ func (s SegmentRef) territory(keyGroups int) (lo, hi int) {
 	if s.Shards <= 1 {
 		return 0, keyGroups
 	}
-	return keygroup.Range(int(s.MinKG)*s.Shards/keyGroups, s.Shards, keyGroups)
+	lo, _ = keygroup.Range(int(s.MinKG)*s.Shards/keyGroups, s.Shards, keyGroups)
+	_, hi = keygroup.Range(int(s.MaxKG)*s.Shards/keyGroups, s.Shards, keyGroups)
+	return lo, hi
 }
 
 // sameRun tells that two neighbours are pieces of one merge.

@@ -16,6 +16,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/segment"
 )
 
 var update = flag.Bool("update", false, "write golden files that are missing; existing ones are never changed")
@@ -245,4 +246,92 @@ func FuzzDecodeManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// goldenPieces is what testdata/store-v1-pieces and the savepoint in it hold.
+func goldenPieces(t testing.TB, s checkpoint.Store, m *checkpoint.Manifest) {
+	t.Helper()
+	if err := checkpoint.Verify(t.Context(), s, m, nil); err != nil {
+		t.Fatal(err)
+	}
+	got := contents(t, s, m)
+	if len(got) != 1500 || m.Lineage != "00112233445566aa" || m.Watermark != 77 || len(m.Levels(0, keyGroups)) >= len(m.Segments) || !m.Segments[0].Base || m.Segments[0].MinKey == "" || m.Segments[0].Shards < 2 || m.Segments[0].Run == 0 {
+		t.Errorf("%d entries, golden manifest: %+v", len(got), m)
+	}
+	for n := range 1500 {
+		if v := got[key(n)]; !strings.HasSuffix(v, fmt.Sprint("value ", n)) {
+			t.Fatalf("key %d has the value %q", n, v)
+		}
+	}
+}
+
+// TestS30_GoldenPiecesAndSavepointStayRestorable restores what an earlier build wrote: a
+// merged level in pieces with changes on top, and a savepoint of it.
+func TestS30_GoldenPiecesAndSavepointStayRestorable(t *testing.T) {
+	const dir = "testdata/store-v1-pieces"
+	if _, err := os.Stat(dir); *update && errors.Is(err, os.ErrNotExist) {
+		d, err := checkpoint.OpenDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC) }
+		first := &checkpoint.Manifest{}
+		r := newRig(t, d, func(c *checkpoint.Config) {
+			c.Retain, c.MergeFanIn, c.MergeTarget, c.InlineLimit, c.Now = 1, 2, 4<<10, -1, at
+		})
+		checkpoint.SetLineage(r.Writer, "00112233445566aa")
+		for id := range 4 {
+			e := epoch{}
+			for n := range 1500 {
+				if id < 2 && n%2 == id || n%100 == id {
+					e[key(n)] = string(segment.AppendHeader(nil, segment.Header{Version: 1})) + fmt.Sprint("value ", n)
+				}
+			}
+			snap := snapshot(int64(id+1), nil)
+			snap.Watermark, snap.Runs = 77, []segment.Run{e.run(keyGroups)}
+			ref, stats, err := r.Persist(t.Context(), snap)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Committed(int64(id + 1))
+			if id < 2 {
+				r.Settle()
+			}
+			first = stats.Manifest
+			text, _ := json.Marshal(ref)
+			if err := os.WriteFile(filepath.Join(dir, "ref.json"), text, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := checkpoint.CreateSavepoint(t.Context(), d, first, d, "golden", nil); err != nil {
+			t.Fatal(err)
+		}
+		_, ref := r.Base()
+		r.close()
+		if _, err := checkpoint.Collect(t.Context(), d, checkpoint.CollectOptions{Live: []offsets.ManifestRef{ref}, Retain: 1, Now: later}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := d.Get(t.Context(), "ref.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ref offsets.ManifestRef
+	if err := json.Unmarshal(text, &ref); err != nil {
+		t.Fatal(err)
+	}
+	m, err := checkpoint.Load(t.Context(), d, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	goldenPieces(t, d, m)
+	m, view, err := checkpoint.OpenSavepoint(t.Context(), d, "golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	goldenPieces(t, view, m)
 }

@@ -261,6 +261,8 @@ func TestSmallMergesGoOnBesideALargeOne(t *testing.T) {
 		return stats.Manifest
 	}
 	release := make(chan struct{})
+	letGo := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(letGo)
 	begun := make(chan struct{})
 	var once sync.Once
 	s.Before(faultstore.Stall(func(op faultstore.Op, name string) bool {
@@ -281,7 +283,7 @@ func TestSmallMergesGoOnBesideALargeOne(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond) // merges have no other time than that of the machine
 	}
-	close(release)
+	letGo()
 	r.Settle()
 	for range 6 {
 		commit(0)
