@@ -308,11 +308,11 @@ func (s *Store) copy(ctx context.Context, seg Segment, name string, data []byte,
 		return s.damaged(seg, fmt.Errorf("%d bytes, %d were written", len(data), seg.Length))
 	}
 	var sum uint32
+	var b []byte
 	for off := int64(0); off < seg.Length; off += chunkBytes {
 		n := min(chunkBytes, seg.Length-off)
-		b := data
 		if data != nil {
-			b = data[off : off+n]
+			b = append(b[:0], data[off:off+n]...) // a file of vfs may overwrite what it is given
 		} else {
 			if paced != nil {
 				if err := paced(n); err != nil {

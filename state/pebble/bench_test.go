@@ -2,6 +2,7 @@ package pebble
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -133,6 +134,46 @@ func benchPlan(b *testing.B, bk *bucket, base []Segment, n, keys, entries int) (
 		}
 	}
 	return own, chains, merging
+}
+
+// BenchmarkAttach attaches a remote state of one and of ten million entries, in pieces
+// of about 80 MB, to an empty store, and gets one key.
+//
+//	BenchmarkAttach/entries=1000000    ATTACH1
+//	BenchmarkAttach/entries=10000000   ATTACH10
+func BenchmarkAttach(b *testing.B) {
+	for _, entries := range []int{1_000_000, 10_000_000} {
+		b.Run(fmt.Sprintf("entries=%d", entries), func(b *testing.B) {
+			bk := newDirBucket(b, vfs.Default, b.TempDir())
+			chain := benchBase(b, bk, entries)
+			remote := newRemoteBucket()
+			for _, seg := range chain {
+				data, err := os.ReadFile(bk.path(seg.Object))
+				if err != nil {
+					b.Fatal(err)
+				}
+				remote.objects[seg.Object] = data
+			}
+			remote.hook = func(_ string, _, n int64) error {
+				if n >= chunkBytes {
+					return errors.New("not now") // what is measured is reading it where it is
+				}
+				return nil
+			}
+			for b.Loop() {
+				s := open(b, vfs.Default, Options{})
+				if _, err := s.Attach(b.Context(), ID{Lineage: "aa", Checkpoint: 1}, chain, remote); err != nil {
+					b.Fatal(err)
+				}
+				if _, ok, err := s.Get(nil, benchKey(nil, uint64(entries)/2)); err != nil || !ok {
+					b.Fatal(ok, err)
+				}
+				closeStore(b, s)
+			}
+			b.ReportMetric(float64(remote.bytes.Load())/float64(b.N)/1024, "KiB-read")
+			b.ReportMetric(float64(remote.gets.Load())/float64(b.N), "gets")
+		})
+	}
 }
 
 // BenchmarkIngest ingests ten segments a second over a store of ten million entries,

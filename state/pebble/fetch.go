@@ -2,7 +2,6 @@ package pebble
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -130,7 +129,6 @@ func (s *Store) arrived(seg Segment) error {
 // rate bounds bytes a second.
 type rate struct {
 	bytesPerSecond int64
-	mu             sync.Mutex
 	free           time.Time // when what was taken is paid for
 }
 
@@ -140,13 +138,11 @@ func (r *rate) take(ctx context.Context, n int64) error {
 		return ctx.Err()
 	}
 	now := time.Now()
-	r.mu.Lock()
 	if r.free.Before(now) {
 		r.free = now
 	}
 	wait := r.free.Sub(now)
 	r.free = r.free.Add(time.Duration(float64(n) / float64(r.bytesPerSecond) * float64(time.Second)))
-	r.mu.Unlock()
 	return sleep(ctx, wait)
 }
 

@@ -50,7 +50,7 @@ func (b *bucket) put(t testing.TB, name string, data []byte) {
 	}
 	f, err := b.fs.Create(b.path(name), vfs.WriteCategoryUnspecified)
 	if err == nil {
-		_, err = f.Write(data)
+		_, err = f.Write(slices.Clone(data)) // a file of vfs may overwrite it
 	}
 	if err == nil {
 		err = f.Sync()

@@ -183,6 +183,51 @@ func TestAttachGoesBackAndToAnotherLineage(t *testing.T) {
 	}
 }
 
+func TestAStartMakesRoomBeforeItTakesSegments(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newRemoteBucket()
+	s := open(t, fs, Options{})
+	old := newHistory(t, b, "aa")
+	old.commit(set(1, "a", "1"))
+	old.attach(s)
+	closeStore(t, s)
+	h := newHistory(t, b, "bb")
+	h.commit(set(1, "a", "1"))
+	s = open(t, fs, Options{})
+	b.hook = func(string, int64, int64) error {
+		if _, err := fs.Stat(fileOf(s, old.chain[0])); !errors.Is(err, os.ErrNotExist) {
+			t.Error("the old segment is still there", err)
+		}
+		return nil
+	}
+	h.attach(s)
+	h.holds(s, h.at)
+}
+
+func TestAStartThatFailsKeepsWhatItHasOfTheChain(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newRemoteBucket()
+	s := open(t, fs, Options{})
+	h := newHistory(t, b, "aa")
+	h.commit(set(1, "a", "1"))
+	h.attach(s)
+	closeStore(t, s)
+	h.commit(set(2, "b", "1"))
+	s = open(t, fs, Options{})
+	b.hook = func(string, int64, int64) error { return errors.New("the object store is down") }
+	if _, err := s.Attach(t.Context(), h.at, h.chain, b); err == nil || !strings.Contains(err.Error(), h.chain[1].Object) {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrDetached) {
+		t.Fatal(err)
+	}
+	b.hook = nil
+	if a := h.attach(s); a.Reused != 1 || a.Copied != 1 {
+		t.Fatalf("%+v", a)
+	}
+	h.holds(s, h.at)
+}
+
 // A checkpoint store that was emptied may give the same names to other objects.
 func TestASegmentOfTheSameNameAndAnotherContentIsTakenAgain(t *testing.T) {
 	fs := vfs.NewMem()
@@ -216,6 +261,7 @@ func TestAMergeIsTakenOverByLinkAndItsInputsGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer it.Close()
 	was := h.states[h.at]
 	h.merge(2, 8)
 	h.ingest(s, set(1, "x", "1"))
@@ -400,7 +446,7 @@ func rewrite(t *testing.T, fs vfs.FS, path string, data []byte) {
 	t.Helper()
 	f, err := fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err == nil {
-		_, err = f.Write(data)
+		_, err = f.Write(slices.Clone(data))
 	}
 	if err == nil {
 		err = f.Close()
@@ -602,8 +648,12 @@ func TestARemoteSegmentIsReadWhereItIsAndReleasedWhenItWasCopied(t *testing.T) {
 		t.Fatalf("%+v", m)
 	}
 	it, err := s.Iter(nil, nil)
-	if err != nil || !it.First() {
+	if err != nil {
 		t.Fatal(err)
+	}
+	defer it.Close()
+	if !it.First() {
+		t.Fatal(it.Error())
 	}
 	close(gate)
 	if p := <-done; p.Bytes != big.Length || p.Left != 0 || p.Segments != 0 {
@@ -904,10 +954,10 @@ func TestAReadErrorIsNoDamage(t *testing.T) {
 	}
 	it, err := s.Iter(nil, nil)
 	if err == nil {
-		if it.First() {
+		on := it.First()
+		if err = it.Close(); on {
 			t.Fatal("read from a broken disk")
 		}
-		err = it.Close()
 	}
 	if !errors.As(err, &se) {
 		t.Fatal(err)
@@ -1028,6 +1078,7 @@ func walk(t *rapid.T, s *Store, want content, rng *rand.Rand) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer it.Close()
 	at, on := 0, false
 	for range 20 {
 		op := rng.Uint32N(8)
