@@ -38,6 +38,7 @@ type node struct {
 	inputs   []*node
 	ends     bool // a sink: nothing follows
 	used     bool
+	timed    bool // a source that tells event time
 	states   []string
 	sides    []sideOutlet
 }

@@ -1,8 +1,8 @@
 package weir
 
 import (
-	"fmt"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/weirstream/weir/codec"
@@ -66,12 +66,13 @@ func (c *Context[K, O]) Emit(v O) {
 // Meta tells where the input record came from.
 func (c *Context[K, O]) Meta() Meta { return c.sub.Meta() }
 
-// Timestamp is the Kafka timestamp of the input record.
+// Timestamp is the Kafka timestamp of the input record; see also [Context.EventTime].
 func (c *Context[K, O]) Timestamp() time.Time { return c.sub.Meta().Timestamp() }
 
 // Handler is what a process function does.
 type Handler[K comparable, T, O any] struct {
 	onRecord func(*Context[K, O], T) error
+	onTimer  func(*Context[K, O], Timer) error
 }
 
 // OnRecord returns a handler that calls f for every value.
@@ -89,7 +90,10 @@ func Process[K comparable, T, O any](in Keyed[K, T], id string, setup func(s *Se
 		return st
 	}
 	var handler Handler[K, T, O]
-	declareStates(in, st.node, func(sc *state.Scope) { handler = setup(&Setup{sc}) })
+	declareStates(in, st.node, func(sc *state.Scope) {
+		handler = setup(&Setup{sc})
+		checkTimers(in.app, st.node, sc.Timers(), handler.onTimer != nil)
+	})
 	if handler.onRecord == nil {
 		in.app.errorf("operator %q: setup returned a handler without a function; use weir.OnRecord (%s)", id, st.node.where)
 		return st
@@ -98,6 +102,9 @@ func Process[K comparable, T, O any](in Keyed[K, T], id string, setup func(s *Se
 		scope := state.NewScope(id)
 		h := setup(&Setup{scope})
 		c := &Context[K, O]{sub: s, op: s.Operator(id), keys: ks, emit: st.out.build(s), side: st.node.buildSides(s)}
+		for _, t := range scope.Timers() {
+			c.op.Fires(t, func(t Timer) error { return h.onTimer(c, t) })
+		}
 		return scope, func(v T) {
 			outer := c.op.Enter()
 			err := h.onRecord(c, v)
@@ -122,7 +129,7 @@ func declareStates[K comparable, T any](in Keyed[K, T], n *node, setup func(*sta
 		keyCodec = in.codec.Name()
 	}
 	for _, d := range scope.Descriptors() {
-		n.states = append(n.states, fmt.Sprintf("%s %s", d.Name, d.ValueCodec))
+		n.states = append(n.states, strings.TrimSpace(d.Name+" "+d.ValueCodec))
 		in.app.states = append(in.app.states, processor.DeclaredState{Descriptor: d, Stage: in.node.id, KeyCodec: keyCodec})
 	}
 }

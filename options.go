@@ -15,6 +15,7 @@ import (
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/processor"
@@ -82,6 +83,7 @@ type options struct {
 
 	listeners []event.Listener
 	log       *zap.Logger
+	clock     clock.Clock // nil: the machine's; set by tests
 
 	errs []error
 }
@@ -324,7 +326,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		CommitTopic:       or(o.commitTopic, app+"-checkpoints"), CommitTopicReplication: o.commitReplication,
 		DeadLetterTopic: o.deadLetters, AllowDropped: dropped(o.allowed),
 		Drain: o.drain, StopTimeout: o.stopTimeout, Restart: o.restart,
-		Logger: o.log,
+		Logger: o.log, Clock: o.clock,
 	}
 	if cfg.Instance == "" {
 		host, err := os.Hostname()

@@ -66,6 +66,8 @@ func (f sourceOption) applySource(o *sourceOptions) { f(o) }
 
 type sourceOptions struct {
 	undecodable func(error) error
+	eventTime   any // func(T) time.Time, or nil: the Kafka timestamp
+	watermarks  *processor.Watermarks
 }
 
 // OnUndecodable sets what happens to a record that can't be decoded: [Skip],
@@ -85,6 +87,11 @@ func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption
 	if src.Topic == "" {
 		app.errorf("operator %q: the source has no topic (%s)", id, st.node.where)
 	}
+	timeOf, err := eventTimeOf[T](o)
+	if err != nil {
+		app.errorf("operator %q: %w (%s)", id, err, st.node.where)
+	}
+	st.node.timed = o.watermarks != nil
 	if src.Decode == nil {
 		app.errorf("operator %q: the source of topic %q cannot decode; use source.Values, source.KeyValues or source.Records (%s)", id, src.Topic, st.node.where)
 	}
@@ -100,9 +107,15 @@ func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption
 				op.Fail(err)
 				return
 			}
+			if timeOf != nil {
+				s.EventTime(timeOf(r, v).UnixMilli())
+			}
 			next(v)
 		}
 	})
+	if o.watermarks != nil {
+		app.sources.Watermarks(src.Topic, *o.watermarks)
+	}
 	return st
 }
 

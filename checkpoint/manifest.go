@@ -38,6 +38,8 @@ type Manifest struct {
 	// Watermark is event time at the barrier, in milliseconds since 1970, NoWatermark
 	// if there was none.
 	Watermark int64
+	// EventTime is where the watermarks stood.
+	EventTime EventTime
 	// Parent is the checkpoint that this one was built on, zero for the first one.
 	Parent offsets.ManifestRef
 	// Positions are those at the barrier.
@@ -211,6 +213,7 @@ type header struct {
 	KeyGroups   int                        `json:"keyGroups"`
 	Lineage     string                     `json:"lineage,omitempty"`
 	Watermark   *int64                     `json:"watermark,omitempty"`
+	EventTime   *eventTimeJSON             `json:"eventTime,omitempty"`
 	Parent      *refJSON                   `json:"parent,omitempty"`
 	Positions   []positionJSON             `json:"positions"`
 	States      []StateInfo                `json:"states"`
@@ -245,6 +248,7 @@ func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	if m.Watermark != NoWatermark {
 		h.Watermark = &m.Watermark
 	}
+	h.EventTime = m.EventTime.json()
 	if m.Parent != (offsets.ManifestRef{}) {
 		h.Parent = &refJSON{m.Parent.Checkpoint, m.Parent.Incarnation, hex.EncodeToString(m.Parent.Hash[:])}
 	}
@@ -339,6 +343,10 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	}
 	if h.Watermark != nil {
 		m.Watermark = *h.Watermark
+	}
+	var err error
+	if m.EventTime, err = h.EventTime.decode(); err != nil {
+		return nil, err
 	}
 	if h.Parent != nil {
 		m.Parent = offsets.ManifestRef{Checkpoint: h.Parent.Checkpoint, Incarnation: h.Parent.Incarnation}

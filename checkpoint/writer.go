@@ -115,6 +115,8 @@ type Snapshot struct {
 	// Watermark is event time at the barrier, in milliseconds since 1970; NoWatermark
 	// if there is none.
 	Watermark int64
+	// EventTime is where the watermarks stood.
+	EventTime EventTime
 	States    []StateInfo
 	// Runs are the changes since the last Persist, oldest first where keys overlap.
 	// They belong to the writer from the call on, whatever it returns: it releases
@@ -332,7 +334,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 
 	m := &Manifest{
 		App: w.cfg.App, Instance: w.cfg.Instance, Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation,
-		Created: start.UTC().Round(0), KeyGroups: w.cfg.KeyGroups, Lineage: w.lineage, Watermark: s.Watermark,
+		Created: start.UTC().Round(0), KeyGroups: w.cfg.KeyGroups, Lineage: w.lineage, Watermark: s.Watermark, EventTime: s.EventTime,
 		Positions: s.Positions, States: s.States, Sinks: s.Sinks,
 	}
 	w.mu.Lock()

@@ -132,16 +132,21 @@ func (i DeadLettered) String() string {
 	return fmt.Sprintf("operator %q sent %s at offset %d to the dead-letter topic: %v", i.Operator, i.Partition, i.Offset, i.Err)
 }
 
-// Skipped says that an input record was dropped on the handler's word.
+// Skipped says that an input record was dropped on the handler's word, or a timer.
 type Skipped struct {
 	App       string
 	Operator  string
 	Partition offsets.Partition
 	Offset    int64
+	Timer     time.Time // zero for a record; else Partition and Offset say nothing
+	Key       string    // of the timer
 	Err       error
 }
 
 func (i Skipped) String() string {
+	if !i.Timer.IsZero() {
+		return fmt.Sprintf("operator %q skipped a timer at %s of key %q: %v", i.Operator, i.Timer.UTC().Format(time.RFC3339Nano), i.Key, i.Err)
+	}
 	return fmt.Sprintf("operator %q skipped %s at offset %d: %v", i.Operator, i.Partition, i.Offset, i.Err)
 }
 

@@ -19,7 +19,7 @@ func (st *Sources) Chain(topic string, out func(*kgo.Record)) func(records []*kg
 	inc.gate = newGate(1, 0)
 	r := st.build(inc)[0]
 	r.sub.out.to = produceFunc(out)
-	part := &partition{id: offsets.Partition{Topic: topic}, owner: r, end: -1}
+	part := &partition{id: offsets.Partition{Topic: topic}, owner: r, end: -1, time: partitionTime{newest: noWatermark, watermark: noWatermark}}
 	return func(records []*kgo.Record) error {
 		part.next = 0
 		r.process(slice{part, records})

@@ -12,6 +12,7 @@ import (
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/pebble"
@@ -56,6 +57,8 @@ type Config struct {
 	Drain       bool          // stop at the end offsets seen at start
 	StopTimeout time.Duration // for the last checkpoint
 	Restart     RestartPolicy
+
+	Clock clock.Clock // nil: the machine's
 
 	Listener event.Listener // every function set
 	Logger   *zap.Logger

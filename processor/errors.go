@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/weirstream/weir/offsets"
 )
@@ -35,6 +36,12 @@ type HandlerError struct {
 	Operator  string
 	Partition offsets.Partition
 	Offset    int64
+	// Timer is the time of the timer on which it happened, or which emitted what it
+	// happened on; zero if that was a record. TimerOperator is whose timer it was, Key
+	// its key unless another subtask failed. Partition and Offset say nothing then.
+	Timer         time.Time
+	TimerOperator string
+	Key           string
 	// Checkpoint is the last committed checkpoint; 0 if there is none.
 	Checkpoint int64
 	// Panic tells that the function panicked; Stack is where.
@@ -49,13 +56,21 @@ func (e *HandlerError) Error() string {
 	if e.Panic {
 		verb = "panicked"
 	}
-	fmt.Fprintf(&b, "operator %q %s on %s at offset %d: %v", e.Operator, verb, e.Partition, e.Offset, e.Err)
+	if e.Timer.IsZero() {
+		fmt.Fprintf(&b, "operator %q %s on %s at offset %d: %v", e.Operator, verb, e.Partition, e.Offset, e.Err)
+	} else {
+		fmt.Fprintf(&b, "operator %q %s on %s: %v", e.Operator, verb, e.describeTimer(e.TimerOperator), e.Err)
+	}
 	if e.Checkpoint == 0 {
 		b.WriteString("\n  no checkpoint is committed yet; nothing was published")
 	} else {
 		fmt.Fprintf(&b, "\n  the last committed checkpoint is %d; nothing after it was published", e.Checkpoint)
 	}
-	fmt.Fprintf(&b, "\n  to skip this record: return weir.Skip(err) from the handler, or start with WEIR_SKIP=%s@%d", e.Partition, e.Offset)
+	if e.Timer.IsZero() {
+		fmt.Fprintf(&b, "\n  to skip this record: return weir.Skip(err) from the handler, or start with WEIR_SKIP=%s@%d", e.Partition, e.Offset)
+	} else {
+		b.WriteString("\n  to skip this timer: return weir.Skip(err) from the handler")
+	}
 	if e.Stack != "" {
 		b.WriteString("\n" + e.Stack)
 	}

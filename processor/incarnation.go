@@ -16,6 +16,7 @@ import (
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
@@ -60,10 +61,15 @@ type incarnation struct {
 	mu    sync.RWMutex
 	parts map[offsets.Partition]*partition
 
+	clock clock.Clock
+	watch watch // runs while the poller waits
+
 	committed     atomic.Int64 // newest committed checkpoint
 	records       atomic.Int64 // processed since the loop looked last
 	bytes         atomic.Int64
 	quiet         atomic.Bool // the loop waits for the first record of an epoch
+	touched       atomic.Bool // timers fired since the loop looked last
+	inputEnded    atomic.Bool // the input was drained
 	undrained     atomic.Int64
 	handedOver    chan struct{} // closed when the checkpoint for a revoke is committed
 	revokeStarted atomic.Bool
@@ -90,6 +96,8 @@ type ack struct {
 	hasRun    bool
 	positions []position
 	held      time.Duration // the longest time that the subtask was held for it
+	stage     string        // of a keyed subtask
+	watermark int64         // of the stage, at the barrier
 }
 
 // Outcomes that the committer reports to the loop.
@@ -134,7 +142,12 @@ func newIncarnation(ctx context.Context, cfg *Config, plan *Plan, local *pebble.
 		parts:      map[offsets.Partition]*partition{},
 		handedOver: make(chan struct{}),
 		shuffles:   map[string]any{},
+		clock:      cfg.Clock,
 	}
+	if inc.clock == nil {
+		inc.clock = clock.System
+	}
+	inc.watch.clock = inc.clock
 	// The incarnation outlives the stop request by its last checkpoint.
 	inc.ctx, inc.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return inc
@@ -295,7 +308,7 @@ func (inc *incarnation) skipped(op string, p offsets.Partition, offset int64, er
 }
 
 func (inc *incarnation) newSubtask(stage string, index int) *Subtask {
-	s := &Subtask{inc: inc, id: len(inc.subtasks), stage: stage, index: index, wake: make(chan struct{}, 1)}
+	s := &Subtask{inc: inc, id: len(inc.subtasks), stage: stage, index: index, at: noWatermark, watermark: noWatermark, wake: make(chan struct{}, 1)}
 	s.out = output{ctx: inc.ctx, gate: inc.gate, to: inc.sess, epoch: inc.gate.open.Load()}
 	inc.subtasks = append(inc.subtasks, s)
 	return s
@@ -334,7 +347,7 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 		// Say that the next record must wake this loop, then look again: a record
 		// counted in between has seen the old answer.
 		inc.quiet.Store(!co.Dirty())
-		if inc.records.Load() > 0 {
+		if inc.records.Load() > 0 || inc.touched.Load() {
 			continue
 		}
 		if at, ok := co.Next(now); ok {
@@ -354,6 +367,10 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 			continue
 		case <-drained:
 			drained = nil
+			inc.inputEnded.Store(true)
+			if inc.plan.eventTimers() {
+				inc.touched.Store(true) // they all fire before the last barrier
+			}
 			shutdown = true
 		case <-stopC:
 			stopC = nil
@@ -386,6 +403,11 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 
 // observe tells the coordinator what was processed since it was told last.
 func (d *driver) observe(now time.Time) (over bool, err error) {
+	if d.inc.touched.Swap(false) {
+		if over, err := d.do(now, d.co.MarkDirty(now)); over {
+			return over, err
+		}
+	}
 	r, b := d.inc.records.Swap(0), d.inc.bytes.Swap(0)
 	if r == 0 {
 		return false, nil
@@ -405,6 +427,8 @@ type driver struct {
 	held          time.Duration
 	runs          []segment.Run // frozen and not yet with the writer, oldest first
 	positions     map[offsets.Partition]offsets.Position
+	times         map[offsets.Partition]checkpoint.PartitionTime
+	watermarks    map[string]int64 // by stage
 	ref           offsets.ManifestRef
 	cancelPersist context.CancelFunc
 	epochRecords  int64
@@ -423,6 +447,12 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			d.held = max(d.held, e.held)
 			for _, p := range e.positions {
 				d.positions[p.part] = p.at
+				if p.time.Watermark != noWatermark || p.time.Idle {
+					d.times[p.part] = p.time
+				}
+			}
+			if e.stage != "" {
+				d.watermarks[e.stage] = e.watermark
 			}
 		}
 		return d.co.Ack(now, e.subtask, e.id)
@@ -465,6 +495,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			crashpoint.Hit(crashpoint.BeforeBarrier)
 			d.pending, d.begun, d.held = a.ID, now, 0
 			d.positions = map[offsets.Partition]offsets.Position{}
+			d.times, d.watermarks = map[offsets.Partition]checkpoint.PartitionTime{}, map[string]int64{}
 			for _, s := range inc.sources {
 				s.inject(a.ID)
 			}
@@ -473,9 +504,9 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			d.aligned = now.Sub(d.begun)
 			var ctx context.Context
 			ctx, d.cancelPersist = context.WithCancel(inc.ctx)
-			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: &checkpoint.Snapshot{
-				Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs,
-			}})
+			s := &checkpoint.Snapshot{Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs}
+			s.EventTime, s.Watermark = eventTime(d.times, d.watermarks)
+			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: s})
 			d.runs = nil
 		case barrier.Commit:
 			inc.hand(commitJob{ctx: inc.ctx, id: a.ID, commit: &txn.Commit{Positions: d.positions, Manifest: d.ref}})

@@ -439,7 +439,13 @@ func (inc *incarnation) start(positions map[offsets.Partition]offsets.Position) 
 				undrained++
 			}
 		}
+		p.time = partitionTime{newest: noWatermark, watermark: noWatermark}
+		if t, ok := inc.base.EventTime.Partitions[id]; ok {
+			p.time.watermark, p.time.idle = t.Watermark, t.Idle
+		}
 		owner.parts = append(owner.parts, p)
+		chain := owner.chains[id.Topic]
+		chain.parts = append(chain.parts, p)
 		inc.parts[id] = p
 	}
 	inc.undrained.Store(undrained)

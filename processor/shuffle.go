@@ -23,14 +23,16 @@ type item[K comparable, T any] struct {
 	raw *kgo.Record
 	key K
 	val T
+	at  int64 // event time in milliseconds since 1970, or noWatermark
 	kg  uint16
 }
 
-// batch is what one subtask hands to another: records and, after them, perhaps a
-// barrier. It belongs to one edge and goes back to home when it was processed.
+// batch is what one subtask hands to another: records and, after them, where event time
+// stands and perhaps a barrier. It belongs to one edge and goes back to home when it was processed.
 type batch[K comparable, T any] struct {
 	input   int
 	items   []item[K, T]
+	time    mark
 	barrier int64
 	home    chan *batch[K, T]
 }
@@ -79,6 +81,10 @@ func (st *KeyedStage[K, T]) Send(s *Subtask) func(T) {
 		sub: s, op: s.Operator(st.id), stage: st,
 		keyGroups: s.inc.cfg.KeyGroups, parallelism: len(sh.boxes),
 		boxes: sh.boxes, open: make([]*batch[K, T], len(sh.boxes)), free: make([]chan *batch[K, T], len(sh.boxes)),
+		now: mark{watermark: noWatermark}, told: make([]mark, len(sh.boxes)),
+	}
+	for i := range snd.told {
+		snd.told[i] = snd.now
 	}
 	input := sh.inputs
 	sh.inputs++
@@ -129,7 +135,11 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 	var rs []runner
 	for i, box := range sh.boxes {
 		s := inc.newSubtask(st.id, i)
-		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, inc.keyspaceConfig(len(sh.boxes)*inc.keyedStages())), hashable: hashable(reflect.TypeFor[K]())}
+		lo, hi := keygroup.Range(i, len(sh.boxes), inc.cfg.KeyGroups)
+		cfg := inc.keyspaceConfig(len(sh.boxes) * inc.keyedStages())
+		cfg.FirstKeyGroup, cfg.KeyGroups = lo, hi-lo
+		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, cfg), hashable: hashable(reflect.TypeFor[K]())}
+		r.restoreTime(sh.inputs)
 		for _, op := range st.operators {
 			scope, next := op.Build(s, r.keys)
 			if scope != nil {
@@ -141,7 +151,6 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 			}
 			r.chain = append(r.chain, next)
 		}
-		lo, hi := keygroup.Range(i, len(sh.boxes), inc.cfg.KeyGroups)
 		inc.spaces = append(inc.spaces, ownedSpace{stage: st.id, lo: lo, hi: hi, space: r.keys})
 		rs = append(rs, r)
 	}
@@ -159,6 +168,9 @@ type sender[K comparable, T any] struct {
 	open        []*batch[K, T]
 	free        []chan *batch[K, T]
 	scratch     []byte
+
+	now  mark   // goes with the next batch
+	told []mark // what went to each receiver last
 }
 
 func (e *sender[K, T]) send(v T) {
@@ -179,7 +191,7 @@ func (e *sender[K, T]) send(v T) {
 			return
 		}
 	}
-	bt.items = append(bt.items, item[K, T]{raw: e.sub.raw, key: k, val: v, kg: uint16(kg)})
+	bt.items = append(bt.items, item[K, T]{raw: e.sub.raw, key: k, val: v, at: e.sub.at, kg: uint16(kg)})
 	if len(bt.items) == batchSize {
 		e.hand(to)
 	}
@@ -211,14 +223,28 @@ func (e *sender[K, T]) acquire(to int) *batch[K, T] {
 func (e *sender[K, T]) hand(to int) {
 	bt := e.open[to]
 	e.open[to] = nil
+	bt.time, e.told[to] = e.now, e.now
 	e.boxes[to].ch <- bt
 }
+
+// time sets where time stands behind what was sent so far. It goes with whatever is
+// handed over next, and at the latest when there is nothing to wait for.
+func (e *sender[K, T]) time(m mark) { e.now = m }
 
 func (e *sender[K, T]) flush() {
 	for i, bt := range e.open {
 		if bt != nil && len(bt.items) > 0 {
 			e.hand(i)
 		}
+	}
+	for i := range e.told {
+		if e.told[i] == e.now {
+			continue
+		}
+		if e.open[i] == nil && e.acquire(i) == nil {
+			return
+		}
+		e.hand(i)
 	}
 }
 
@@ -248,20 +274,25 @@ type keyedRunner[K comparable, T any] struct {
 
 	stash []*batch[K, T] // batches of blocked inputs, in order of arrival
 
+	inputs []mark // by input
+	now    mark   // of the subtask
+	finite int64  // its watermark before the end of time
+	alarm  alarm
+
 	freeze freeze
 }
 
 // freeze is the state of one checkpoint that a subtask encodes, a slice between
 // batches.
 type freeze struct {
-	id   int64         // 0: nothing is being encoded
-	held time.Duration // the longest slice
+	id        int64         // 0: nothing is being encoded
+	held      time.Duration // the longest slice
+	watermark int64         // at the barrier
 }
 
 const (
-	// encodeSlice is how long a subtask encodes between two batches. It is enough for
-	// thousands of cells, and a batch changes some hundreds, so encoding never falls
-	// behind.
+	// encodeSlice is how long a subtask encodes between two batches. It is enough for thousands
+	// of cells, and a batch changes some hundreds, so encoding never falls behind.
 	encodeSlice = time.Millisecond
 	// encodeStep is how many cells are encoded between two looks at the clock.
 	encodeStep = 256
@@ -270,6 +301,8 @@ const (
 func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
 
 func (r *keyedRunner[K, T]) run(ctx context.Context) error {
+	r.sub.time(r.now)
+	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
 	for {
 		var bt *batch[K, T]
 		select {
@@ -282,6 +315,12 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 				}
 				continue
 			}
+			if fired, err := r.tick(r.wall()); err != nil {
+				return err
+			} else if fired {
+				continue
+			}
+			r.arm()
 			select {
 			case bt = <-r.box.ch:
 			case <-r.sub.wake:
@@ -290,9 +329,11 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
-		begun := time.Now()
-		r.keys.SetTime(segment.ProcessingTime, begun.UnixMilli())
+		wall := r.wall()
 		if err := r.take(bt); err != nil {
+			return err
+		}
+		if _, err := r.tick(wall); err != nil {
 			return err
 		}
 		if r.freeze.id != 0 {
@@ -329,6 +370,28 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 	return nil
 }
 
+// restoreTime begins where event time stood.
+func (r *keyedRunner[K, T]) restoreTime(inputs int) {
+	r.sub.key = func() any { return r.keys.Key() }
+	at, ok := r.sub.inc.base.EventTime.Stages[r.sub.stage]
+	if !ok {
+		at = noWatermark
+	}
+	r.now, r.finite, r.sub.watermark = mark{watermark: at}, at, at
+	r.inputs = make([]mark, inputs)
+	for i := range r.inputs {
+		r.inputs[i].watermark = noWatermark
+	}
+	r.keys.SetTime(segment.EventTime, at)
+}
+
+// wall looks at the clock.
+func (r *keyedRunner[K, T]) wall() int64 {
+	ms := r.sub.inc.clock.Now().UnixMilli()
+	r.keys.SetTime(segment.ProcessingTime, ms)
+	return ms
+}
+
 // cut begins to freeze the state for checkpoint id.
 func (r *keyedRunner[K, T]) cut(id int64) error {
 	begun := time.Now()
@@ -341,7 +404,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 	}
 	r.sub.barrier(id)
 	r.keys.Cut(&r.sub.frozen, id)
-	r.freeze = freeze{id: id, held: time.Since(begun)}
+	r.freeze = freeze{id: id, held: time.Since(begun), watermark: r.finite}
 	return nil
 }
 
@@ -364,7 +427,7 @@ func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
 		}
 		break
 	}
-	a := ack{subtask: r.sub.id, id: r.freeze.id, held: r.freeze.held}
+	a := ack{subtask: r.sub.id, id: r.freeze.id, held: r.freeze.held, stage: r.sub.stage, watermark: r.freeze.watermark}
 	if crashpoint.Hit(crashpoint.InFreeze); r.sub.frozen.Len() > 0 {
 		a.run, a.hasRun = r.sub.frozen.Finish(), true
 	}
@@ -429,7 +492,7 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 				}
 				it, slot := &bt.items[done], r.ahead[done-begin].Slot
 				done++
-				r.sub.raw = it.raw
+				r.sub.raw, r.sub.at = it.raw, it.at
 				r.keys.UseAt(it.key, it.kg, slot)
 				for _, next := range r.chain {
 					next(it.val)
@@ -443,13 +506,13 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	if r.sub.err != nil {
 		return r.sub.err
 	}
-	id, input := bt.barrier, bt.input
+	id, input, at := bt.barrier, bt.input, bt.time
 	clear(bt.items) // a batch at rest must not keep fetched records alive
 	clear(r.ahead[:])
 	bt.items, bt.barrier = bt.items[:0], 0
 	bt.home <- bt
-	if id == 0 {
-		return nil
+	if err := r.advance(input, at); err != nil || id == 0 {
+		return err
 	}
 	eff, err := r.aligner.Barrier(input, id)
 	if err != nil {

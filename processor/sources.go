@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/offsets"
 )
@@ -20,6 +22,7 @@ type Sources struct {
 type sourceOp struct {
 	id, topic string
 	build     func(s *Subtask) func(*kgo.Record)
+	how       *Watermarks // nil: it has no part in event time
 }
 
 // SourcesID is the stage ID of the sources.
@@ -27,7 +30,7 @@ const SourcesID = "sources"
 
 // Add adds the source of a topic. build makes the chain of one subtask.
 func (st *Sources) Add(id, topic string, build func(s *Subtask) func(*kgo.Record)) {
-	st.ops = append(st.ops, sourceOp{id, topic, build})
+	st.ops = append(st.ops, sourceOp{id: id, topic: topic, build: build})
 }
 
 // Topics lists the input topics.
@@ -43,9 +46,13 @@ func (st *Sources) build(inc *incarnation) []*sourceRunner {
 	var rs []*sourceRunner
 	for i := range inc.cfg.Parallelism {
 		s := inc.newSubtask(SourcesID, i)
-		r := &sourceRunner{sub: s, queue: make(chan slice, sliceQueue), chains: map[string]func(*kgo.Record){}}
+		r := &sourceRunner{sub: s, queue: make(chan slice, sliceQueue), chains: map[string]*sourceChain{}, timed: st.timed()}
 		for _, op := range st.ops {
-			r.chains[op.topic] = op.build(s)
+			begin := len(s.outgoing)
+			c := &sourceChain{run: op.build(s), how: op.how}
+			c.outgoing = s.outgoing[begin:len(s.outgoing):len(s.outgoing)]
+			r.chains[op.topic] = c
+			r.mayIdle = r.mayIdle || op.how != nil && op.how.Idle > 0
 		}
 		rs = append(rs, r)
 	}
@@ -71,7 +78,9 @@ type partition struct {
 	next  int64 // the offset after the last processed record
 	epoch int32 // leader epoch of the last processed record, -1 if unknown
 
-	polled  atomic.Int64 // the offset after the last record that the poller handed over
+	time partitionTime
+
+	polled  atomic.Int64 // the offset after the last record that the poller has
 	end     int64        // drained when next reaches it; -1: no end
 	drained bool
 }
@@ -80,14 +89,20 @@ type partition struct {
 type position struct {
 	part offsets.Partition
 	at   offsets.Position
+	time checkpoint.PartitionTime
 }
 
 // sourceRunner runs one source subtask.
 type sourceRunner struct {
 	sub    *Subtask
 	queue  chan slice
-	chains map[string]func(*kgo.Record)
+	chains map[string]*sourceChain
 	parts  []*partition // set before run, see incarnation.start
+
+	timed   bool // some source has a part in event time
+	mayIdle bool // a partition may become idle
+	alarm   alarm
+	ended   bool // the input was drained: time is at its end
 
 	want atomic.Int64 // newest barrier that the loop injected
 	cut  int64        // newest barrier at which positions were cut
@@ -102,6 +117,10 @@ func (r *sourceRunner) inject(id int64) {
 }
 
 func (r *sourceRunner) run(ctx context.Context) error {
+	for _, c := range r.chains {
+		c.begin(r.timed)
+	}
+	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
 	for {
 		r.barrier()
 		if r.sub.err != nil {
@@ -111,6 +130,9 @@ func (r *sourceRunner) run(ctx context.Context) error {
 		select {
 		case s = <-r.queue:
 		default:
+			if wait := r.idleness(); wait > 0 {
+				r.alarm.set(r.sub.inc.clock, r.sub.inc.clock.Now().Add(wait), r.sub.notify)
+			}
 			r.sub.idle()
 			select {
 			case s = <-r.queue:
@@ -120,10 +142,14 @@ func (r *sourceRunner) run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
+		if r.ended {
+			continue // what came after the end is for the next run
+		}
 		r.process(s)
 		if r.sub.err != nil {
 			return r.sub.err
 		}
+		r.idleness()
 	}
 }
 
@@ -131,7 +157,12 @@ func (r *sourceRunner) run(ctx context.Context) error {
 const barrierEvery = 64
 
 func (r *sourceRunner) process(s slice) {
-	chain := r.chains[s.part.id.Topic]
+	c := r.chains[s.part.id.Topic]
+	chain := c.run
+	r.sub.part, r.sub.at = s.part, noWatermark
+	if c.how != nil {
+		r.awake(c, s.part)
+	}
 	var bytes int64
 	for done := 0; done < len(s.records) && r.sub.err == nil; {
 		r.sub.guarded(func() {
@@ -157,6 +188,9 @@ func (r *sourceRunner) process(s slice) {
 			}
 		})
 	}
+	if c.how != nil {
+		c.update()
+	}
 	r.sub.inc.observe(int64(len(s.records)), bytes)
 	r.drain(s.part)
 }
@@ -176,9 +210,13 @@ func (r *sourceRunner) barrier() {
 		return
 	}
 	r.cut = id
+	if r.sub.inc.inputEnded.Load() && !r.ended {
+		r.end()
+	}
 	ps := make([]position, len(r.parts))
 	for i, p := range r.parts {
-		ps[i] = position{p.id, offsets.Position{Offset: p.next, LeaderEpoch: p.epoch}}
+		ps[i] = position{part: p.id, at: offsets.Position{Offset: p.next, LeaderEpoch: p.epoch},
+			time: checkpoint.PartitionTime{Watermark: p.time.watermark, Idle: p.time.idle}}
 		if guard.Broken(guard.BarrierPosition) {
 			ps[i].at.Offset = max(p.next, p.polled.Load())
 		}
@@ -193,7 +231,9 @@ func (r *sourceRunner) barrier() {
 func (inc *incarnation) poll(ctx context.Context) error {
 	cl := inc.sess.Client()
 	for {
+		inc.watch.start()
 		fs := cl.PollRecords(ctx, maxPoll)
+		inc.watch.stop()
 		if ctx.Err() != nil || fs.IsClientClosed() {
 			return nil
 		}
@@ -202,6 +242,15 @@ func (inc *incarnation) poll(ctx context.Context) error {
 				return err
 			}
 		}
+		// Told before the first one is handed over, which may take its time: a partition
+		// that has records is not idle.
+		fs.EachPartition(func(p kgo.FetchTopicPartition) {
+			if n := len(p.Records); n > 0 {
+				if part := inc.partition(offsets.Partition{Topic: p.Topic, Partition: p.Partition}); part != nil {
+					part.polled.Store(p.Records[n-1].Offset + 1)
+				}
+			}
+		})
 		stopped := false
 		fs.EachPartition(func(p kgo.FetchTopicPartition) {
 			if len(p.Records) == 0 || stopped {
@@ -211,7 +260,6 @@ func (inc *incarnation) poll(ctx context.Context) error {
 			if part == nil {
 				return // handed over while the fetch was on its way
 			}
-			part.polled.Store(p.Records[len(p.Records)-1].Offset + 1)
 			for rs := p.Records; len(rs) > 0; {
 				n := min(len(rs), sliceSize)
 				select {

@@ -25,8 +25,15 @@ type Subtask struct {
 	index int // within its stage
 
 	raw *kgo.Record // the input record being processed
+	at  int64       // its event time, or noWatermark: that of the raw record
 	op  *Operator   // the operator whose function runs
 	err error       // ends the incarnation
+
+	part      *partition // of the record, on a source subtask
+	watermark int64      // on a keyed subtask
+	firings   []firing
+	firing    *firing    // whose function runs
+	key       func() any // the current key
 
 	frozen   segment.Builder // keeps the memory of runs that were written
 	out      output
@@ -40,6 +47,8 @@ type outgoing interface {
 	flush()
 	// barrier flushes and sends barrier id to every receiver.
 	barrier(id int64)
+	// time sets where event time stands behind what was sent so far.
+	time(m mark)
 }
 
 // Operator is one operator of a subtask's chain.
@@ -75,6 +84,10 @@ func (o *Operator) Fail(err error) {
 	if s.err != nil {
 		return
 	}
+	if _, ok := timerOf(s.raw); ok {
+		s.failTimer(o.ID, err)
+		return
+	}
 	at := offsets.Partition{Topic: s.raw.Topic, Partition: s.raw.Partition}
 	var (
 		skip *Skip
@@ -100,11 +113,38 @@ func (o *Operator) Fail(err error) {
 	}
 }
 
+// failTimer deals with an error on a timer, or on what a timer emitted.
+func (s *Subtask) failTimer(op string, err error) {
+	var (
+		skip  *Skip
+		dead  *DeadLetter
+		again *Retriable
+	)
+	he := s.handlerError(op, err)
+	switch {
+	case errors.As(err, &skip):
+		s.inc.cfg.Listener.Skipped(event.Skipped{App: he.App, Operator: op, Partition: he.Partition, Offset: he.Offset, Timer: he.Timer, Key: he.Key, Err: skip.Err})
+	case errors.As(err, &dead):
+		he.Err = fmt.Errorf("there is no input record to dead-letter: %w", dead.Err)
+		s.err = fatal(he)
+	case errors.As(err, &again):
+		s.err = he
+	default:
+		s.err = fatal(he)
+	}
+}
+
 func (s *Subtask) handlerError(op string, err error) *HandlerError {
 	e := &HandlerError{App: s.inc.cfg.App, Operator: op, Checkpoint: s.inc.committed.Load(), Err: err}
 	if s.raw != nil {
 		e.Partition = offsets.Partition{Topic: s.raw.Topic, Partition: s.raw.Partition}
 		e.Offset = s.raw.Offset
+	}
+	if from, ok := timerOf(s.raw); ok {
+		e.Timer, e.TimerOperator = s.raw.Timestamp, from
+		if s.firing != nil {
+			e.Key = fmt.Sprint(s.key())
+		}
 	}
 	return e
 }
@@ -167,6 +207,13 @@ func (s *Subtask) idle() {
 	s.out.release()
 	for _, o := range s.outgoing {
 		o.flush()
+	}
+}
+
+// time sets where event time stands behind what was sent so far.
+func (s *Subtask) time(m mark) {
+	for _, o := range s.outgoing {
+		o.time(m)
 	}
 }
 

@@ -19,7 +19,8 @@ type Descriptor struct {
 
 // Kinds of states.
 const (
-	KindValue = "value"
+	KindValue  = "value"
+	KindTimers = "timers"
 )
 
 // column is the typed table of one handle: one cell for each slot of the keyspace.
@@ -74,6 +75,16 @@ type slots interface {
 	capacity() uint32
 	keyGroup(slot uint32) uint16
 	appendKey(dst []byte, slot uint32) ([]byte, error)
+	// use makes the key of a slot the current one.
+	use(slot uint32)
+	// slotOf returns the slot of an encoded key, which gets one if it has none.
+	slotOf(key []byte, keyGroup uint16) (uint32, error)
+	// keyGroups are those that the keyspace owns, [lo, hi).
+	keyGroups() (lo, hi int)
+	// checkpoint is the one for which there was a cut last, committed the newest one
+	// that the backing has.
+	checkpoint() int64
+	committed() int64
 	// frozen is told of each slot of which something went into the builder.
 	frozen(slot uint32)
 	// emptied is told of each slot whose cell holds nothing any more, so that a slot
@@ -84,8 +95,9 @@ type slots interface {
 	backing() Backing
 	// now is the time of a clock, in milliseconds since 1970.
 	now(d segment.Domain) int64
-	// fail reports an error that no handler can do anything about.
+	// fail reports an error that no handler can do anything about; failed is the first.
 	fail(err error)
+	failed() error
 	// scratch is memory for one encoded key or value. Whoever uses it puts it back.
 	scratch() *[]byte
 }

@@ -41,6 +41,9 @@ type Config struct {
 	// MemoryBytes is what the keyspace may hold in memory, about, before it drops what
 	// was not used for long and can be read again. Without a Backing it has no meaning.
 	MemoryBytes int64
+	// FirstKeyGroup and KeyGroups are the key-groups that the keyspace owns: the first
+	// and how many. Without a Backing they have no meaning.
+	FirstKeyGroup, KeyGroups int
 	// Committed returns the newest checkpoint that the Backing has. What was encoded
 	// for a later one is not dropped.
 	Committed func() int64
@@ -71,7 +74,8 @@ type Keyspace[K comparable] struct {
 	maybeEmpty []uint32 // slots that a column froze as empty
 
 	into     *segment.Builder
-	cutID    uint32 // of the checkpoint that is being encoded, its low bits
+	cutAt    int64  // the checkpoint that is being encoded
+	cutID    uint32 // its low bits
 	encoding int    // the column whose turn it is; len(columns) if all is encoded
 
 	times [segment.EventTime + 1]int64 // by clock
@@ -275,12 +279,33 @@ func (ks *Keyspace[K]) Restore(keyGroup, id uint16, userKey, value []byte) error
 	return c.restore(slot, rest, value)
 }
 
+func (ks *Keyspace[K]) slotOf(key []byte, keyGroup uint16) (uint32, error) {
+	k, err := ks.codec.Decode(key)
+	if err != nil {
+		return 0, fmt.Errorf("key %x: %w", key, err)
+	}
+	hash := hashOf(ks.seed, k)
+	slot := ks.find(hash, k)
+	if slot == NoSlot {
+		slot = ks.insert(hash, codec.Clone(ks.codec, k), keyGroup)
+		for _, c := range ks.columns {
+			c.unknown(slot)
+		}
+	}
+	return slot, nil
+}
+
+func (ks *Keyspace[K]) use(slot uint32) {
+	k := ks.at(slot)
+	ks.UseAt(k.key, k.kg, slot)
+}
+
 // Cut implements [Space].
 func (ks *Keyspace[K]) Cut(b *segment.Builder, checkpoint int64) {
 	if ks.encoding < len(ks.columns) {
 		panic(fmt.Sprintf("state: cut for checkpoint %d before the one before was encoded", checkpoint))
 	}
-	ks.into, ks.cutID, ks.encoding = b, uint32(checkpoint), 0
+	ks.into, ks.cutAt, ks.cutID, ks.encoding = b, checkpoint, uint32(checkpoint), 0
 	for _, c := range ks.columns {
 		c.cut()
 		c.sweep()
@@ -461,6 +486,12 @@ func (ks *Keyspace[K]) builder() *segment.Builder  { return ks.into }
 func (ks *Keyspace[K]) backing() Backing           { return ks.cfg.Backing }
 func (ks *Keyspace[K]) now(d segment.Domain) int64 { return ks.times[d] }
 func (ks *Keyspace[K]) scratch() *[]byte           { return &ks.buf }
+func (ks *Keyspace[K]) checkpoint() int64          { return ks.cutAt }
+func (ks *Keyspace[K]) committed() int64           { return ks.cfg.Committed() }
+func (ks *Keyspace[K]) failed() error              { return ks.err }
+func (ks *Keyspace[K]) keyGroups() (lo, hi int) {
+	return ks.cfg.FirstKeyGroup, ks.cfg.FirstKeyGroup + ks.cfg.KeyGroups
+}
 
 func (ks *Keyspace[K]) fail(err error) {
 	if ks.err == nil {

@@ -1,0 +1,6 @@
+package weir
+
+import "github.com/weirstream/weir/internal/clock"
+
+// UseClock makes an app go by another wall clock.
+func UseClock(c clock.Clock) Option { return option(func(o *options) { o.clock = c }) }

@@ -1,0 +1,424 @@
+package processor
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/internal/clock"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/segment"
+)
+
+// Watermarks says how a source tells event time.
+type Watermarks struct {
+	OutOfOrder time.Duration // by how much a record may be older than one before it
+	Idle       time.Duration // without records, after which a partition holds nothing back; 0: never
+}
+
+const (
+	noWatermark = checkpoint.NoWatermark
+	// endOfTime is the watermark after the last record of a drain. It is never stored:
+	// the next run goes on where records left time.
+	endOfTime = math.MaxInt64
+)
+
+// mark is where event time stands on an edge: no record up to the watermark is expected
+// from it. One that is idle holds nobody back.
+type mark struct {
+	watermark int64 // milliseconds since 1970, or noWatermark
+	idle      bool
+}
+
+// merge returns the mark of something with these inputs. While all are idle, time stands.
+func merge(inputs []mark) mark {
+	m := mark{endOfTime, true}
+	for _, in := range inputs {
+		if !in.idle {
+			m = mark{min(m.watermark, in.watermark), false}
+		}
+	}
+	if m.idle {
+		m.watermark = noWatermark
+	}
+	return m
+}
+
+// partitionTime is the event time of a partition. It belongs to the partition's runner.
+type partitionTime struct {
+	newest    int64 // event time of the newest record, or noWatermark
+	watermark int64
+	idle      bool
+	heard     time.Duration // on the poller's watch, when records came last
+}
+
+// sourceChain is the chain behind a source on one subtask.
+type sourceChain struct {
+	run      func(*kgo.Record)
+	outgoing []outgoing
+	how      *Watermarks // nil: the source has no part in event time
+	parts    []*partition
+	marks    []mark // scratch
+	now      mark
+}
+
+// begin tells the receivers where time stands before the first record.
+func (c *sourceChain) begin(timed bool) {
+	c.now.watermark = noWatermark
+	switch {
+	case c.how != nil:
+		c.update()
+	case timed:
+		c.send(mark{noWatermark, true}) // holds no other source back
+	}
+}
+
+// update takes up what the partitions have come to.
+func (c *sourceChain) update() {
+	c.marks = c.marks[:0]
+	for _, p := range c.parts {
+		t := &p.time
+		if t.newest != noWatermark {
+			t.watermark = max(t.watermark, t.newest-c.how.OutOfOrder.Milliseconds()-1)
+		}
+		c.marks = append(c.marks, mark{t.watermark, t.idle})
+	}
+	m := merge(c.marks)
+	m.watermark = max(m.watermark, c.now.watermark)
+	c.send(m)
+}
+
+func (c *sourceChain) send(m mark) {
+	if m == c.now {
+		return
+	}
+	c.now = m
+	for _, o := range c.outgoing {
+		o.time(m)
+	}
+}
+
+// idleness looks for partitions that had no records for long enough. It returns how
+// long it takes until there may be one, or 0 if there is nothing to wait for.
+func (r *sourceRunner) idleness() (wait time.Duration) {
+	if !r.mayIdle {
+		return 0
+	}
+	watched := r.sub.inc.watch.elapsed()
+	for _, c := range r.chains {
+		if c.how == nil || c.how.Idle == 0 {
+			continue
+		}
+		changed := false
+		for _, p := range c.parts {
+			if p.time.idle {
+				continue
+			}
+			left := c.how.Idle - (watched - p.time.heard)
+			if left <= 0 && p.polled.Load() <= p.next {
+				p.time.idle, changed = true, true
+				continue
+			}
+			// Records that are on their way put it off in any case.
+			if left = max(left, time.Millisecond); wait == 0 || left < wait {
+				wait = left
+			}
+		}
+		if changed {
+			c.update()
+		}
+	}
+	return wait
+}
+
+// awake is called when records of a partition come.
+func (r *sourceRunner) awake(c *sourceChain, p *partition) {
+	if c.how.Idle == 0 {
+		return
+	}
+	p.time.heard = r.sub.inc.watch.elapsed()
+	if p.time.idle {
+		p.time.idle = false
+		c.update()
+	}
+}
+
+// end moves time to its end: no record follows.
+func (r *sourceRunner) end() {
+	r.ended = true
+	for _, c := range r.chains {
+		c.send(mark{watermark: endOfTime})
+	}
+}
+
+// watch is a clock that runs while the poller waits for records and stands while it
+// can't get rid of those it has: a partition is idle only if it was listened to.
+type watch struct {
+	clock clock.Clock
+	mu    sync.Mutex
+	ran   time.Duration
+	since time.Time // zero while it stands
+}
+
+func (w *watch) start() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.since = w.clock.Now()
+}
+
+func (w *watch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ran += w.clock.Now().Sub(w.since)
+	w.since = time.Time{}
+}
+
+func (w *watch) elapsed() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.since.IsZero() {
+		return w.ran
+	}
+	return w.ran + w.clock.Now().Sub(w.since)
+}
+
+// alarm wakes a subtask at a time.
+type alarm struct {
+	at     time.Time // zero: none is set
+	cancel func()
+}
+
+// set sets the alarm, and takes the one before it off.
+func (a *alarm) set(c clock.Clock, at time.Time, f func()) {
+	if at.Equal(a.at) {
+		return
+	}
+	if a.cancel != nil {
+		a.cancel()
+	}
+	a.at, a.cancel = at, nil
+	if !at.IsZero() {
+		a.cancel = c.At(at, f)
+	}
+}
+
+// EventTime sets the event time of the record whose chain runs, in milliseconds since
+// 1970. Sources with [Watermarks] call it for each record before its value goes on.
+func (s *Subtask) EventTime(ms int64) {
+	s.at = ms
+	if s.part != nil && ms > s.part.time.newest {
+		s.part.time.newest = ms
+	}
+}
+
+// Time is the event time of what is being processed: a record, for which it is the Kafka
+// timestamp unless its source says otherwise, or a timer.
+func (s *Subtask) Time() time.Time {
+	if s.at == noWatermark {
+		return s.raw.Timestamp
+	}
+	return time.UnixMilli(s.at)
+}
+
+// Watermark is where event time stands on a keyed subtask; ok is false if nothing is
+// known of it.
+func (s *Subtask) Watermark() (ms int64, ok bool) { return s.watermark, s.watermark != noWatermark }
+
+// firing is what an operator's timers call.
+type firing struct {
+	timers *state.Timers
+	op     *Operator
+	f      func(state.Timer) error
+}
+
+// Fires makes f the function that is called when a timer fires. The keyspace's current
+// key is that of the timer then.
+func (o *Operator) Fires(t *state.Timers, f func(state.Timer) error) {
+	o.sub.firings = append(o.sub.firings, firing{t, o, f})
+}
+
+// timerRecord stands for the input record while a timer of the operator fires, and with
+// what it emits.
+func timerRecord(operator string, at time.Time) *kgo.Record {
+	return &kgo.Record{Partition: -1, Offset: -1, Timestamp: at, Headers: []kgo.RecordHeader{{Key: HeaderOperator, Value: []byte(operator)}}}
+}
+
+// timerOf returns the operator of the timer that r stands for.
+func timerOf(r *kgo.Record) (operator string, ok bool) {
+	if r == nil || r.Topic != "" || r.Offset >= 0 || len(r.Headers) == 0 {
+		return "", false
+	}
+	return string(r.Headers[0].Value), true
+}
+
+// advance takes up where time stands on an input: timers that are due by it fire, and
+// then it goes on to the receivers, behind what the timers emitted.
+func (r *keyedRunner[K, T]) advance(input int, in mark) error {
+	if r.inputs[input] == in {
+		return nil
+	}
+	r.inputs[input] = in
+	m := merge(r.inputs)
+	m.watermark = max(m.watermark, r.now.watermark)
+	if m.watermark > r.now.watermark {
+		before := r.now.watermark
+		r.sub.watermark = m.watermark
+		if m.watermark < endOfTime {
+			r.finite = m.watermark
+		}
+		if _, err := r.fire(true, m.watermark, before); err != nil {
+			return err
+		}
+		r.keys.SetTime(segment.EventTime, r.finite)
+	}
+	if m != r.now {
+		r.now = m
+		r.sub.time(m)
+	}
+	return nil
+}
+
+// tick fires the timers that are due: by the wall clock, or because they were set for a
+// time that had passed.
+func (r *keyedRunner[K, T]) tick(wall int64) (fired bool, err error) {
+	if len(r.sub.firings) == 0 {
+		return false, nil
+	}
+	n := 0
+	if r.now.watermark < endOfTime {
+		if n, err = r.fire(true, r.now.watermark, r.now.watermark); err != nil {
+			return false, err
+		}
+	}
+	m, err := r.fire(false, wall, 0)
+	return n+m > 0, err
+}
+
+// fire fires timers that follow event time or the wall clock up to now. Event time was
+// at before so far; while a timer fires it is the timer's.
+func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err error) {
+	for i := range r.sub.firings {
+		t := &r.sub.firings[i]
+		if t.timers.EventTime() != event || t.timers.Earliest() > now {
+			continue
+		}
+		r.sub.guarded(func() {
+			call := func(at state.Timer) bool { return r.call(t, at, before) }
+			if now == endOfTime {
+				fired += t.timers.FireLast(call)
+			} else {
+				fired += t.timers.Fire(now, call)
+			}
+		})
+		r.sub.firing = nil
+		if r.sub.err != nil {
+			return fired, r.sub.err
+		}
+	}
+	if r.keys.Err() != nil {
+		r.sub.err = r.storeError()
+	}
+	if fired > 0 {
+		r.sub.inc.touch()
+	}
+	return fired, r.sub.err
+}
+
+// call calls a timer's function.
+func (r *keyedRunner[K, T]) call(t *firing, at state.Timer, before int64) bool {
+	s, ms := r.sub, at.At.UnixMilli()
+	if s.firing != t || s.at != ms {
+		s.raw = timerRecord(t.op.ID, at.At) // not used again: what is emitted keeps it
+	}
+	s.firing, s.at = t, ms
+	if at.EventTime {
+		r.keys.SetTime(segment.EventTime, max(before, ms))
+	}
+	outer := t.op.Enter()
+	err := t.f(at)
+	t.op.Leave(outer)
+	if err != nil {
+		t.op.Fail(err)
+	}
+	if r.keys.Err() != nil {
+		s.err = r.storeError()
+	}
+	return s.err == nil
+}
+
+// arm sets the alarm for the first timer that is due by the wall clock.
+func (r *keyedRunner[K, T]) arm() {
+	first := int64(state.NoTimer)
+	for i := range r.sub.firings {
+		if t := r.sub.firings[i].timers; !t.EventTime() {
+			first = min(first, t.Earliest())
+		}
+	}
+	var at time.Time
+	if first != state.NoTimer {
+		at = time.UnixMilli(first)
+	}
+	r.alarm.set(r.sub.inc.clock, at, r.sub.notify)
+}
+
+// timed tells whether any source has a part in event time.
+func (st *Sources) timed() bool {
+	return slices.ContainsFunc(st.ops, func(op sourceOp) bool { return op.how != nil })
+}
+
+// Watermarks makes the source of a topic one that tells event time.
+func (st *Sources) Watermarks(topic string, how Watermarks) {
+	for i := range st.ops {
+		if st.ops[i].topic == topic {
+			st.ops[i].how = &how
+		}
+	}
+}
+
+// eventTimers tells whether there are timers that the end of input makes fire.
+func (p *Plan) eventTimers() bool {
+	return slices.ContainsFunc(p.States, func(d DeclaredState) bool {
+		return d.Kind == state.KindTimers && d.Name == state.EventTimersName
+	})
+}
+
+// touch says that something changed without input.
+func (inc *incarnation) touch() {
+	inc.touched.Store(true)
+	if inc.quiet.Load() && inc.quiet.Swap(false) {
+		select {
+		case inc.observedC <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// eventTime collects where the subtasks' watermarks stood at a barrier.
+func eventTime(parts map[offsets.Partition]checkpoint.PartitionTime, stages map[string]int64) (e checkpoint.EventTime, watermark int64) {
+	watermark = endOfTime
+	for stage, wm := range stages {
+		watermark = min(watermark, wm)
+		if wm == noWatermark {
+			delete(stages, stage)
+		}
+	}
+	if watermark == endOfTime {
+		watermark = noWatermark // no stage at all
+	}
+	return checkpoint.EventTime{Partitions: parts, Stages: stages}, watermark
+}
+
+// describeTimer says what failed on a timer.
+func (e *HandlerError) describeTimer(op string) string {
+	at := e.Timer.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+	if e.Key != "" {
+		return fmt.Sprintf("its timer at %s of key %s", at, e.Key)
+	}
+	return fmt.Sprintf("what the timer of operator %q at %s emitted", op, at)
+}
