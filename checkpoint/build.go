@@ -35,10 +35,14 @@ func (b *SavepointBuilder) Add(ctx context.Context, p segment.Merged, data []byt
 	return nil
 }
 
-// Complete writes the manifest, which makes it a savepoint. Of m, the segments, parent,
-// lineage and time of creation are set here: it is a state of its own.
+// Complete writes the manifest, which makes it a savepoint. Of m, the segments, parent
+// and lineage are set here, and the time of creation if there is none: it is a state of
+// its own.
 func (b *SavepointBuilder) Complete(ctx context.Context, m Manifest) (SavepointInfo, error) {
-	m.Parent, m.Lineage, m.Created = offsets.ManifestRef{}, newLineage(), time.Now().UTC().Round(0)
+	m.Parent, m.Lineage = offsets.ManifestRef{}, newLineage()
+	if m.Created.IsZero() {
+		m.Created = time.Now().UTC().Round(0)
+	}
 	for i := range b.w.segments {
 		b.w.segments[i].FirstCheckpoint, b.w.segments[i].LastCheckpoint = m.Checkpoint, m.Checkpoint
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
@@ -39,6 +40,8 @@ type BuildOptions struct {
 	// MemoryBytes is how much is sorted at a time; default 64 MiB. Write needs about as
 	// much once more.
 	MemoryBytes int
+	// Now is what time the savepoint says that it was created; default time.Now.
+	Now func() time.Time
 	// Progress is called now and then while entries are read from the snapshot and
 	// written to the savepoint.
 	Progress func(Progress)

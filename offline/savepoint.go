@@ -76,6 +76,9 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 		App: b.app, Instance: "offline", Checkpoint: 1, KeyGroups: b.keyGroups, Watermark: b.watermark,
 		Positions: b.positions, States: b.liveStates(),
 	}
+	if b.cfg.Now != nil {
+		m.Created = b.cfg.Now().UTC().Round(0)
+	}
 	if b.base != nil {
 		was := b.base.manifest
 		m.Instance, m.Checkpoint, m.Incarnation, m.Sinks = was.Instance, was.Checkpoint, was.Incarnation, was.Sinks

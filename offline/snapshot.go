@@ -178,6 +178,14 @@ func (s *Snapshot) Info() Info {
 	return i
 }
 
+// String names the snapshot for people: "checkpoint 4711", "savepoint before-v2".
+func (s *Snapshot) String() string {
+	if s.name != "" {
+		return "savepoint " + s.name
+	}
+	return fmt.Sprintf("checkpoint %d", s.manifest.Checkpoint)
+}
+
 // Manifest returns the manifest, which must not be changed, and the reference to it.
 func (s *Snapshot) Manifest() (*checkpoint.Manifest, offsets.ManifestRef) { return s.manifest, s.ref }
 

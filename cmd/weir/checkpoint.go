@@ -303,7 +303,7 @@ reads, and may run beside the app.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "checkpoint %d is sound: %s, %s\n", i.Checkpoint, plural(int64(i.Segments), "segment"), size(i.Bytes))
+			fmt.Fprintf(cmd.OutOrStdout(), "%v is sound: %s, %s\n", s, plural(int64(i.Segments), "segment"), size(i.Bytes))
 			return nil
 		},
 	}

@@ -102,7 +102,7 @@ States that --from has keep their codecs. For a new one give --operator, --state
 				if snapshot, err = f.snapshot(cmd, store, from); err != nil {
 					return err
 				}
-				b = offline.Edit(snapshot, offline.BuildOptions{Progress: p.scan})
+				b = offline.Edit(snapshot, offline.BuildOptions{Progress: p.scan, Now: clock})
 			} else {
 				if f.app == "" || keyGroups == 0 {
 					return errors.New("without --from, --app and --key-groups must be given: they are those that the app is configured with (128 key-groups by default)")
@@ -110,7 +110,7 @@ States that --from has keep their codecs. For a new one give --operator, --state
 				if store, err = checkpoint.OpenStore(f.url); err != nil {
 					return err
 				}
-				if b, err = offline.New(f.app, keyGroups, offline.BuildOptions{Progress: p.scan}); err != nil {
+				if b, err = offline.New(f.app, keyGroups, offline.BuildOptions{Progress: p.scan, Now: clock}); err != nil {
 					return err
 				}
 			}

@@ -75,7 +75,7 @@ func (s storeSource) create(ctx context.Context, to checkpoint.Store, name strin
 		if errors.As(err, &missing) && !s.fixed && try < savepointTries {
 			continue // the app has gone on and collected it
 		}
-		return info, fmt.Sprintf("checkpoint %d", snapshot.Info().Checkpoint), err
+		return info, snapshot.String(), err
 	}
 }
 
@@ -269,7 +269,7 @@ weir state import.`,
 			}
 			p := newProgress(cmd.ErrOrStderr(), "write")
 			defer p.close()
-			b := offline.Edit(s, offline.BuildOptions{Progress: p.scan})
+			b := offline.Edit(s, offline.BuildOptions{Progress: p.scan, Now: clock})
 			defer b.Close()
 			if err := changeRegistry(b, drop, renameStates, renameOperators); err != nil {
 				return err
@@ -290,7 +290,7 @@ weir state import.`,
 			if err != nil {
 				return err
 			}
-			return reportSavepoint(cmd, &f, target, info, fmt.Sprintf("checkpoint %d, changed", s.Info().Checkpoint))
+			return reportSavepoint(cmd, &f, target, info, fmt.Sprintf("%v, changed", s))
 		},
 	}
 	f.add(cmd.Flags())

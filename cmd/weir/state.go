@@ -155,7 +155,7 @@ func sizesJSON(sizes []offline.Size, quick bool) any {
 
 // provenance says where a row came from.
 func provenance(s *offline.Snapshot, r offline.Row) string {
-	parts := []string{fmt.Sprintf("checkpoint %d", s.Info().Checkpoint), fmt.Sprintf("key-group %d", r.KeyGroup)}
+	parts := []string{s.String(), fmt.Sprintf("key-group %d", r.KeyGroup)}
 	if r.HasValue() {
 		parts = append(parts, fmt.Sprintf("codec %s v%d", r.State.ValueCodec, r.Version))
 	}
@@ -248,7 +248,7 @@ nothing.
 				said.print(cmd.ErrOrStderr(), r)
 			}
 			if found == 0 {
-				return fmt.Errorf("state %q of operator %q holds nothing for key %s at checkpoint %d", info.Name, info.Operator, strings.Join(args, " "), s.Info().Checkpoint)
+				return fmt.Errorf("state %q of operator %q holds nothing for key %s at %v", info.Name, info.Operator, strings.Join(args, " "), s)
 			}
 			return nil
 		},
@@ -473,7 +473,7 @@ What import reads again is the same, byte for byte.`,
 			if f.json() {
 				return printJSON(cmd.OutOrStdout(), map[string]any{"checkpoint": s.Info().Checkpoint, "entries": n, "file": args[0], "format": format})
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "wrote %s of checkpoint %d to %s\n", plural(n, "entry"), s.Info().Checkpoint, args[0])
+			fmt.Fprintf(cmd.OutOrStdout(), "wrote %s of %v to %s\n", plural(n, "entry"), s, args[0])
 			return nil
 		},
 	}
@@ -598,7 +598,7 @@ func diff(cmd *cobra.Command, f *snapshotFlags, before, after *offline.Snapshot,
 	if f.json() {
 		return nil
 	}
-	fmt.Fprintf(out, "%d added, %d removed, %d changed from checkpoint %d to %d\n", counts[offline.Added], counts[offline.Removed], counts[offline.Changed], before.Info().Checkpoint, after.Info().Checkpoint)
+	fmt.Fprintf(out, "%d added, %d removed, %d changed from %v to %v\n", counts[offline.Added], counts[offline.Removed], counts[offline.Changed], before, after)
 	if limit > 0 && n > limit {
 		fmt.Fprintf(cmd.ErrOrStderr(), "the first %d are shown; --limit 0 shows all\n", limit)
 	}

@@ -25,8 +25,12 @@ const (
 	Parquet   Format = "parquet" // typed columns, Snappy; one state
 )
 
-// ParseFormat returns the format of a name, or that of a file if name is empty.
+// ParseFormat returns the format of a name, or that of a file if name is empty. The file
+// "-" has JSON lines.
 func ParseFormat(name, file string) (Format, error) {
+	if name == "" && file == "-" {
+		return JSONLines, nil
+	}
 	if name == "" {
 		name = strings.TrimPrefix(strings.ToLower(filepath.Ext(file)), ".")
 	}
