@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -161,4 +162,29 @@ func openRef(t *testing.T, store checkpoint.Store, which string) offsets.Manifes
 	}
 	_, ref := s.Manifest()
 	return ref
+}
+
+// counting counts the bytes that are read.
+type counting struct {
+	checkpoint.Store
+	mu    sync.Mutex
+	bytes int64
+}
+
+func (c *counting) add(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bytes += int64(n)
+}
+
+func (c *counting) Get(ctx context.Context, name string) ([]byte, error) {
+	b, err := c.Store.Get(ctx, name)
+	c.add(len(b))
+	return b, err
+}
+
+func (c *counting) GetRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	b, err := c.Store.GetRange(ctx, name, off, n)
+	c.add(len(b))
+	return b, err
 }
