@@ -233,9 +233,6 @@ func (s *Store) link(ctx context.Context, seg Segment, name string) (ok bool, er
 	if err != nil {
 		return false, s.failed("link", seg.Object, err)
 	}
-	if info.Size() < seg.Length {
-		return false, s.damaged(seg, fmt.Errorf("%d bytes, %d were written", info.Size(), seg.Length))
-	}
 	if info.Size() > seg.Length {
 		return false, nil // it is a part of the object
 	}

@@ -80,8 +80,6 @@ func (b *bucket) Path(name string) (string, bool) {
 }
 
 func (b *bucket) GetRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
-	b.gets.Add(1)
-	b.bytes.Add(n)
 	b.mu.Lock()
 	o, ok := b.objects[name]
 	hook := b.hook
@@ -91,6 +89,8 @@ func (b *bucket) GetRange(ctx context.Context, name string, off, n int64) ([]byt
 			return nil, err
 		}
 	}
+	b.gets.Add(1)
+	b.bytes.Add(n)
 	switch {
 	case !ok:
 		return nil, fmt.Errorf("object %s not found", name)
@@ -178,7 +178,7 @@ func (h *history) commit(changes ...change) (prev, id ID, seg *Segment) {
 	prev = h.at
 	id = ID{Lineage: h.lineage, Checkpoint: prev.Checkpoint + 1 + h.burnt, Incarnation: 1}
 	id.Hash[0] = byte(id.Checkpoint)
-		h.at, h.states[id] = id, h.states[prev].apply(changes)
+	h.at, h.states[id] = id, h.states[prev].apply(changes)
 	if len(changes) == 0 {
 		return prev, id, nil
 	}

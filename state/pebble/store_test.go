@@ -77,7 +77,7 @@ func TestStoreFollowsCommitsAndIsReusedAfterARestart(t *testing.T) {
 	}
 }
 
-func TestTheIDsOfAStoreBeforeItIsAttachedAndAfterItIsClosed(t *testing.T) {
+func TestAStoreIsReadFromAttachToClose(t *testing.T) {
 	b := newRemoteBucket()
 	s := open(t, vfs.NewMem(), Options{})
 	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrDetached) {
@@ -340,17 +340,73 @@ func TestASegmentInsideAnObject(t *testing.T) {
 		h := newHistory(t, b, "aa")
 		data, info := encode(t, []change{set(3, "k", "v")})
 		b.put(t, "manifest", slices.Concat([]byte("before"), data, []byte("after")))
+		b.put(t, "begin", slices.Concat(data, []byte("after")))
 		seg := refOf("manifest", info)
 		seg.Offset = int64(len("before"))
 		h.at = ID{Lineage: "aa", Checkpoint: 1}
 		h.states[h.at] = content{string(keyOf(3, "k")): "v"}
-		h.chain = []Segment{seg}
+		h.chain = []Segment{seg, refOf("begin", info)}
 		s := open(t, fs, Options{})
-		if a := h.attach(s); a.Copied != 1 {
+		if a := h.attach(s); a.Copied != 2 {
 			t.Fatalf("%+v", a)
 		}
 		h.holds(s, h.at)
 		closeStore(t, s)
+	}
+}
+
+func TestACopyIsDurableBeforeItHasItsName(t *testing.T) {
+	var ops []string
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		switch dir := filepath.Dir(op.Path); {
+		case filepath.Base(dir) != tmpName:
+		case op.Kind == errorfs.OpFileWrite:
+			ops = append(ops, "write")
+		case op.Kind == errorfs.OpFileSync:
+			ops = append(ops, "sync")
+		case op.Kind == errorfs.OpRename:
+			ops = append(ops, "rename")
+		}
+		return nil
+	}))
+	s := open(t, fs, Options{})
+	h := newHistory(t, newRemoteBucket(), "aa")
+	h.attach(s)
+	h.ingest(s, set(1, "a", "1"))
+	if want := []string{"write", "sync", "rename"}; !slices.Equal(ops, want) {
+		t.Fatalf("%q, want %q", ops, want)
+	}
+}
+
+func TestCloseWaitsForIterators(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs, Options{})
+	h := newHistory(t, newDirBucket(t, fs, "bucket"), "aa")
+	h.commit(set(1, "a", "1"), set(1, "b", "1"))
+	h.attach(s)
+	it, err := s.Iter(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	for err == nil {
+		_, _, err = s.Get(nil, keyOf(1, "a"))
+	}
+	if !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	if !it.First() || !it.Next() || it.Next() {
+		t.Error(it.Error())
+	}
+	if len(closed) > 0 {
+		t.Error("closed under an iterator")
+	}
+	if err := it.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -529,6 +585,9 @@ func TestS04_ASegmentDamagedInTheCheckpointStoreIsRefusedByName(t *testing.T) {
 		defer s.Close()
 		_, err := s.Attach(t.Context(), h.at, h.chain, b)
 		refused(s, err)
+		if !strings.Contains(err.Error(), fmt.Sprintf("100 bytes, %d were written", bad.Length)) {
+			t.Fatal(err)
+		}
 	})
 	t.Run("footer", func(t *testing.T) {
 		b.put(t, bad.Object, flipped(h.data[bad.Object], len(h.data[bad.Object])-20))
