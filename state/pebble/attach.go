@@ -366,7 +366,8 @@ func (s *Store) Ingest(ctx context.Context, want, prev ID, own *Segment, data []
 	case v == nil:
 		return ErrDetached
 	}
-	if v.id != prev || want.Checkpoint <= prev.Checkpoint || prev != (ID{}) && want.Lineage != prev.Lineage {
+	// A child may begin a lineage of its own: what follows a savepoint does.
+	if v.id != prev || want.Lineage == prev.Lineage && want.Checkpoint <= prev.Checkpoint {
 		return &MismatchError{Dir: s.dir, Have: v.id, Want: want, Prev: prev}
 	}
 	for _, seg := range chain {
