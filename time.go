@@ -29,19 +29,19 @@ func (f eventTimeOption) applyEventTime(w *processor.Watermarks) { f(w) }
 //
 // f is called once for each record. If it panics, that counts as a panic of the source.
 func EventTime[T any](f func(T) time.Time, opts ...EventTimeOption) SourceOption {
-	return timeOption(f, opts)
+	return sourceOption(func(o *sourceOptions) { o.tellTime(f, opts) })
 }
 
 // RecordTime is [EventTime] with the Kafka timestamp of each record.
-func RecordTime(opts ...EventTimeOption) SourceOption { return timeOption(nil, opts) }
+func RecordTime(opts ...EventTimeOption) SourceOption {
+	return sourceOption(func(o *sourceOptions) { o.tellTime(nil, opts) })
+}
 
-func timeOption(f any, opts []EventTimeOption) SourceOption {
-	return sourceOption(func(o *sourceOptions) {
-		o.eventTime, o.watermarks = f, &processor.Watermarks{}
-		for _, opt := range opts {
-			opt.applyEventTime(o.watermarks)
-		}
-	})
+func (o *sourceOptions) tellTime(f any, opts []EventTimeOption) {
+	o.eventTime, o.watermarks = f, &processor.Watermarks{}
+	for _, opt := range opts {
+		opt.applyEventTime(o.watermarks)
+	}
 }
 
 // OutOfOrder sets by how much a record may be older than one that came before it in its

@@ -19,6 +19,7 @@ import (
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/pebble"
 )
 
 // sighting is "key@ms": a key seen at an event time.
@@ -115,10 +116,20 @@ func stop(t *testing.T, r *running) {
 }
 
 func TestS32_TimersAndWatermarksSurviveARestartWithOtherParallelism(t *testing.T) {
+	t.Run("in memory", func(t *testing.T) { timersSurvive(t, pebble.Backend{}, pebble.Backend{}) })
+	disk := pebble.Dir(t.TempDir())
+	t.Run("on disk", func(t *testing.T) { timersSurvive(t, disk, disk) })
+	t.Run("from memory to disk", func(t *testing.T) { timersSurvive(t, pebble.Backend{}, pebble.Dir(t.TempDir())) })
+}
+
+func timersSurvive(t *testing.T, before, after pebble.Backend) {
 	brokers := broker(t, 1, "in", "out")
 	store := checkpoint.NewMem()
 	produce(t, brokers, "in", "a@1000", "b@1050")
-	r := start(t, "app", brokers, reminders(nil), weir.Store(store))
+	start := func(t *testing.T, name string, brokers []string, topology func(*weir.App), opts ...weir.Option) *running {
+		return start(t, name, brokers, topology, append([]weir.Option{weir.StateBackend(after)}, opts...)...)
+	}
+	r := start(t, "app", brokers, reminders(nil), weir.Store(store), weir.StateBackend(before))
 	committedRecords(r, 2)
 	stop(t, r) // fires nothing: time goes on later
 

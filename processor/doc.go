@@ -11,6 +11,7 @@
 //     its outgoing edges and its [output]; nothing of it is shared.
 //   - edge (shuffle.go): typed batches over a bounded queue between two subtasks.
 //     A subtask that runs out of empty batches waits: that is the backpressure.
+//   - time (time.go): watermarks, and the timers that they and the clock make fire.
 //   - gate: which epoch's outputs may go into the open transaction.
 //   - incarnation: one life of the job, from the first assignment to the first
 //     failure. Its loop is the only goroutine that drives barrier.Coordinator.
@@ -26,6 +27,15 @@
 //
 // They end in the opposite order: the incarnation's context is cancelled, the
 // client is closed, and the incarnation waits for all of them.
+//
+// # Event time
+//
+// A batch carries where event time stands behind its records, and then perhaps a
+// barrier. A keyed subtask processes the records, takes the least watermark of its
+// inputs, fires the timers that it makes due, and only then passes it on; last comes
+// the barrier. Timers of the wall clock fire between batches, or when an alarm wakes
+// the subtask. A timer that fires counts as input for the coordinator: it makes the
+// epoch one that is to be committed.
 //
 // # One checkpoint
 //

@@ -1,0 +1,185 @@
+package processor
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/clock"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state"
+)
+
+// timedEdge is a keyed subtask with timers and several senders, run by the test.
+type timedEdge struct {
+	t       *testing.T
+	senders []*Subtask
+	send    []func(int64)
+	r       *keyedRunner[int64, int64]
+	log     []string
+}
+
+// newTimedEdge begins at a stage watermark. A value is its own key and the time of its
+// timer.
+func newTimedEdge(t *testing.T, senders int, watermark int64) *timedEdge {
+	e := &timedEdge{t: t}
+	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1}, &Plan{}, nil, nil)
+	inc.gate = newGate(1, 0)
+	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: state.EventTimersName}}
+	if watermark != noWatermark {
+		inc.base.EventTime.Stages = map[string]int64{"stage": watermark}
+	}
+	st := NewKeyedStage("stage", func(v int64) int64 { return v }, codec.Int64)
+	st.Add(KeyedOperator[int64, int64]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[int64]) (*state.Scope, func(int64)) {
+		scope, op := state.NewScope("op"), s.Operator("op")
+		timers := state.EventTimers(setup{scope})
+		op.Fires(timers, func(at state.Timer) error {
+			e.log = append(e.log, fmt.Sprintf("fires %d", ks.Key()))
+			return nil
+		})
+		return scope, func(v int64) {
+			e.log = append(e.log, fmt.Sprintf("value %d", v))
+			timers.Set(time.UnixMilli(v))
+		}
+	}})
+	for range senders {
+		s := inc.newSubtask(SourcesID, 0)
+		s.raw = &kgo.Record{Topic: "in"}
+		e.senders = append(e.senders, s)
+		e.send = append(e.send, st.Send(s))
+	}
+	rs, err := st.Build(inc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.r = rs[0].(*keyedRunner[int64, int64])
+	return e
+}
+
+// take lets the subtask take what was handed over, and expects what it did.
+func (e *timedEdge) take(want ...string) {
+	e.t.Helper()
+	for _, s := range e.senders {
+		s.idle()
+	}
+	for len(e.r.box.ch) > 0 {
+		if err := e.r.take(<-e.r.box.ch); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	if !slices.Equal(e.log, want) {
+		e.t.Fatalf("it did %v, want %v", e.log, want)
+	}
+	e.log = nil
+}
+
+func TestWatermarkIsTheLeastOfTheInputsAndNeverFalls(t *testing.T) {
+	e := newTimedEdge(t, 2, noWatermark)
+	a, b := e.senders[0], e.senders[1]
+	for _, v := range []int64{10, 20, 30, 40} {
+		e.send[0](v)
+	}
+	a.time(mark{watermark: 100})
+	e.take("value 10", "value 20", "value 30", "value 40") // nothing is known of b
+	b.time(mark{watermark: 10})
+	e.take("fires 10")
+	b.time(mark{watermark: 25})
+	e.take("fires 20")
+	b.time(mark{watermark: 25, idle: true}) // holds nothing back
+	e.take("fires 30", "fires 40")
+	b.time(mark{watermark: 26})
+	e.send[1](90)
+	e.take("value 90")
+	if ms, _ := e.r.sub.Watermark(); ms != 100 {
+		t.Errorf("the watermark is %d, want 100", ms)
+	}
+	a.time(mark{watermark: 100, idle: true})
+	b.time(mark{watermark: 26, idle: true})
+	e.take()
+	if ms, _ := e.r.sub.Watermark(); ms != 100 || !e.r.now.idle {
+		t.Errorf("while all inputs are idle the watermark is %d, want 100", ms)
+	}
+}
+
+func TestTimersFireBetweenTheRecordsBeforeAWatermarkAndThoseBehindIt(t *testing.T) {
+	e := newTimedEdge(t, 1, noWatermark)
+	e.send[0](10)
+	e.senders[0].time(mark{watermark: 15})
+	e.senders[0].idle()
+	e.send[0](20)
+	e.senders[0].time(mark{watermark: 30})
+	e.take("value 10", "fires 10", "value 20", "fires 20")
+}
+
+// What is at the barrier is the watermark that went before it, on every subtask.
+func TestBarrierCarriesTheWatermarkBeforeIt(t *testing.T) {
+	e := newTimedEdge(t, 2, 5)
+	for i, s := range e.senders {
+		s.time(mark{watermark: int64(10 + i)})
+		s.barrier(1)
+		s.time(mark{watermark: 50})
+	}
+	e.take()
+	if e.r.freeze.id != 1 || e.r.freeze.watermark != 10 {
+		t.Errorf("barrier %d is at watermark %d, want 1 at 10", e.r.freeze.id, e.r.freeze.watermark)
+	}
+	if ms, _ := e.r.sub.Watermark(); ms != 50 {
+		t.Errorf("behind the barrier the watermark is %d, want 50", ms)
+	}
+}
+
+func TestS32_StageBeginsAtItsWatermarkBeforeItsInputsTellTheirs(t *testing.T) {
+	e := newTimedEdge(t, 2, 100)
+	if ms, ok := e.r.sub.Watermark(); !ok || ms != 100 {
+		t.Errorf("the watermark is %d, %v, want 100", ms, ok)
+	}
+	e.senders[0].time(mark{watermark: 30})
+	e.senders[1].time(mark{watermark: 40})
+	e.take()
+	if ms, _ := e.r.sub.Watermark(); ms != 100 {
+		t.Errorf("the watermark fell to %d", ms)
+	}
+}
+
+// A partition counts as idle by the time for which it was listened to, not by that for
+// which the poller could not get rid of records.
+func TestPartitionIsNotIdleWhileNobodyListens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock.NewManual(time.Unix(0, 0))
+		st := &Sources{}
+		st.Add("in", "in", func(*Subtask) func(*kgo.Record) { return func(*kgo.Record) {} })
+		st.Watermarks("in", Watermarks{Idle: time.Minute})
+		inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1, Clock: now}, &Plan{Sources: st}, nil, nil)
+		inc.gate = newGate(1, 0)
+		r := st.build(inc)[0]
+		p := &partition{id: offsets.Partition{Topic: "in"}, owner: r, time: partitionTime{newest: noWatermark, watermark: noWatermark}}
+		r.chains["in"].parts = []*partition{p}
+		r.chains["in"].begin(true)
+		step := func(d time.Duration, want bool) {
+			t.Helper()
+			now.Advance(d)
+			if r.idleness(); p.time.idle != want {
+				t.Fatalf("idle is %v, want %v", p.time.idle, want)
+			}
+		}
+		step(time.Hour, false) // the poller does not poll
+		inc.watch.start()
+		step(30*time.Second, false)
+		inc.watch.stop()
+		step(time.Hour, false)
+		inc.watch.start()
+		p.polled.Store(1)
+		step(31*time.Second, false) // a record is on its way
+		p.polled.Store(0)
+		step(0, true)
+		r.awake(r.chains["in"], p)
+		step(59*time.Second, false)
+		step(time.Second, true)
+	})
+}
