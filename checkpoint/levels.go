@@ -83,6 +83,7 @@ type mergePlan struct {
 	inputs []int // places in the chain, in order
 	bytes  int64
 	level  int
+	full   int  // segments of that level in the stack, pieces of one run counted once
 	base   bool // nothing older has to do with their key-groups
 	lo, hi int  // the key-groups [lo, hi) that it is about
 }
@@ -138,7 +139,7 @@ func pickMerge(chain []SegmentRef, keyGroups int, busy map[string]bool, fanIn in
 	for _, st := range stacks {
 		for _, set := range fullLevels(chain, st, fanIn) {
 			p, free := enclose(chain, keyGroups, set.inputs, busy)
-			p.level = set.level
+			p.level, p.full = set.level, set.full
 			if !free || p.bytes > limit || p.bytes <= least {
 				continue
 			}
@@ -157,8 +158,9 @@ func fullLevels(chain []SegmentRef, stack [][]int, fanIn int) (sets []mergePlan)
 		if hi-lo < fanIn {
 			return
 		}
+		full := hi - lo
 		hi = min(hi, lo+maxMergeInputs*fanIn)
-		sets = append(sets, mergePlan{inputs: slices.Concat(stack[lo:hi]...), level: level})
+		sets = append(sets, mergePlan{inputs: slices.Concat(stack[lo:hi]...), level: level, full: full})
 	}
 	hi, top := len(stack), 0
 	for lo := len(stack); lo > 0; lo-- {

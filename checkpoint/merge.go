@@ -51,15 +51,15 @@ type mergeState struct {
 	// input in common.
 	merges []*merge
 	made   int // objects made by this incarnation
-	behind bool
 }
 
 // lane does merges of one kind, one after the other.
 type lane struct {
 	wanted   bool
 	running  bool
-	failures int // in a row
-	skip     int // commits to let pass before the next try
+	behind   bool // so far that the budget no longer counts
+	failures int  // in a row
+	skip     int  // commits to let pass before the next try
 }
 
 const (
@@ -163,8 +163,6 @@ func (w *Writer) settleMerges() {
 
 // wantMerges wakes the mergers. It is called with w.mu held, after a commit.
 func (w *Writer) wantMerges() {
-	many := behindLevels * w.cfg.MergeFanIn
-	w.merge.behind = len(w.base.Segments) > many && len(levelsOf(w.base.Segments)) > many
 	for i := range w.merge.lanes {
 		l := &w.merge.lanes[i]
 		if l.skip > 0 {
@@ -186,11 +184,11 @@ func (w *Writer) runMerger(kind int) {
 func (w *Writer) share() float64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.merge.behind {
-		return 1 // a chain that grows costs more than the merging that it needs
-	}
 	running := 0.0
 	for _, l := range w.merge.lanes {
+		if l.behind {
+			return 1 // a chain that grows costs more than the merging that it needs
+		}
 		if l.running {
 			running++
 		}
@@ -198,9 +196,9 @@ func (w *Writer) share() float64 {
 	return w.cfg.MergeCPU / max(running, 1)
 }
 
-// behindLevels times the fan-in is how many levels of the chain mean that merging is so
-// far behind that its budget no longer counts.
-const behindLevels = 6
+// behindFactor times the fan-in is how many segments of one level, one over the other,
+// mean that merging is behind.
+const behindFactor = 2
 
 // mergeOnce does one merge and tells whether there may be another to do.
 func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
@@ -216,6 +214,8 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
 		}
 	}
 	plan, ok := pickMerge(w.base.Segments, w.cfg.KeyGroups, busy, w.cfg.MergeFanIn, least, limit)
+	l := &w.merge.lanes[kind]
+	l.behind = ok && plan.full >= behindFactor*w.cfg.MergeFanIn
 	if !ok {
 		w.mu.Unlock()
 		return false
@@ -226,7 +226,6 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
 	}
 	watermark := w.base.Watermark
 	w.merge.merges = append(w.merge.merges, m)
-	l := &w.merge.lanes[kind]
 	l.running = true
 	w.mu.Unlock()
 

@@ -1,11 +1,14 @@
 package checkpoint_test
 
 import (
+	ctx "context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -354,5 +357,79 @@ func TestDamageInALargeSegmentIsRefusedByName(t *testing.T) {
 	var missing *checkpoint.MissingError
 	if _, err := tryRestore(s, ref); !errors.As(err, &missing) || missing.Object != seg.Object {
 		t.Errorf("missing: %v", err)
+	}
+}
+
+// TestPiecesOfARunningMergeAreNotTakenForGarbage lists the store, as each incarnation
+// does once, while a merge has written a piece and not the next, and goes on until the
+// piece has a lower id than every retained checkpoint.
+func TestPiecesOfARunningMergeAreNotTakenForGarbage(t *testing.T) {
+	mem := checkpoint.NewMem()
+	rng := rand.New(rand.NewPCG(1, 2))
+	want := map[string]string{}
+	id := int64(0)
+	commit := func(r *rig, keys int) {
+		t.Helper()
+		id++
+		e := epoch{}
+		for range keys {
+			k := key(rng.IntN(1 << 30))
+			e[k] = value(rng, segment.Header{}, 96)
+			want[k] = e[k]
+		}
+		snap := snapshot(id, nil)
+		snap.Runs = []segment.Run{e.run(keyGroups)}
+		if _, _, err := r.Persist(t.Context(), snap); err != nil {
+			t.Fatal(err)
+		}
+		r.Committed(id)
+	}
+	r := newRig(t, mem, func(c *checkpoint.Config) { c.InlineLimit = -1 })
+	commit(r, 3000)
+	commit(r, 3000)
+	base, ref := r.Base()
+	r.close()
+
+	s := faultstore.Wrap(mem)
+	list, next := make(chan struct{}), make(chan struct{})
+	letList, letNext := sync.OnceFunc(func() { close(list) }), sync.OnceFunc(func() { close(next) })
+	t.Cleanup(letList)
+	t.Cleanup(letNext)
+	reached := make(chan struct{}, 100)
+	s.Before(func(_ ctx.Context, op faultstore.Op, name string) error {
+		switch {
+		case op == faultstore.List:
+			<-list
+		case op == faultstore.Put && strings.HasSuffix(name, "-m1.sst"):
+			reached <- struct{}{}
+			<-next
+		}
+		return nil
+	})
+	r = newRig(t, s, func(c *checkpoint.Config) {
+		c.Base, c.BaseRef, c.Incarnation = base, ref, 0xb2
+		c.MergeFanIn, c.InlineLimit, c.Retain, c.MergeTarget = 2, -1, 1, 100<<10
+	})
+	commit(r, 0) // which wakes the mergers
+	<-reached
+	letList()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		commit(r, 0) // until the collector has listed and deleted
+		left := names(t, mem)
+		if !slices.Contains(left, checkpoint.ManifestObject(ref)) && id > 10 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is collected")
+		}
+	}
+	letNext()
+	r.Settle()
+	for range 3 {
+		commit(r, 0)
+		r.Settle()
+	}
+	if m := r.mustBase(); !maps.Equal(contents(t, mem, m), want) || m.Segments[0].MinKey == "" {
+		t.Errorf("the last checkpoint is not what was written: %+v", m.Segments)
 	}
 }

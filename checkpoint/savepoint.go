@@ -362,7 +362,7 @@ func adoptSavepoint(ctx context.Context, view Store, sp *Manifest, store Store, 
 	m.App, m.Instance, m.Checkpoint, m.Incarnation = o.App, o.Instance, o.Checkpoint, o.Incarnation
 	m.Parent, m.Lineage, m.Created = none, newLineage(), time.Now().UTC().Round(0)
 	if o.DropPositions {
-		m.Positions, m.Watermark = nil, NoWatermark
+		m.Positions, m.Watermark, m.EventTime = nil, NoWatermark, EventTime{}
 	}
 	m.Segments = slices.Clone(sp.Segments)
 	name := offsets.ManifestRef{Checkpoint: o.Checkpoint, Incarnation: o.Incarnation}

@@ -163,7 +163,7 @@ func (c *cutter) cutBefore(key []byte) bool {
 	limited := c.o.TargetBytes > 0
 	if kg == before {
 		// Whole blocks only, because this is asked for each key.
-		return limited && c.w.sink.n >= 2*c.o.TargetBytes
+		return limited && c.w.sink.n.Load() >= 2*c.o.TargetBytes
 	}
 	return limited && int64(c.w.table.Raw().EstimatedSize()) >= c.o.TargetBytes || c.o.Shards > 1 && kg*c.o.Shards/c.o.KeyGroups != before*c.o.Shards/c.o.KeyGroups
 }

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable"
@@ -165,22 +166,22 @@ func (w *writer) finish() (Info, error) {
 	if err := w.table.Close(); err != nil {
 		return Info{}, fmt.Errorf("write segment: %w", cmp.Or(w.sink.err, err))
 	}
-	w.info.Bytes, w.info.CRC32C = w.sink.n, w.sink.crc
+	w.info.Bytes, w.info.CRC32C = w.sink.n.Load(), w.sink.crc
 	return w.info, nil
 }
 
 // abort closes the table, which has goroutines and buffers, and keeps the cause.
 func (w *writer) abort(cause error) error {
-	w.sink.err = cmp.Or(w.sink.err, cause)
 	_ = w.table.Close()
-	return fmt.Errorf("write segment: %w", w.sink.err)
+	return fmt.Errorf("write segment: %w", cmp.Or(w.sink.err, cause))
 }
 
 // sink is the objstorage.Writable that Pebble writes to: it counts, sums and passes
-// on. After an error it takes nothing more.
+// on. After an error it takes nothing more. Pebble calls it from a goroutine of its own:
+// until the table is closed only n may be looked at.
 type sink struct {
 	w   io.Writer
-	n   int64
+	n   atomic.Int64
 	crc uint32
 	err error
 }
@@ -191,7 +192,7 @@ func (s *sink) Write(p []byte) error {
 	}
 	s.crc = crc32.Update(s.crc, castagnoli, p)
 	n, err := s.w.Write(p)
-	s.n += int64(n)
+	s.n.Add(int64(n))
 	if err == nil && n < len(p) {
 		err = io.ErrShortWrite
 	}
