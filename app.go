@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/weirstream/weir/processor"
 )
@@ -22,6 +23,7 @@ type App struct {
 	stages  []stage
 	states  []processor.DeclaredState
 	outputs []string
+	job     atomic.Pointer[processor.Job] // once Run was called
 }
 
 // stage is a keyed stage as the runtime sees it, and whether anything uses it.
@@ -176,7 +178,9 @@ func (a *App) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := processor.NewJob(cfg, plan).Run(ctx); err != nil {
+	job := processor.NewJob(cfg, plan)
+	a.job.Store(job)
+	if err := job.Run(ctx); err != nil {
 		return &RunError{App: a.name, Err: err}
 	}
 	return nil

@@ -61,6 +61,8 @@ type options struct {
 	tolerable         int
 
 	backend pebble.Backend
+	from    processor.SavepointStart
+	fromURL string
 
 	store  string
 	opened checkpoint.Store
@@ -178,6 +180,35 @@ func Store(s checkpoint.Store) Option {
 // are the same. Also: WEIR_STATE_DIR.
 func StateBackend(b pebble.Backend) Option { return option(func(o *options) { o.backend = b }) }
 
+// FromSavepoint makes an app that has committed nothing yet begin with the state of a
+// savepoint, and read on from its positions. url is the store that it is in, name what it
+// is called there; with an empty name the store itself is the savepoint, as it is when
+// its directory was copied. Once the app has committed something the option has no
+// effect: it may stay. To go back to a savepoint later see [OnMismatch]. Also: WEIR_FROM,
+// as url#name.
+func FromSavepoint(url, name string, opts ...SavepointOption) Option {
+	return option(func(o *options) {
+		o.fromURL, o.from = url, processor.SavepointStart{Name: name}
+		for _, opt := range opts {
+			opt(&o.from)
+		}
+	})
+}
+
+// SavepointOption says what is taken from a savepoint.
+type SavepointOption func(*processor.SavepointStart)
+
+// DropPositions takes the state of a savepoint alone: the input is read from its begin,
+// or from what is committed in the group.
+func DropPositions() SavepointOption {
+	return func(s *processor.SavepointStart) { s.DropPositions = true }
+}
+
+// AnyApp takes a savepoint although an app of another name made it.
+func AnyApp() SavepointOption {
+	return func(s *processor.SavepointStart) { s.AnyApp = true }
+}
+
 // Retain sets how many committed checkpoints are kept in the store. Default 3.
 func Retain(n int) Option { return option(func(o *options) { o.retain = n }) }
 
@@ -228,6 +259,7 @@ const (
 	RecoverCheckpoint = processor.RecoverCheckpoint
 	RecoverOffsets    = processor.RecoverOffsets
 	RecoverNothing    = processor.RecoverNothing
+	RecoverSavepoint  = processor.RecoverSavepoint
 )
 
 // AllowDroppedState lets the app start although the checkpoint holds state of these
@@ -266,13 +298,14 @@ func Log(l *zap.Logger) Option { return option(func(o *options) { o.log = l }) }
 //
 //	WEIR_BROKERS       Brokers, separated by commas
 //	WEIR_STORE         CheckpointStore
+//	WEIR_FROM          FromSavepoint, as url#name
 //	WEIR_STATE_DIR     StateBackend: pebble.Dir with this directory
 //	WEIR_GROUP         Group
 //	WEIR_INSTANCE_ID   InstanceID (also read without this option)
 //	WEIR_PARALLELISM   Parallelism
 //	WEIR_INTERVAL      CheckpointEvery, a duration such as 100ms
 //	WEIR_SKIP          SkipRecords (also read without this option)
-//	WEIR_RECOVER       OnMismatch: checkpoint, offsets or nothing (also read without this option)
+//	WEIR_RECOVER       OnMismatch: checkpoint, offsets, nothing or savepoint (also read without this option)
 //
 // Variables that are unset change nothing.
 func FromEnv() Option {
@@ -288,6 +321,11 @@ func FromEnv() Option {
 		}
 		env("WEIR_BROKERS", func(v string) error { o.brokers = strings.Split(v, ","); return nil })
 		env("WEIR_STORE", func(v string) error { o.store, o.opened = v, nil; return nil })
+		env("WEIR_FROM", func(v string) error {
+			url, name, _ := strings.Cut(v, "#")
+			FromSavepoint(url, name).apply(o)
+			return nil
+		})
 		env("WEIR_STATE_DIR", func(v string) error { o.backend = pebble.Dir(v); return nil })
 		env("WEIR_GROUP", func(v string) error { o.group = v; return nil })
 		env("WEIR_PARALLELISM", func(v string) (err error) { o.parallelism, err = strconv.Atoi(v); return err })
@@ -355,6 +393,16 @@ func (o options) config(app string) (processor.Config, []error) {
 		add(err)
 	}
 
+	if o.fromURL != "" {
+		var err error
+		cfg.From = o.from
+		cfg.From.Store, err = checkpoint.OpenStore(o.fromURL)
+		add(err)
+		if o.from.Name != "" {
+			add(checkpoint.CheckSavepointName(o.from.Name))
+		}
+	}
+	bad(o.recovery == RecoverSavepoint && o.fromURL == "", "weir.OnMismatch(weir.RecoverSavepoint): no savepoint is named: set weir.FromSavepoint")
 	bad(o.backend.Dir != "" && o.backend.MemoryBytes <= 0, "weir.StateBackend: %d bytes of memory for state in %s: want more than 0, for example pebble.DefaultMemoryBytes", o.backend.MemoryBytes, o.backend.Dir)
 	bad(o.keyGroups < 1 || o.keyGroups > keygroup.Max, "weir.KeyGroups(%d): want 1 to %d", o.keyGroups, keygroup.Max)
 	bad(o.parallelism < 1, "weir.Parallelism(%d): want at least 1", o.parallelism)

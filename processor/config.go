@@ -37,6 +37,8 @@ type Config struct {
 	Store  checkpoint.Store
 	Retain int // committed checkpoints kept
 
+	From SavepointStart // where a job that has committed nothing begins
+
 	Backend pebble.Backend // zero: state is in memory
 
 	HeldBytes int64 // outputs that may wait for an earlier commit, in bytes
@@ -124,15 +126,17 @@ const (
 	// RecoverNothing starts with empty state, from the committed offsets where there
 	// are any and from the beginning of the other partitions.
 	RecoverNothing Recovery = "nothing"
+	// RecoverSavepoint starts from the savepoint that is named for the first start.
+	RecoverSavepoint Recovery = "savepoint"
 )
 
 // ParseRecovery parses the value of WEIR_RECOVER.
 func ParseRecovery(s string) (Recovery, error) {
 	switch r := Recovery(s); r {
-	case RecoverRefuse, RecoverCheckpoint, RecoverOffsets, RecoverNothing:
+	case RecoverRefuse, RecoverCheckpoint, RecoverOffsets, RecoverNothing, RecoverSavepoint:
 		return r, nil
 	}
-	return "", fmt.Errorf("recovery %q: want checkpoint, offsets or nothing", s)
+	return "", fmt.Errorf("recovery %q: want checkpoint, offsets, nothing or savepoint", s)
 }
 
 // Plan is the validated topology in the form in which it runs.

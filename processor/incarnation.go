@@ -64,8 +64,9 @@ type incarnation struct {
 	clock clock.Clock
 	watch watch // runs while the poller waits
 
-	committed     atomic.Int64 // newest committed checkpoint
-	records       atomic.Int64 // processed since the loop looked last
+	head          atomic.Pointer[offsets.ManifestRef] // newest committed checkpoint, nil for none
+	committed     atomic.Int64                        // its id, or that of what was used before
+	records       atomic.Int64                        // processed since the loop looked last
 	bytes         atomic.Int64
 	quiet         atomic.Bool // the loop waits for the first record of an epoch
 	touched       atomic.Bool // timers fired since the loop looked last
@@ -432,6 +433,7 @@ type driver struct {
 	ref           offsets.ManifestRef
 	cancelPersist context.CancelFunc
 	epochRecords  int64
+	asked, cut    []savepointRequest // for the next checkpoint, for the one in flight
 }
 
 // event tells the coordinator what happened.
@@ -477,6 +479,9 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 		})
 		d.epochRecords = 0
 		return d.co.Committed(now, e.id)
+	case savepointRequest:
+		d.asked = append(d.asked, e)
+		return d.co.Request(now, barrier.Requested)
 	case memoryFull:
 		d.inc.memoryAsked.Store(false)
 		return d.co.Request(now, barrier.Memory)
@@ -496,6 +501,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			d.pending, d.begun, d.held = a.ID, now, 0
 			d.positions = map[offsets.Partition]offsets.Position{}
 			d.times, d.watermarks = map[offsets.Partition]checkpoint.PartitionTime{}, map[string]int64{}
+			d.cut, d.asked = append(d.cut, d.asked...), nil
 			for _, s := range inc.sources {
 				s.inject(a.ID)
 			}
@@ -521,7 +527,10 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			// After the last checkpoint nothing may go out any more: it would sit in a
 			// transaction that nobody commits and hold up every reader behind it.
 			final := slices.Contains(a.Requests, barrier.Shutdown) || slices.Contains(a.Requests, barrier.Revoke)
+			ref := d.ref
+			inc.head.Store(&ref)
 			inc.completed(a.ID, final)
+			d.answer()
 			if slices.Contains(a.Requests, barrier.Revoke) {
 				close(inc.handedOver)
 				return true, errHandedOver

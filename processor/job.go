@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -23,15 +24,39 @@ type Job struct {
 	cfg   Config
 	plan  *Plan
 	local *pebble.Store // nil: state is in memory
+
+	mu   sync.Mutex
+	now  life
+	stop context.CancelFunc // nil: Run was not called
+
+	// Set before ended is closed.
+	ended  chan struct{}
+	result error               // of Run
+	head   offsets.ManifestRef // the last committed checkpoint
 }
 
 // NewJob returns a job. cfg and plan were validated and must not change.
-func NewJob(cfg Config, plan *Plan) *Job { return &Job{cfg: cfg, plan: plan} }
+func NewJob(cfg Config, plan *Plan) *Job {
+	return &Job{cfg: cfg, plan: plan, ended: make(chan struct{})}
+}
 
 // Run runs the job until ctx is cancelled (which takes a last checkpoint), the
 // input is drained, or something fails that a restart cannot mend. It returns nil
 // after a clean stop.
 func (j *Job) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	j.mu.Lock()
+	j.stop = stop
+	j.mu.Unlock()
+	j.live(nil, false)
+	j.result = j.run(ctx)
+	j.live(nil, true)
+	close(j.ended)
+	return j.result
+}
+
+func (j *Job) run(ctx context.Context) error {
 	if err := j.prepare(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil // asked to stop before anything began
@@ -53,7 +78,13 @@ func (j *Job) Run(ctx context.Context) error {
 	restarts := 0
 	for {
 		begun := time.Now()
-		err := newIncarnation(ctx, &j.cfg, j.plan, j.local, ends).run(ctx)
+		inc := newIncarnation(ctx, &j.cfg, j.plan, j.local, ends)
+		j.live(inc, false)
+		err := inc.run(ctx)
+		j.live(nil, false)
+		if ref := inc.head.Load(); ref != nil {
+			j.head = *ref
+		}
 		switch {
 		case err == nil:
 			return nil

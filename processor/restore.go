@@ -114,6 +114,9 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 		if err != nil {
 			return recovered{}, err
 		}
+		if !ok && inc.cfg.From.Store != nil {
+			return inc.fromSavepoint(ctx, committed)
+		}
 		if ok {
 			return inc.recoverAfter(ctx, committed, &ForgottenError{Group: inc.cfg.Group, Topic: inc.cfg.CommitTopic, Checkpoint: last.Manifest.Checkpoint, At: last.At})
 		}
@@ -209,6 +212,12 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 		// Checkpoint ids must not fall back behind what was used before.
 		r.last, err = inc.highestCheckpoint(ctx, committed)
 		return r, err
+	case RecoverSavepoint:
+		if inc.cfg.From.Store == nil {
+			return recovered{}, fatal(fmt.Errorf("recovery %q: no savepoint is named (weir.FromSavepoint, WEIR_FROM): %w", inc.cfg.Recovery, mismatch))
+		}
+		inc.cfg.Logger.Sugar().Warnf("starting from a savepoint, as asked (recovery %q), because: %v", inc.cfg.Recovery, mismatch)
+		return inc.fromSavepoint(ctx, committed)
 	case RecoverCheckpoint, RecoverOffsets:
 		inc.cfg.Logger.Sugar().Warnf("recovering as asked (recovery %q), because: %v", inc.cfg.Recovery, mismatch)
 	default:
@@ -315,6 +324,9 @@ func keys[K comparable, V any](m map[K]V) []K {
 // build makes the subtasks of the plan, with empty state.
 func (inc *incarnation) build(at recovered) error {
 	inc.committed.Store(at.last)
+	if at.manifest != nil && !at.mended {
+		inc.head.Store(&at.ref)
+	}
 	inc.gate = newGate(at.last+1, inc.cfg.HeldBytes)
 	if at.manifest != nil {
 		inc.base = *at.manifest

@@ -1,0 +1,226 @@
+package processor
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/offsets"
+)
+
+// ErrNotRunning says that a job was asked for something that only a running one has.
+var ErrNotRunning = errors.New("the app is not running")
+
+// SavepointStart says from which savepoint a job begins that has committed nothing yet.
+type SavepointStart struct {
+	Store checkpoint.Store // nil: from none
+	Name  string           // empty: the store itself is the savepoint
+	// DropPositions takes the state alone and reads the input from its begin.
+	DropPositions bool
+	// AnyApp takes a savepoint of an app with another name.
+	AnyApp bool
+}
+
+// savepointRequest asks the loop for a committed checkpoint that was cut after the
+// request.
+type savepointRequest struct{ reply chan held }
+
+// held is a checkpoint that stays where it is until release is called.
+type held struct {
+	manifest *checkpoint.Manifest
+	release  func()
+	err      error
+}
+
+// life is what is known of the job's present incarnation.
+type life struct {
+	inc     *incarnation  // nil: none now
+	changed chan struct{} // closed when it is another one
+	over    bool          // there will be none any more
+}
+
+// live notes the present incarnation.
+func (j *Job) live(inc *incarnation, over bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.now.changed != nil {
+		close(j.now.changed)
+	}
+	j.now = life{inc, make(chan struct{}), over}
+}
+
+func (j *Job) present() life {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.now
+}
+
+// Store is the job's checkpoint store.
+func (j *Job) Store() checkpoint.Store { return j.cfg.Store }
+
+// Savepoint takes a checkpoint of the running job and copies it to a savepoint. The job
+// goes on meanwhile. An incarnation that fails before the checkpoint is committed does
+// no harm: the next one is asked. It may be called from any goroutine. Errors are
+// ErrNotRunning and those of [checkpoint.CreateSavepoint].
+func (j *Job) Savepoint(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
+	if err := checkpoint.CheckSavepointName(name); err != nil {
+		return checkpoint.SavepointInfo{}, err
+	}
+	for {
+		l := j.present()
+		if l.over || l.changed == nil {
+			return checkpoint.SavepointInfo{}, ErrNotRunning
+		}
+		h, ok, err := l.ask(ctx)
+		if err != nil {
+			return checkpoint.SavepointInfo{}, err
+		}
+		if !ok {
+			continue
+		}
+		if h.err != nil {
+			return checkpoint.SavepointInfo{}, h.err
+		}
+		defer h.release()
+		return checkpoint.CreateSavepoint(ctx, j.cfg.Store, h.manifest, to, name, nil)
+	}
+}
+
+// ask asks the incarnation for a checkpoint; ok is false if it ended before it answered.
+func (l life) ask(ctx context.Context) (h held, ok bool, err error) {
+	var started, ended <-chan struct{}
+	if l.inc != nil {
+		started, ended = l.inc.started, l.inc.ctx.Done()
+	}
+	select {
+	case <-started:
+	case <-l.changed:
+		return held{}, false, nil
+	case <-ctx.Done():
+		return held{}, false, ctx.Err()
+	}
+	r := savepointRequest{make(chan held, 1)}
+	l.inc.send(r)
+	select {
+	case h := <-r.reply:
+		return h, true, nil
+	case <-ended:
+	case <-ctx.Done():
+		l.inc.forsake(r)
+		return held{}, false, ctx.Err()
+	}
+	select {
+	case h := <-r.reply:
+		return h, true, nil
+	case <-l.changed:
+		return held{}, false, nil
+	case <-ctx.Done():
+		l.inc.forsake(r)
+		return held{}, false, ctx.Err()
+	}
+}
+
+// forsake gives back what a request gets that nobody waits for any more.
+func (inc *incarnation) forsake(r savepointRequest) {
+	go func() {
+		select {
+		case h := <-r.reply:
+			if h.err == nil {
+				h.release()
+			}
+		case <-inc.ctx.Done():
+		}
+	}()
+}
+
+// StopWithSavepoint stops the job and makes a savepoint of its last checkpoint. Another
+// instance of the app must not be waiting to take over: it would go on from there. Run
+// returns as after any clean stop. If the job stops in another way the error says so.
+func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
+	if err := checkpoint.CheckSavepointName(name); err != nil {
+		return checkpoint.SavepointInfo{}, err
+	}
+	j.mu.Lock()
+	stop := j.stop
+	j.mu.Unlock()
+	if stop == nil {
+		return checkpoint.SavepointInfo{}, ErrNotRunning
+	}
+	stop()
+	select {
+	case <-j.ended:
+	case <-ctx.Done():
+		return checkpoint.SavepointInfo{}, ctx.Err()
+	}
+	if j.result != nil {
+		return checkpoint.SavepointInfo{}, fmt.Errorf("no savepoint %s: the app did not stop cleanly: %w", name, j.result)
+	}
+	if j.head == (offsets.ManifestRef{}) {
+		return checkpoint.SavepointInfo{}, fmt.Errorf("no savepoint %s: the app stopped before it had committed anything", name)
+	}
+	m, err := checkpoint.Load(ctx, j.cfg.Store, j.head)
+	if err != nil {
+		return checkpoint.SavepointInfo{}, err
+	}
+	return checkpoint.CreateSavepoint(ctx, j.cfg.Store, m, to, name, nil)
+}
+
+// answer gives the savepoints that wait for the checkpoint that was just committed what
+// they wait for.
+func (d *driver) answer() {
+	for _, r := range d.cut {
+		var h held
+		h.manifest, h.release, h.err = d.inc.writer.Hold(d.ref)
+		r.reply <- h
+	}
+	d.cut = nil
+}
+
+// fromSavepoint begins with the state of a savepoint.
+func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (recovered, error) {
+	sp := inc.cfg.From
+	m, view, err := checkpoint.OpenSavepoint(ctx, sp.Store, sp.Name)
+	if err != nil {
+		return recovered{}, classifyStore(err)
+	}
+	last, err := inc.highestCheckpoint(ctx, committed)
+	if err != nil {
+		return recovered{}, err
+	}
+	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
+	if err != nil {
+		return recovered{}, err
+	}
+	for _, s := range stored {
+		last = max(last, s.Checkpoint)
+	}
+	var nonce [4]byte
+	_, _ = rand.Read(nonce[:])
+	adopted, ref, err := checkpoint.AdoptSavepoint(ctx, view, m, inc.cfg.Store, checkpoint.AdoptOptions{
+		App: inc.cfg.App, Instance: inc.cfg.Instance, KeyGroups: inc.cfg.KeyGroups, AnyApp: sp.AnyApp,
+		Checkpoint: last + 1, Incarnation: binary.BigEndian.Uint32(nonce[:]), DropPositions: sp.DropPositions,
+	}, nil)
+	if err != nil {
+		var (
+			app *checkpoint.WrongAppError
+			kgs *checkpoint.KeyGroupsError
+		)
+		if errors.As(err, &app) || errors.As(err, &kgs) || errors.Is(err, checkpoint.ErrNotFound) {
+			return recovered{}, fatal(err)
+		}
+		return recovered{}, classifyStore(err)
+	}
+	inc.cfg.Logger.Sugar().Infof("starting from savepoint %s, checkpoint %d of app %s", view, m.Checkpoint, m.App)
+	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, mended: true, positions: map[offsets.Partition]offsets.Position{}}
+	positions := maps.Clone(adopted.Positions)
+	for p := range committed {
+		if at, ok := positions[p]; ok {
+			r.positions[p] = at
+		}
+	}
+	return r, inc.addNew(ctx, committed, r.positions)
+}

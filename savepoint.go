@@ -1,0 +1,51 @@
+package weir
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/processor"
+)
+
+// SavepointInfo describes a savepoint.
+type SavepointInfo = checkpoint.SavepointInfo
+
+// ErrNotRunning is what [App.Savepoint] and [App.StopWithSavepoint] give while Run does
+// not run.
+var ErrNotRunning = processor.ErrNotRunning
+
+// Savepoint takes a checkpoint of the running app and copies it to a savepoint of the
+// store at url, or of the app's own store if url is empty. A savepoint is complete in
+// itself, can be copied anywhere, and is never deleted by Weir. Processing goes on
+// meanwhile. It may be called from any goroutine while Run runs.
+func (a *App) Savepoint(ctx context.Context, url, name string) (SavepointInfo, error) {
+	return a.savepoint(ctx, url, name, (*processor.Job).Savepoint)
+}
+
+// StopWithSavepoint stops the app as a cancelled context does, and makes a savepoint of
+// its last checkpoint, which then holds all that was ever committed. An instance that
+// stands by would take over and go on: stop it before. Run returns nil.
+func (a *App) StopWithSavepoint(ctx context.Context, url, name string) (SavepointInfo, error) {
+	return a.savepoint(ctx, url, name, (*processor.Job).StopWithSavepoint)
+}
+
+func (a *App) savepoint(ctx context.Context, url, name string,
+	take func(*processor.Job, context.Context, checkpoint.Store, string) (SavepointInfo, error)) (SavepointInfo, error) {
+	job := a.job.Load()
+	if job == nil {
+		return SavepointInfo{}, fmt.Errorf("weir: %s: savepoint %q: %w", a.name, name, ErrNotRunning)
+	}
+	to := job.Store()
+	if url != "" {
+		var err error
+		if to, err = checkpoint.OpenStore(url); err != nil {
+			return SavepointInfo{}, fmt.Errorf("weir: %s: savepoint %q: %w", a.name, name, err)
+		}
+	}
+	info, err := take(job, ctx, to, name)
+	if err != nil {
+		return SavepointInfo{}, fmt.Errorf("weir: %s: savepoint %q: %w", a.name, name, err)
+	}
+	return info, nil
+}

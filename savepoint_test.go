@@ -1,0 +1,199 @@
+package weir_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/state/pebble"
+)
+
+// liveCount is a word count that runs until it is stopped.
+type liveCount struct {
+	app       *weir.App
+	committed chan int64
+	done      chan error
+	stop      context.CancelFunc
+}
+
+func startCount(t *testing.T, brokers []string, store string, opts ...weir.Option) *liveCount {
+	t.Helper()
+	r := &liveCount{committed: make(chan int64, 1024), done: make(chan error, 1)}
+	r.app = weir.New("wordcount", append([]weir.Option{weir.Brokers(brokers...), weir.CheckpointStore(store), weir.InstanceID("a"),
+		weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond),
+		weir.Listen(weir.Listener{CheckpointCommitted: func(i event.CheckpointCommitted) {
+			select {
+			case r.committed <- i.Checkpoint:
+			default: // nobody waits
+			}
+		}})}, opts...)...)
+	wordCount(r.app)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	r.stop = cancel
+	t.Cleanup(cancel)
+	go func() { r.done <- r.app.Run(ctx) }()
+	return r
+}
+
+func (r *liveCount) waitCommit(t *testing.T) {
+	t.Helper()
+	select {
+	case <-r.committed:
+	case err := <-r.done:
+		t.Fatalf("the app stopped: %v", err)
+	}
+}
+
+// forget deletes all that Kafka knows of the app, as one who starts it elsewhere.
+func forget(t *testing.T, brokers []string) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	if _, err := adm.DeleteGroup(t.Context(), "wordcount"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := adm.DeleteTopics(t.Context(), "wordcount-checkpoints"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A savepoint of a running app, moved to another directory, is where an app with
+// another backend and parallelism goes on, with its offsets.
+func TestS28_SavepointIsMovedAndRestoredElsewhere(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	first, second := words(2000, 300), words(1000, 400)
+	produce(t, brokers, "lines", first...)
+	r := startCount(t, brokers, t.TempDir())
+	consume(t, brokers, "counts", len(first))
+	dir := t.TempDir()
+	info, err := r.app.Savepoint(t.Context(), dir, "before-v2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !info.Complete || info.Name != "before-v2" {
+		t.Fatalf("the savepoint is %+v", info)
+	}
+	if _, err := r.app.Savepoint(t.Context(), dir, "before-v2"); !errors.Is(err, checkpoint.ErrSavepointExists) {
+		t.Errorf("a second savepoint of that name: %v", err)
+	}
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Fatal(err)
+	}
+	forget(t, brokers)
+	moved := filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.Rename(filepath.Join(dir, "savepoint", "before-v2"), moved); err != nil {
+		t.Fatal(err)
+	}
+
+	produce(t, brokers, "lines", second...)
+	life := &keyedLife{brokers: brokers, store: checkpoint.NewMem(), backend: pebble.Dir(t.TempDir()), parallelism: 3,
+		opts: []weir.Option{weir.FromSavepoint(moved, "")}}
+	life.run(t)
+	if got := counted(t, brokers, len(first)+len(second)); !maps.Equal(got, wordCounts(first, second)) {
+		t.Fatal("the counts differ from those of the input")
+	}
+	// Once something is committed the option does nothing.
+	third := words(500, 100)
+	produce(t, brokers, "lines", third...)
+	life.run(t)
+	if got := counted(t, brokers, len(first)+len(second)+len(third)); !maps.Equal(got, wordCounts(first, second, third)) {
+		t.Fatal("the counts differ from those of the input after another start")
+	}
+}
+
+func TestStopWithSavepointHoldsAllThatWasCommitted(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	lines := words(2000, 300)
+	produce(t, brokers, "lines", lines...)
+	store := t.TempDir()
+	r := startCount(t, brokers, store)
+	r.waitCommit(t)
+	if _, err := r.app.StopWithSavepoint(t.Context(), "", "last"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-r.done; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.app.Savepoint(t.Context(), "", "late"); !errors.Is(err, weir.ErrNotRunning) {
+		t.Errorf("a savepoint of an app that stopped: %v", err)
+	}
+	forget(t, brokers)
+	life := &keyedLife{brokers: brokers, store: checkpoint.NewMem(), opts: []weir.Option{weir.FromSavepoint(store, "last")}}
+	life.run(t)
+	if got := counted(t, brokers, len(lines)); !maps.Equal(got, wordCounts(lines)) {
+		t.Fatal("the counts differ from those of the input")
+	}
+}
+
+// Without its offsets a savepoint gives its state to an input that is read anew.
+func TestSavepointWithoutPositionsReadsTheInputAnew(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	lines := words(500, 50)
+	produce(t, brokers, "lines", lines...)
+	store := t.TempDir()
+	r := startCount(t, brokers, store)
+	consume(t, brokers, "counts", len(lines))
+	if _, err := r.app.StopWithSavepoint(t.Context(), "", "state"); err != nil {
+		t.Fatal(err)
+	}
+	<-r.done
+	forget(t, brokers)
+	life := &keyedLife{brokers: brokers, store: checkpoint.NewMem(), opts: []weir.Option{weir.FromSavepoint(store, "state", weir.DropPositions())}}
+	life.run(t)
+	if got := counted(t, brokers, 2*len(lines)); !maps.Equal(got, wordCounts(lines, lines)) {
+		t.Fatal("the counts are not those of the input read twice")
+	}
+}
+
+func TestSavepointThatCannotBeUsedIsRefused(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	produce(t, brokers, "lines", words(100, 10)...)
+	store := t.TempDir()
+	r := startCount(t, brokers, store)
+	r.waitCommit(t)
+	if _, err := r.app.StopWithSavepoint(t.Context(), "", "ok"); err != nil {
+		t.Fatal(err)
+	}
+	<-r.done
+	for _, c := range []struct {
+		name string
+		app  string
+		opts []weir.Option
+		want []string
+	}{
+		{"missing", "other", []weir.Option{weir.FromSavepoint(store, "none")}, []string{"savepoint none", "missing"}},
+		{"of another app", "other", []weir.Option{weir.FromSavepoint(store, "ok")}, []string{"wordcount", "other"}},
+		{"key-groups", "other", []weir.Option{weir.FromSavepoint(store, "ok", weir.AnyApp()), weir.KeyGroups(64)}, []string{"128", "64"}},
+		{"name", "other", []weir.Option{weir.FromSavepoint(store, "../x")}, []string{`savepoint name "../x"`}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			app := weir.New(c.app, append([]weir.Option{weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"), weir.Drain()}, c.opts...)...)
+			wordCount(app)
+			err := app.Run(t.Context())
+			if err == nil {
+				t.Fatal("it started")
+			}
+			for _, w := range c.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("the error does not say %q: %v", w, err)
+				}
+			}
+		})
+	}
+}
