@@ -274,6 +274,31 @@ func TestS04_ABuilderDoesNotCopyDamage(t *testing.T) {
 	}
 }
 
+func TestWhatABuilderWroteBeforeAnErrorIsDeleted(t *testing.T) {
+	mem := checkpoint.NewMem()
+	a := newApp(t, mem, testGroups)
+	value := make([]byte, 8)
+	a.put(1, 2, []byte("x"), forever, value)
+	a.put(1, 3, []byte("y"), forever, value)
+	a.checkpoint()
+	a.put(1, 9, []byte("z"), forever, value)
+	a.checkpoint()
+	s := openLatest(t, mem)
+	mem.Tamper(s.manifest.Segments[1].Object, func(b []byte) []byte { b[20] ^= 1; return b })
+	store := &counting{Store: mem}
+	b := Edit(s, BuildOptions{Dir: t.TempDir(), MemoryBytes: 1})
+	defer b.Close()
+	if _, err := b.Write(t.Context(), store, "bad"); err == nil {
+		t.Error("damage was copied")
+	}
+	if store.puts == 0 {
+		t.Error("nothing was written before the error: the test says nothing")
+	}
+	if list, err := checkpoint.ListSavepoints(t.Context(), mem); err != nil || len(list) != 0 {
+		t.Errorf("left: %v %v", list, err)
+	}
+}
+
 func TestDiffTellsWhatChanged(t *testing.T) {
 	store, _ := sample(t)
 	before, err := Open(t.Context(), store, "1")

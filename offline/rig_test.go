@@ -164,11 +164,17 @@ func openRef(t *testing.T, store checkpoint.Store, which string) offsets.Manifes
 	return ref
 }
 
-// counting counts the bytes that are read.
+// counting counts the bytes that are read, and the objects written.
 type counting struct {
 	checkpoint.Store
 	mu    sync.Mutex
 	bytes int64
+	puts  int
+}
+
+func (c *counting) Put(ctx context.Context, name string, data []byte) error {
+	c.puts++
+	return c.Store.Put(ctx, name, data)
 }
 
 func (c *counting) add(n int) {

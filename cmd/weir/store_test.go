@@ -285,7 +285,7 @@ func TestSavepointsAreMadeCopiedChangedAndRemoved(t *testing.T) {
 // cluster is a broker with committed offsets of the app.
 func cluster(t *testing.T, ref *offsets.ManifestRef) string {
 	t.Helper()
-	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "payments"))
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "payments", "other"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,6 +308,12 @@ func cluster(t *testing.T, ref *offsets.ManifestRef) string {
 		}
 		os.Add(kadm.Offset{Topic: "payments", Partition: p, At: at, LeaderEpoch: -1, Metadata: pointer})
 	}
+	// What another app committed in the same group is none of ours.
+	foreign, err := offsets.Pointer{App: "other", Instance: "host-a", Offset: 1, Manifest: offsets.ManifestRef{Checkpoint: 99999}}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Add(kadm.Offset{Topic: "other", Partition: 0, At: 1, LeaderEpoch: -1, Metadata: foreign})
 	if err := kadm.NewClient(cl).CommitAllOffsets(t.Context(), "payments", os); err != nil {
 		t.Fatal(err)
 	}
