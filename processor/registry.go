@@ -33,7 +33,7 @@ func (inc *incarnation) register() error {
 		})
 		info := checkpoint.StateInfo{
 			Operator: d.Operator, Name: d.Name, Kind: d.Kind,
-			KeyCodec: d.KeyCodec, ValueCodec: d.ValueCodec, ValueVersion: d.ValueVersion,
+			KeyCodec: d.KeyCodec, SubCodec: d.SubCodec, ValueCodec: d.ValueCodec, ValueVersion: d.ValueVersion,
 		}
 		if i < 0 {
 			info.ID = next
@@ -49,6 +49,9 @@ func (inc *incarnation) register() error {
 		}
 		if was.Kind != d.Kind {
 			errs = append(errs, fmt.Errorf("%s: checkpoint %d holds a %s state, the topology declares a %s state; give the state a new name", where, inc.base.Checkpoint, was.Kind, d.Kind))
+		}
+		if was.Kind == d.Kind && was.SubCodec != d.SubCodec {
+			errs = append(errs, fmt.Errorf("%s: the map keys of checkpoint %d were written by codec %q, the topology uses %q; keys never change type: give the state a new name, or go back to the old codec", where, inc.base.Checkpoint, was.SubCodec, d.SubCodec))
 		}
 		if was.ValueCodec != d.ValueCodec {
 			errs = append(errs, fmt.Errorf("%s: the values of checkpoint %d were written by codec %q, the topology uses %q; give the state a new name, or read the old values by a codec.Migrator under the old name", where, inc.base.Checkpoint, was.ValueCodec, d.ValueCodec))

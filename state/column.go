@@ -19,8 +19,13 @@ type Descriptor struct {
 
 // Kinds of states.
 const (
-	KindValue  = "value"
-	KindTimers = "timers"
+	KindValue       = "value"
+	KindReducing    = "reducing"    // stored as a value
+	KindAggregating = "aggregating" // stored as a value
+	KindMap         = "map"
+	KindList        = "list"
+	KindBroadcast   = "broadcast"
+	KindTimers      = "timers"
 )
 
 // column is the typed table of one handle: one cell for each slot of the keyspace.
@@ -66,6 +71,15 @@ type column interface {
 	extra() int64
 }
 
+// trimmer is a column whose cells hold so much that they are dropped in parts.
+type trimmer interface {
+	column
+	// trim looks at up to n of the entries of a slot, and drops those that the backing
+	// has as of the committed checkpoint and that were not used since it looked at them
+	// before. It tells whether there are more to look at before it begins again.
+	trim(slot, committed uint32, n int) (more bool)
+}
+
 // slots is the part of a Keyspace that its columns see.
 type slots interface {
 	// slot returns the current key's slot; ok is false if the key has none, and thus
@@ -87,6 +101,9 @@ type slots interface {
 	committed() int64
 	// frozen is told of each slot of which something went into the builder.
 	frozen(slot uint32)
+	// pin is told how many bytes of memory hold something, beside the cells of a slot,
+	// that went into the builder.
+	pin(bytes int)
 	// emptied is told of each slot whose cell holds nothing any more, so that a slot
 	// that no column uses is freed.
 	emptied(slot uint32)

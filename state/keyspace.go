@@ -42,7 +42,8 @@ type Config struct {
 	// was not used for long and can be read again. Without a Backing it has no meaning.
 	MemoryBytes int64
 	// FirstKeyGroup and KeyGroups are the key-groups that the keyspace owns: the first
-	// and how many. Without a Backing they have no meaning.
+	// and how many. Without a Backing all that counts is whether the first one is 0: that
+	// keyspace freezes the broadcast states.
 	FirstKeyGroup, KeyGroups int
 	// Committed returns the newest checkpoint that the Backing has. What was encoded
 	// for a later one is not dropped.
@@ -61,8 +62,10 @@ type Keyspace[K comparable] struct {
 	free  []uint32
 	next  uint32
 
-	columns []column
-	byID    map[uint16]column
+	columns  []column
+	byID     map[uint16]column
+	trimmers []trimmer      // some of the columns
+	shared   []sharedColumn // some of the columns
 
 	cur     K
 	curKG   uint16
@@ -93,6 +96,7 @@ type Keyspace[K comparable] struct {
 type pinned struct {
 	checkpoint int64
 	slots      int
+	bytes      int64 // beside those of the slots
 }
 
 type slotKey[K comparable] struct {
@@ -115,6 +119,11 @@ func (ks *Keyspace[K]) Attach(s *Scope, ids []uint16) {
 	for i, c := range s.columns {
 		c.attach(ks, ids[i])
 		ks.columns = append(ks.columns, c)
+		if t, ok := c.(sharedColumn); ok {
+			ks.shared = append(ks.shared, t)
+		} else if t, ok := c.(trimmer); ok {
+			ks.trimmers = append(ks.trimmers, t)
+		}
 		ks.byID[ids[i]] = c
 		c.grow(ks.capacity())
 	}
@@ -196,6 +205,29 @@ func (ks *Keyspace[K]) UseAt(k K, keyGroup uint16, slot uint32) {
 // Key is the current key.
 func (ks *Keyspace[K]) Key() K { return ks.cur }
 
+// LoadBroadcast reads the broadcast states from the Backing, which must be at the
+// checkpoint that the keyspace begins with. It is called once, after Attach and SetTime.
+// Without a Backing, Restore does it: every subtask is given all entries of these states.
+func (ks *Keyspace[K]) LoadBroadcast() error {
+	for _, c := range ks.shared {
+		if ks.cfg.Backing == nil {
+			break
+		}
+		if err := c.loadShared(ks.cfg.Backing); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Broadcasting says whether the handler that is called next is that of a record of a
+// broadcast stream, which may write broadcast states. There is no current key then.
+func (ks *Keyspace[K]) Broadcasting(on bool) {
+	for _, c := range ks.shared {
+		c.allow(on)
+	}
+}
+
 // Len is the number of keys that hold state.
 func (ks *Keyspace[K]) Len() int { return ks.index.len }
 
@@ -261,6 +293,9 @@ func (ks *Keyspace[K]) Restore(keyGroup, id uint16, userKey, value []byte) error
 	c, ok := ks.byID[id]
 	if !ok {
 		return fmt.Errorf("state id %d belongs to no operator of this topology", id)
+	}
+	if s, ok := c.(sharedColumn); ok {
+		return s.restoreShared(userKey, value)
 	}
 	key, rest, ok := c.split(userKey)
 	if !ok {
@@ -389,11 +424,12 @@ func (ks *Keyspace[K]) Pinned() int64 {
 	for len(ks.pinned) > 0 && ks.pinned[0].checkpoint <= committed {
 		ks.pinned = slices.Delete(ks.pinned, 0, 1)
 	}
-	n := 0
+	n, bytes := 0, int64(0)
 	for _, p := range ks.pinned {
 		n += p.slots
+		bytes += p.bytes
 	}
-	return int64(n) * ks.slotBytes()
+	return int64(n)*ks.slotBytes() + bytes
 }
 
 // slotBytes is the memory of one slot.
@@ -436,6 +472,13 @@ func (ks *Keyspace[K]) evict(committed uint32) {
 			return
 		}
 		slot := ks.hand
+		for _, c := range ks.trimmers {
+			for c.trim(slot, committed, evictCheck) {
+				if ks.fits() {
+					return
+				}
+			}
+		}
 		if ks.hand++; ks.hand == ks.next {
 			ks.hand = 0
 		}
@@ -480,6 +523,8 @@ func (ks *Keyspace[K]) frozen(slot uint32) {
 		ks.pinned[len(ks.pinned)-1].slots++
 	}
 }
+
+func (ks *Keyspace[K]) pin(bytes int) { ks.pinned[len(ks.pinned)-1].bytes += int64(bytes) }
 
 func (ks *Keyspace[K]) emptied(slot uint32)        { ks.maybeEmpty = append(ks.maybeEmpty, slot) }
 func (ks *Keyspace[K]) builder() *segment.Builder  { return ks.into }

@@ -203,6 +203,9 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 		return h.errorf("%w", err)
 	}
 	if header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain) {
+		if h.keys.backing() == nil {
+			h.keys.emptied(slot)
+		}
 		return nil
 	}
 	v, err := codec.DecodeVersion(h.codec, header.Version, b)
@@ -223,10 +226,11 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 }
 
 func (h *OfValue[V]) encode(n int) (int, error) {
-	for done := range n {
+	done := 0
+	for ; done < n; done++ {
 		slot, ok := h.next()
 		if !ok {
-			return done, nil
+			break
 		}
 		if c := h.at(slot); c.flags&h.frozen() != 0 { // else it was encoded when it was touched
 			if err := h.encodeCell(slot, c); err != nil {
@@ -234,7 +238,10 @@ func (h *OfValue[V]) encode(n int) (int, error) {
 			}
 		}
 	}
-	return n, nil
+	if h.opts.domain != segment.Forever {
+		h.sweepSome(sweepPerChange * done)
+	}
+	return done, nil
 }
 
 // encodeCell writes a frozen cell.
@@ -274,20 +281,24 @@ func (h *OfValue[V]) encodeCell(slot uint32, c *cell[V]) error {
 	return nil
 }
 
-// sweep looks at one chunk for cells that expired. No tombstone is written for them:
-// what segments hold of them is expired as well.
-func (h *OfValue[V]) sweep() {
+func (h *OfValue[V]) sweep() { h.sweepSome(sweepPerCut) }
+
+// sweepSome looks at some cells. No tombstone is written for one that has expired: what
+// segments hold of it has expired as well.
+func (h *OfValue[V]) sweepSome(n int) {
 	if h.opts.domain == segment.Forever || h.keys.backing() != nil || len(h.chunks) == 0 {
 		return
 	}
-	chunk := h.swept % uint32(len(h.chunks))
-	h.swept = chunk + 1
 	now := h.keys.now(h.opts.domain)
-	for i := range h.chunks[chunk] {
-		c := &h.chunks[chunk][i]
-		if c.flags&(cellSet|cellBusy) == cellSet && h.expires[chunk][i] <= now {
+	for range min(n, len(h.chunks)<<chunkBits) {
+		slot := h.swept
+		if h.swept++; h.swept == uint32(len(h.chunks))<<chunkBits {
+			h.swept = 0
+		}
+		c := h.at(slot)
+		if c.flags&(cellSet|cellBusy) == cellSet && h.expires[slot>>chunkBits][slot&chunkMask] <= now {
 			*c = cell[V]{}
-			h.keys.emptied(chunk<<chunkBits | uint32(i))
+			h.keys.emptied(slot)
 		}
 	}
 }
