@@ -234,6 +234,21 @@ func TestS32_IdlePartitionHoldsTimeBackUntilItIsIdleAlsoAfterARestore(t *testing
 	wantValues(t, brokers, "out", "a fired 1100", "b fired 1600", "b fired 1601", "late late@2900")
 }
 
+// A partition that has no records after a restore counts with the watermark it had.
+func TestS32_WatermarkOfAPartitionSurvivesARestart(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	store := checkpoint.NewMem()
+	produceTo(t, brokers, 1, "b@5000")
+	produceTo(t, brokers, 0, "a@1000")
+	r := start(t, "app", brokers, reminders(nil), weir.Store(store))
+	committedRecords(r, 2)
+	stop(t, r)
+	r = start(t, "app", brokers, reminders(nil), weir.Store(store))
+	produceTo(t, brokers, 0, "c@4000")
+	wantValues(t, brokers, "out", "a fired 1100")
+	stop(t, r)
+}
+
 // alarms sets a processing-time timer for an hour ahead, by the clock, and emits the key
 // when it fires.
 func alarms(now clock.Clock) func(*weir.App) {
@@ -260,6 +275,13 @@ func TestS32_ProcessingTimersFireWithoutInputAndAreCommitted(t *testing.T) {
 	produce(t, brokers, "in", "a", "b")
 	r := start(t, "app", brokers, alarms(now), weir.Store(store), weir.UseClock(now))
 	committedRecords(r, 2)
+	for timeout := time.After(deadline); now.Waiting() == 0; {
+		select {
+		case <-timeout:
+			t.Fatal("nobody waits for the time of the timers")
+		case <-time.After(time.Millisecond):
+		}
+	}
 	now.Advance(time.Hour)
 	wantValues(t, brokers, "out", "a", "b")
 	produce(t, brokers, "in", "c")

@@ -1,6 +1,7 @@
 package processor
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -181,5 +182,32 @@ func TestPartitionIsNotIdleWhileNobodyListens(t *testing.T) {
 		r.awake(r.chains["in"], p)
 		step(59*time.Second, false)
 		step(time.Second, true)
+	})
+}
+
+// Behind the end of time there are no records: those that still come are the next run's.
+func TestRecordsBehindTheEndOfADrainAreLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		processed := 0
+		st := &Sources{}
+		st.Add("in", "in", func(*Subtask) func(*kgo.Record) { return func(*kgo.Record) { processed++ } })
+		ctx, cancel := context.WithCancel(t.Context())
+		inc := newIncarnation(ctx, &Config{Parallelism: 1, KeyGroups: 1}, &Plan{Sources: st}, nil, nil)
+		inc.gate = newGate(1, 0)
+		r := st.build(inc)[0]
+		p := &partition{id: offsets.Partition{Topic: "in"}, owner: r, end: -1}
+		go r.run(ctx)
+		r.queue <- slice{p, []*kgo.Record{{Topic: "in", Offset: 0}}}
+		synctest.Wait()
+		inc.inputEnded.Store(true)
+		r.inject(1)
+		synctest.Wait()
+		r.queue <- slice{p, []*kgo.Record{{Topic: "in", Offset: 1}}}
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		if processed != 1 || p.next != 1 {
+			t.Errorf("%d records were processed, up to offset %d, want 1", processed, p.next)
+		}
 	})
 }

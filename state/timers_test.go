@@ -133,10 +133,14 @@ func modelTimers(t *testing.T, backed bool, seed uint64) {
 	window := 20
 	r := newTimerRig(stored, backed, window)
 	want := map[modelTimer]bool{}
-	durable := maps.Clone(want)     // of the last commit
-	var pending map[modelTimer]bool // at the last cut
-	var runs []segment.Run          // encoded and not committed
-	var encoding, encoded bool      // a cut is being encoded; is encoded and not committed
+	durable := maps.Clone(want) // of the last commit
+	type cut struct {
+		id   int64
+		want map[modelTimer]bool
+		run  segment.Run
+	}
+	var cuts []cut   // encoded and not in the backing, oldest first
+	var current *cut // is being encoded
 	now, checkpoint := int64(0), int64(0)
 	key := func() string { return fmt.Sprint("k", rng.IntN(keys)) }
 	set := func(k string, not int64) {
@@ -158,12 +162,34 @@ func modelTimers(t *testing.T, backed bool, seed uint64) {
 		r.timers.Delete(time.UnixMilli(ms))
 		delete(want, modelTimer{ms, k})
 	}
+	again := func(k string) { // what is set is set again, and then removed
+		for m := range want {
+			if m.key == k {
+				r.timers.Set(time.UnixMilli(m.ms))
+				remove(k)
+				return
+			}
+		}
+	}
 	finish := func() {
 		if done, err := r.ks.Encode(1 << 30); err != nil || !done {
 			t.Fatal(done, err)
 		}
-		runs = append(runs, r.builder.Finish())
-		encoding, encoded = false, true
+		current.run = r.builder.Finish()
+		cuts, current = append(cuts, *current), nil
+	}
+	check := func() {
+		t.Helper()
+		var got []modelTimer
+		for k := range stored.entries {
+			if k[3] == 1 {
+				got = append(got, modelTimer{cutTime([]byte(k[4:12])), k[12:]})
+			}
+		}
+		slices.SortFunc(got, byTimeThenKey)
+		if all := slices.SortedFunc(maps.Keys(durable), byTimeThenKey); !slices.Equal(got, all) {
+			t.Fatalf("checkpoint %d: %d timers are stored, want %d", stored.committed, len(got), len(all))
+		}
 	}
 	for step := range steps {
 		k := key()
@@ -171,8 +197,10 @@ func modelTimers(t *testing.T, backed bool, seed uint64) {
 		switch p := rng.IntN(100); {
 		case p < 55:
 			set(k, -1)
-		case p < 70:
+		case p < 66:
 			remove(k)
+		case p < 70:
+			again(k)
 		case p < 74:
 			r.value.Set(int64(step))
 		case p < 84:
@@ -197,34 +225,26 @@ func modelTimers(t *testing.T, backed bool, seed uint64) {
 				}
 			}
 		case p < 90:
-			switch {
-			case encoding:
-				done, err := r.ks.Encode(1 + rng.IntN(20))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if done {
-					finish()
-				}
-			case !encoded || rng.IntN(4) == 0: // perhaps the one before was given up
+			if current == nil {
 				checkpoint++
 				r.ks.Cut(&r.builder, checkpoint)
-				pending, encoding = maps.Clone(want), true
-			}
-		case p < 96 && encoded:
-			if encoding { // the next one: what is durable is what was cut before it
+				current = &cut{id: checkpoint, want: maps.Clone(want)}
+			} else if done, err := r.ks.Encode(1 + rng.IntN(20)); err != nil {
+				t.Fatal(err)
+			} else if done {
 				finish()
 			}
-			for _, run := range runs {
-				stored.apply(run)
+		case p < 96 && len(cuts) > 0:
+			for range 1 + rng.IntN(len(cuts)) { // those before it were given up
+				stored.apply(cuts[0].run)
+				stored.committed, durable, cuts = cuts[0].id, cuts[0].want, cuts[1:]
 			}
-			runs, encoded, stored.committed = nil, false, checkpoint
-			durable = maps.Clone(pending)
-		case p < 98 && !encoding:
+			check()
+		case p < 98 && current == nil:
 			r.ks.Evict()
 		case p == 99 && rng.IntN(4) == 0:
 			r = newTimerRig(stored, backed, window)
-			want, runs, encoding, encoded = maps.Clone(durable), nil, false, false
+			want, cuts, current = maps.Clone(durable), nil, nil
 		}
 		if err := r.ks.Err(); err != nil {
 			t.Fatal(err)
@@ -238,27 +258,6 @@ func modelTimers(t *testing.T, backed bool, seed uint64) {
 				t.Fatalf("step %d: the earliest timer is at %d, want %d", step, got, first)
 			}
 		}
-	}
-	// What is stored in the end is what the model has, timer for timer.
-	if encoding {
-		finish()
-	}
-	checkpoint++
-	if err := r.ks.Freeze(&r.builder, checkpoint); err != nil {
-		t.Fatal(err)
-	}
-	for _, run := range append(runs, r.builder.Finish()) {
-		stored.apply(run)
-	}
-	var got []modelTimer
-	for k := range stored.entries {
-		if k[3] == 1 {
-			got = append(got, modelTimer{cutTime([]byte(k[4:12])), k[12:]})
-		}
-	}
-	slices.SortFunc(got, byTimeThenKey)
-	if all := slices.SortedFunc(maps.Keys(want), byTimeThenKey); !slices.Equal(got, all) {
-		t.Fatalf("%d timers are stored, want %d", len(got), len(all))
 	}
 }
 

@@ -76,3 +76,10 @@ func (m *Manual) Advance(d time.Duration) {
 		}
 	}
 }
+
+// Waiting is how many wait for a time.
+func (m *Manual) Waiting() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.alarms)
+}
