@@ -408,6 +408,7 @@ func TestExpiredEntriesAreNotRestored(t *testing.T) {
 	var m *state.OfMap[int64, int64]
 	declare := func(s state.Setup) { m = state.Map(s, "m", codec.Int64, codec.Int64, state.TTL(time.Second)) }
 	o := newOne(t, newCommitted(), 0, declare)
+	o.ks.SetTime(segment.ProcessingTime, 0)
 	m.Put(1, 1)
 	o.ks.SetTime(segment.ProcessingTime, 500)
 	m.Put(2, 2)
@@ -429,6 +430,88 @@ func TestExpiredEntriesAreNotRestored(t *testing.T) {
 	o.ks.SetTime(segment.ProcessingTime, 1500)
 	if m.Has(2) || m.Len() != 0 || keysOf(m.All()) != nil {
 		t.Error("the entry did not expire")
+	}
+}
+
+// What is written before there is a watermark must not be gone with the first one, and
+// what is written before the handle had a time to live not with that.
+func TestTimeToLiveBeginsWhenTimeIsKnown(t *testing.T) {
+	const ttl, now = 1000, 1_700_000_000_000
+	bothWays(t, func(t *testing.T, budget int64) {
+		for name, before := range map[string][]state.Option{
+			"no watermark":    {state.TTL(ttl*time.Millisecond, state.InEventTime)},
+			"no time to live": nil,
+		} {
+			var v *state.OfValue[int64]
+			var m *state.OfMap[int64, int64]
+			declare := func(opts ...state.Option) func(s state.Setup) {
+				return func(s state.Setup) {
+					v = state.Value(s, "v", codec.Int64, opts...)
+					m = state.Map(s, "m", codec.Int64, codec.Int64, opts...)
+				}
+			}
+			start := func(store *committed, at int64) *one {
+				o := newOne(t, store, budget, declare(state.TTL(ttl*time.Millisecond, state.InEventTime)))
+				for k, e := range store.entries {
+					if budget == 0 {
+						if err := o.ks.Restore(0, uint16(k[3]), []byte(k[4:]), e); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				o.ks.SetTime(segment.EventTime, at)
+				return o
+			}
+			expect := func(what string, want bool) {
+				t.Helper()
+				_, ok := v.Lookup()
+				if ok != want || m.Has(1) != want || (m.Len() == 1) != want || (keysOf(m.All()) != nil) != want {
+					t.Errorf("%s: %s: the value is there: %v, the entry: %v, want %v", name, what, ok, m.Has(1), want)
+				}
+			}
+			o := newOne(t, newCommitted(), budget, declare(before...))
+			v.Set(1)
+			m.Put(1, 1)
+			expect("written", true)
+			o.commit()
+			o = start(o.store, now)
+			expect("read when there is a watermark", true)
+			if n := o.commit(); n != 2 {
+				t.Errorf("%s: the first read changed %d entries, want 2", name, n)
+			}
+			o = start(o.store, now+ttl-1)
+			expect("just before", true)
+			if n := o.commit(); n != 0 {
+				t.Errorf("%s: another read changed %d entries", name, n)
+			}
+			o = start(o.store, now+ttl)
+			expect("when it is over", false)
+			o = start(o.store, now)
+			expect("before", true)
+		}
+	})
+}
+
+func TestWhatWasWrittenBeforeTimeWasKnownIsReclaimed(t *testing.T) {
+	var v *state.OfValue[int64]
+	var m *state.OfMap[int64, int64]
+	declare := func(s state.Setup) {
+		v = state.Value(s, "v", codec.Int64, state.TTL(time.Second, state.InEventTime))
+		m = state.Map(s, "m", codec.Int64, codec.Int64, state.TTL(time.Second, state.InEventTime))
+	}
+	for at, want := range map[int64]int{5000: 1, 5999: 1, 6000: 0} {
+		o := newOne(t, newCommitted(), 0, declare)
+		v.Set(1)
+		m.Put(1, 1)
+		o.commit()
+		for _, at := range []int64{5000, at} {
+			o.ks.SetTime(segment.EventTime, at)
+			o.commit()
+			o.commit() // to free the key
+		}
+		if o.ks.Len() != want {
+			t.Errorf("%d keys are there at %d, want %d", o.ks.Len(), at, want)
+		}
 	}
 }
 

@@ -109,7 +109,7 @@ type slotKey[K comparable] struct {
 // NewKeyspace returns an empty keyspace whose keys are encoded by c.
 func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
 	return &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
-		times: [segment.EventTime + 1]int64{segment.EventTime: math.MinInt64}, flatKey: flat(reflect.TypeFor[K]())}
+		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, flatKey: flat(reflect.TypeFor[K]())}
 }
 
 var _ Space = (*Keyspace[string])(nil)
@@ -131,6 +131,7 @@ func (ks *Keyspace[K]) Attach(s *Scope, ids []uint16) {
 }
 
 // SetTime tells what time it is, in milliseconds since 1970: for entries that expire.
+// Until then nothing is known of the time; math.MinInt64 says so, too.
 func (ks *Keyspace[K]) SetTime(d segment.Domain, ms int64) { ks.times[d] = ms }
 
 // Err implements [Space].

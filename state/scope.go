@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/weirstream/weir/state/segment"
@@ -76,6 +77,10 @@ func (f ttlOption) applyTTL(o *options) { f(o) }
 // TTL makes an entry vanish when d has passed since it was written. By default it
 // counts processing time, to the millisecond. An expired entry reads as not set from
 // that instant on; its memory and its place in checkpoints are reclaimed later.
+//
+// What was written before the handle had a time to live, or in event time before there
+// was a watermark, counts as written when it is read first. Without a backing it need not
+// be read for that.
 func TTL(d time.Duration, how ...TTLOption) Option {
 	return option(func(o *options) {
 		o.ttl, o.domain = d, segment.ProcessingTime
@@ -96,6 +101,47 @@ var OnRead TTLOption = ttlOption(func(o *options) { o.onRead = true })
 
 // minRefresh is the part of the time to live by which a read must move the expiry.
 const minRefresh = 32
+
+// unstamped is the expiry of an entry whose time to live has not begun: it was written
+// before the time was known, or before the handle had a time to live. It is stored as
+// one that never expires, and stamped when it is read or swept.
+const unstamped = math.MaxInt64
+
+// unknownTime is what a clock tells of which nothing is known.
+const unknownTime = math.MinInt64
+
+// stamp is the expiry of an entry that is written now.
+func (o *options) stamp(now int64) int64 {
+	if now == unknownTime {
+		return unstamped
+	}
+	return now + o.ttl.Milliseconds()
+}
+
+// moves tells whether reading an entry changes its expiry.
+func (o *options) moves(expires, now int64) bool {
+	if now == unknownTime || expires == unstamped {
+		return now != unknownTime
+	}
+	ttl := o.ttl.Milliseconds()
+	return o.onRead && now+ttl-expires >= ttl/minRefresh
+}
+
+// header is what an entry is stored with.
+func (o *options) header(version int, expires int64) segment.Header {
+	if o.domain == segment.Forever || expires == unstamped {
+		return segment.Header{Version: version}
+	}
+	return segment.Header{Version: version, Domain: o.domain, Expires: expires}
+}
+
+// expiry is the expiry of an entry that was stored with h.
+func (o *options) expiry(h segment.Header) int64 {
+	if h.Domain != o.domain {
+		return unstamped // the handle got its time to live, or another clock, since then
+	}
+	return h.Expires
+}
 
 func optionsOf(opts []Option) (o options, err error) {
 	for _, opt := range opts {

@@ -195,27 +195,20 @@ func (h *entryTable[V]) read(e *entry[V]) bool {
 	if h.opts.domain == segment.Forever {
 		return true
 	}
-	left := e.expires - h.keys.now(h.opts.domain)
-	if left <= 0 {
+	now := h.keys.now(h.opts.domain)
+	if e.expires <= now {
 		return false
 	}
-	if h.opts.renews(left) {
+	if h.opts.moves(e.expires, now) {
 		h.change(e)
 		h.renew(e)
 	}
 	return true
 }
 
-// renews tells whether reading an entry that has so many milliseconds left moves its
-// expiry.
-func (o *options) renews(left int64) bool {
-	ttl := o.ttl.Milliseconds()
-	return o.onRead && ttl-left >= ttl/minRefresh
-}
-
 func (h *entryTable[V]) renew(e *entry[V]) {
 	if h.opts.domain != segment.Forever {
-		e.expires = h.keys.now(h.opts.domain) + h.opts.ttl.Milliseconds()
+		e.expires = h.opts.stamp(h.keys.now(h.opts.domain))
 	}
 }
 
@@ -263,11 +256,7 @@ func (h *entryTable[V]) decode(slot uint32, sub string, b []byte) (*entry[V], er
 	}
 	e := h.newEntry(slot, sub, cellSet|cellStored|entryUsed)
 	e.v = v
-	if header.Domain == h.opts.domain {
-		e.expires = header.Expires
-	} else { // the handle got its time to live, or another clock, since then
-		h.renew(e)
-	}
+	e.expires = h.opts.expiry(header)
 	return e, nil
 }
 
@@ -450,11 +439,7 @@ func (h *entryTable[V]) encodeEntry(e *entry[V]) error {
 		if err != nil {
 			return err
 		}
-		header := segment.Header{Version: h.codec.Version(), Domain: h.opts.domain}
-		if header.Domain != segment.Forever {
-			header.Expires = e.expires
-		}
-		dst = segment.AppendHeader(b.KeyDone(append(dst, e.key...)), header)
+		dst = segment.AppendHeader(b.KeyDone(append(dst, e.key...)), h.opts.header(h.codec.Version(), e.expires))
 		at := len(dst)
 		if dst, err = h.codec.Append(dst, e.v); err != nil {
 			return h.errorf("value: %w", err)
@@ -689,7 +674,14 @@ func (h *entryTable[V]) sweepSome(n int) {
 		looked := 1
 		more := walk(&g.live, &g.hand[0], n, func(e *entry[V]) (remove bool) {
 			looked++
-			if e.flags&cellBusy != 0 || e.expires > now {
+			if e.flags&cellBusy != 0 {
+				return false
+			}
+			if e.expires > now {
+				if e.expires == unstamped && now != unknownTime {
+					h.change(e)
+					h.renew(e)
+				}
 				return false
 			}
 			h.forget(e)

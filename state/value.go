@@ -73,11 +73,11 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 		return zero, false
 	}
 	if h.opts.domain != segment.Forever {
-		left := h.expires[slot>>chunkBits][slot&chunkMask] - h.keys.now(h.opts.domain)
-		if left <= 0 {
+		expires, now := h.expires[slot>>chunkBits][slot&chunkMask], h.keys.now(h.opts.domain)
+		if expires <= now {
 			return zero, false
 		}
-		if ttl := h.opts.ttl.Milliseconds(); h.opts.onRead && ttl-left >= ttl/minRefresh {
+		if h.opts.moves(expires, now) {
 			v := c.v
 			h.change(slot, c)
 			h.renew(slot)
@@ -134,7 +134,7 @@ func (h *OfValue[V]) change(slot uint32, c *cell[V]) {
 
 // renew sets the expiry of a cell that is written now.
 func (h *OfValue[V]) renew(slot uint32) {
-	h.expires[slot>>chunkBits][slot&chunkMask] = h.keys.now(h.opts.domain) + h.opts.ttl.Milliseconds()
+	h.expires[slot>>chunkBits][slot&chunkMask] = h.opts.stamp(h.keys.now(h.opts.domain))
 }
 
 // load asks the backing for a cell.
@@ -216,11 +216,7 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 	c := h.at(slot)
 	c.v, c.flags = codec.Clone(h.codec, v), cellSet|cellStored
 	if h.opts.domain != segment.Forever {
-		if header.Domain == h.opts.domain {
-			h.expires[slot>>chunkBits][slot&chunkMask] = header.Expires
-		} else { // the handle got its time to live, or another clock, since then
-			h.renew(slot)
-		}
+		h.expires[slot>>chunkBits][slot&chunkMask] = h.opts.expiry(header)
 	}
 	return nil
 }
@@ -253,11 +249,11 @@ func (h *OfValue[V]) encodeCell(slot uint32, c *cell[V]) error {
 		if err != nil {
 			return h.errorf("key: %w", err)
 		}
-		header := segment.Header{Version: h.codec.Version(), Domain: h.opts.domain}
-		if header.Domain != segment.Forever {
-			header.Expires = h.expires[slot>>chunkBits][slot&chunkMask]
+		expires := int64(unstamped)
+		if h.opts.domain != segment.Forever {
+			expires = h.expires[slot>>chunkBits][slot&chunkMask]
 		}
-		dst = segment.AppendHeader(b.KeyDone(dst), header)
+		dst = segment.AppendHeader(b.KeyDone(dst), h.opts.header(h.codec.Version(), expires))
 		at := len(dst)
 		if dst, err = h.codec.Append(dst, c.v); err != nil {
 			return h.errorf("value: %w", err)
@@ -296,9 +292,16 @@ func (h *OfValue[V]) sweepSome(n int) {
 			h.swept = 0
 		}
 		c := h.at(slot)
-		if c.flags&(cellSet|cellBusy) == cellSet && h.expires[slot>>chunkBits][slot&chunkMask] <= now {
+		if c.flags&(cellSet|cellBusy) != cellSet {
+			continue
+		}
+		switch expires := h.expires[slot>>chunkBits][slot&chunkMask]; {
+		case expires <= now:
 			*c = cell[V]{}
 			h.keys.emptied(slot)
+		case expires == unstamped && now != unknownTime:
+			h.change(slot, c)
+			h.renew(slot)
 		}
 	}
 }
