@@ -372,3 +372,29 @@ func TestTimersOfOneEpochLeaveNoTrace(t *testing.T) {
 		t.Errorf("%d entries, %d keys, %d and %d timers are left", r.builder.Len(), r.ks.Len(), r.timers.live.Len(), r.timers.gone.Len())
 	}
 }
+
+// A tombstone that is on its way hides the timer until it is in the backing, also when
+// the checkpoint before it comes in meanwhile.
+func TestDeletedTimerDoesNotComeBackFromTheBacking(t *testing.T) {
+	stored := &committedTable{entries: map[string][]byte{}}
+	r := newTimerRig(stored, true, 10)
+	freeze := func(checkpoint int64) segment.Run {
+		t.Helper()
+		if err := r.ks.Freeze(&r.builder, checkpoint); err != nil {
+			t.Fatal(err)
+		}
+		return r.builder.Finish()
+	}
+	r.use("k")
+	r.timers.Set(time.UnixMilli(1000))
+	set := freeze(1)
+	r.use("k")
+	r.timers.Delete(time.UnixMilli(1000))
+	freeze(2)
+	stored.apply(set)
+	stored.committed = 1
+	freeze(3)
+	if got := r.timers.Earliest(); got != NoTimer {
+		t.Errorf("the timer of %d is back", got)
+	}
+}
