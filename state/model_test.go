@@ -17,6 +17,7 @@ import (
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/pebble"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -236,6 +237,7 @@ type subject struct {
 	backed  bool
 	budget  int64
 	store   *committed
+	local   *localStore // holds the same, if not nil
 	ks      *state.Keyspace[string]
 	h       *handles
 	builder segment.Builder
@@ -248,6 +250,10 @@ func (s *subject) start(t *rapid.T, times [3]int64) {
 	cfg := state.Config{}
 	if s.backed {
 		cfg = state.Config{Backing: s.store, MemoryBytes: s.budget, KeyGroups: modelKeyGroups, Committed: func() int64 { return s.store.id }}
+	}
+	if s.local != nil {
+		cfg.Backing = s.local
+		s.local.attach(t)
 	}
 	s.ks = state.NewKeyspace(codec.String, cfg)
 	scope := state.NewScope("op")
@@ -816,6 +822,9 @@ func (w *world) commit() {
 	}
 	w.stored, w.encoded = w.encoded, nil
 	for _, s := range w.subjects {
+		if s.local != nil {
+			s.local.commit(w.T, s.encoded, s.pending)
+		}
 		for _, r := range s.pending {
 			s.store.apply(r)
 			r.Release()
@@ -870,29 +879,45 @@ func (w *world) crash() {
 // they commit adds up to the same.
 func TestHandlesAreMapsAndSlices(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w := &world{T: t, model: newModel(), stored: newModel()}
-		for _, s := range []*subject{
+		drive(t, []*subject{
 			{name: "in memory"},
 			{name: "with a backing", backed: true, budget: 1},
 			{name: "with a backing and some memory", backed: true, budget: 20_000},
-		} {
-			s.store = newCommitted()
-			s.start(t, w.model.times)
-			w.subjects = append(w.subjects, s)
-		}
-		t.Repeat(map[string]func(*rapid.T){
-			"value":  func(t *rapid.T) { w.T = t; w.value() },
-			"":       func(t *rapid.T) { w.T = t; w.audit() },
-			"map":    func(t *rapid.T) { w.T = t; w.aMap() },
-			"list":   func(t *rapid.T) { w.T = t; w.list() },
-			"folds":  func(t *rapid.T) { w.T = t; w.folds() },
-			"rules":  func(t *rapid.T) { w.T = t; w.rules() },
-			"tick":   func(t *rapid.T) { w.T = t; w.tick() },
-			"cut":    func(t *rapid.T) { w.T = t; w.checkpoint() },
-			"slice":  func(t *rapid.T) { w.T = t; w.slice() },
-			"commit": func(t *rapid.T) { w.T = t; w.commit() },
-			"evict":  func(t *rapid.T) { w.T = t; w.evict() },
-			"crash":  func(t *rapid.T) { w.T = t; w.crash() },
 		})
 	})
+}
+
+// The same on the local store.
+func TestHandlesOnTheLocalStoreAreMapsAndSlices(t *testing.T) {
+	db, err := pebble.Open(t.TempDir(), "app", pebble.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rapid.Check(t, func(t *rapid.T) {
+		drive(t, []*subject{
+			{name: "in memory"},
+			{name: "with the local store", backed: true, budget: 1, local: newLocalStore(db)},
+		})
+	})
+}
+
+// drive does some hundred things with the subjects.
+func drive(t *rapid.T, subjects []*subject) {
+	w := &world{T: t, model: newModel(), stored: newModel(), subjects: subjects}
+	for _, s := range subjects {
+		s.store = newCommitted()
+		s.start(t, w.model.times)
+	}
+	actions := map[string]func(*rapid.T){"": func(t *rapid.T) { w.T = t; w.audit() }}
+	for name, do := range map[string]func(){
+		"value": w.value, "map": w.aMap, "list": w.list, "folds": w.folds, "rules": w.rules, "tick": w.tick,
+		"cut": w.checkpoint, "slice": w.slice, "commit": w.commit, "evict": w.evict, "crash": w.crash,
+	} {
+		actions[name] = func(t *rapid.T) {
+			w.T = t
+			do()
+		}
+	}
+	t.Repeat(actions)
 }
