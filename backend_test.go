@@ -150,3 +150,32 @@ func TestS33_StateAndChangesLargerThanTheirMemory(t *testing.T) {
 		t.Fatal("the counts differ from those of the input")
 	}
 }
+
+// An instance that stands by has what was committed before it takes over.
+func TestStandbyFollowsIntoItsLocalStore(t *testing.T) {
+	brokers := broker(t, 3, "in", "out")
+	store := checkpoint.NewMem()
+	active := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("first"), weir.StateBackend(pebble.Dir(t.TempDir())))
+	produce(t, brokers, "in", "a:1", "b:1", "c:1")
+	await(active, 1, any1[event.CheckpointCommitted])
+	standby := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("second"), weir.StateBackend(pebble.Dir(t.TempDir())))
+	awaitMembers(t, brokers, "app", 2)
+	produce(t, brokers, "in", "a:2", "b:2", "c:2")
+	wantValues(t, brokers, "out", "a:1", "b:1", "c:1", "a:3", "b:3", "c:3")
+	committed := await(active, 2, any1[event.CheckpointCommitted]).Checkpoint
+	for _, e := range active.list() { // the values may have come in several checkpoints
+		if c, ok := e.(event.CheckpointCommitted); ok {
+			committed = max(committed, c.Checkpoint)
+		}
+	}
+	await(standby, 1, func(f event.Followed) bool { return f.Checkpoint >= committed })
+	active.stop()
+	if err := active.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if e := await(standby, 1, any1[event.Restored]); e.How != "reused" || e.Checkpoint < committed {
+		t.Errorf("took over with %+v; want the local store reused at checkpoint %d", e, committed)
+	}
+	produce(t, brokers, "in", "a:3")
+	wantValues(t, brokers, "out", "a:1", "b:1", "c:1", "a:3", "b:3", "c:3", "a:6")
+}

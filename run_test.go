@@ -70,6 +70,7 @@ func (r *running) listener() weir.Listener {
 		CheckpointCommitted: func(i event.CheckpointCommitted) { r.add(i) },
 		CheckpointFailed:    func(i event.CheckpointFailed) { r.add(i) },
 		Restored:            func(i event.Restored) { r.add(i) },
+		Followed:            func(i event.Followed) { r.add(i) },
 		Restarting:          func(i event.Restarting) { r.add(i) },
 		DeadLettered:        func(i event.DeadLettered) { r.add(i) },
 		Skipped:             func(i event.Skipped) { r.add(i) },

@@ -164,6 +164,19 @@ func (i Collected) String() string {
 	return fmt.Sprintf("garbage collection: %d objects deleted", i.Deleted)
 }
 
+// Followed says that an instance that stands by brought a checkpoint of the active one
+// into its local store.
+type Followed struct {
+	App        string
+	Checkpoint int64
+	Attached   int // segments that came in
+	Took       time.Duration
+}
+
+func (i Followed) String() string {
+	return fmt.Sprintf("following checkpoint %d: %d segments in %v", i.Checkpoint, i.Attached, i.Took.Round(time.Microsecond))
+}
+
 // StateCopied tells how far the copy of restored state into the local store is, which
 // goes on in the background while the state is in use already.
 type StateCopied struct {
@@ -196,6 +209,7 @@ type Listener struct {
 	Skipped             func(Skipped)
 	Collected           func(Collected)
 	StateCopied         func(StateCopied)
+	Followed            func(Followed)
 }
 
 // Tee returns a listener that calls each of ls in turn, with every function set.
@@ -213,6 +227,7 @@ func Tee(ls ...Listener) Listener {
 		Skipped:             tee(ls, func(l Listener) func(Skipped) { return l.Skipped }),
 		Collected:           tee(ls, func(l Listener) func(Collected) { return l.Collected }),
 		StateCopied:         tee(ls, func(l Listener) func(StateCopied) { return l.StateCopied }),
+		Followed:            tee(ls, func(l Listener) func(Followed) { return l.Followed }),
 	}
 }
 

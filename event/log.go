@@ -24,6 +24,7 @@ func Log(l *zap.Logger) Listener {
 		Skipped:             line[Skipped](l, zapcore.WarnLevel),
 		Collected:           line[Collected](l, zapcore.DebugLevel),
 		StateCopied:         line[StateCopied](l, zapcore.DebugLevel),
+		Followed:            line[Followed](l, zapcore.DebugLevel),
 	}
 }
 

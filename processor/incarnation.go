@@ -32,9 +32,12 @@ type incarnation struct {
 	plan *Plan
 	ends map[offsets.Partition]int64 // drain up to here; nil: never
 
-	local    *pebble.Store // nil: state is in memory
-	localAt  pebble.ID     // what local equals; the committer's once subtasks run
-	ingested atomic.Int64  // newest checkpoint in local
+	local   *pebble.Store // nil: state is in memory
+	localAt pebble.ID     // what local equals; the committer's once subtasks run
+	// Set before opened is closed: ends follow, which then closes followed.
+	stopFollowing context.CancelFunc
+	followed      chan struct{}
+	ingested      atomic.Int64 // newest checkpoint in local
 
 	ctx    context.Context // of everything that runs in the incarnation
 	cancel context.CancelCauseFunc
@@ -161,6 +164,18 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	if err != nil {
 		inc.cancel(err)
 		return err
+	}
+	following, stopFollowing := context.WithCancel(inc.ctx)
+	defer stopFollowing()
+	inc.stopFollowing = stopFollowing
+	inc.followed = make(chan struct{})
+	if inc.local == nil {
+		close(inc.followed)
+	} else {
+		inc.group.Go(func() {
+			defer close(inc.followed)
+			inc.follow(following)
+		})
 	}
 	close(inc.opened)
 	pollCtx, stopPolling := context.WithCancel(inc.ctx)

@@ -3,6 +3,7 @@ package processor
 import (
 	"context"
 	"errors"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/pebble"
+	"github.com/weirstream/weir/txn"
 )
 
 // openLocal opens the local store, if the job has one. It outlives incarnations: what
@@ -159,3 +161,45 @@ func (it iterator) Err() error { return it.Error() }
 
 // keyedStages is the number of stages that keep state.
 func (inc *incarnation) keyedStages() int { return max(len(inc.plan.Stages), 1) }
+
+// followEvery is how often an instance that stands by looks for a new checkpoint.
+const followEvery = time.Second
+
+// follow brings what the active instance commits into the local store of one that
+// stands by, so that little is missing when it takes over. It stops when partitions are
+// assigned. What it fails to do the restore does.
+func (inc *incarnation) follow(ctx context.Context) {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if err := inc.catchUp(ctx); err != nil && ctx.Err() == nil {
+			inc.cfg.Logger.Sugar().Debugf("following the active instance: %v", err)
+		}
+	}
+}
+
+// catchUp makes the local store equal the newest committed checkpoint.
+func (inc *incarnation) catchUp(ctx context.Context) error {
+	last, ok, err := txn.LastCommitRecord(ctx, inc.cfg.Kafka, inc.cfg.CommitTopic, inc.cfg.App)
+	if err != nil || !ok {
+		return err
+	}
+	m, err := checkpoint.Load(ctx, inc.cfg.Store, last.Manifest)
+	if err != nil {
+		return err
+	}
+	want := localID(m.Lineage, last.Manifest)
+	if inc.local.ID() == want {
+		return nil
+	}
+	a, err := inc.local.Attach(ctx, want, localChain(m), objects{inc.cfg.Store})
+	if err == nil {
+		inc.cfg.Listener.Followed(event.Followed{App: inc.cfg.App, Checkpoint: last.Manifest.Checkpoint, Attached: a.Segments - a.Reused, Took: a.Took})
+	}
+	return err
+}

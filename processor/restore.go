@@ -51,6 +51,8 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 		return inc.join(ctx, committed)
 	default:
 	}
+	inc.stopFollowing()
+	<-inc.followed
 	r := &inc.restore
 	begun := time.Now()
 	if !r.began {
