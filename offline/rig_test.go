@@ -35,12 +35,11 @@ var testStates = []checkpoint.StateInfo{
 
 // app writes checkpoints as a running app does.
 type app struct {
-	t      *testing.T
-	store  checkpoint.Store
-	w      *checkpoint.Writer
-	b      segment.Builder
-	id     int64
-	inline int64
+	t     *testing.T
+	store checkpoint.Store
+	w     *checkpoint.Writer
+	b     segment.Builder
+	id    int64
 }
 
 func newApp(t *testing.T, store checkpoint.Store, keyGroups int) *app {

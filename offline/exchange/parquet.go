@@ -52,7 +52,7 @@ func leaf(c offline.AnyCodec) parquet.Node {
 }
 
 type parquetWriter struct {
-	w    *parquet.Writer
+	w    *parquet.GenericWriter[any]
 	l    offline.Layout
 	at   map[string]int // number of a column
 	row  parquet.Row
@@ -84,7 +84,7 @@ func schema(l offline.Layout) *parquet.Schema {
 func newParquetWriter(w io.Writer, l offline.Layout) *parquetWriter {
 	s := schema(l)
 	p := &parquetWriter{l: l, at: map[string]int{}}
-	p.w = parquet.NewWriter(w, s, parquet.Compression(&parquet.Snappy),
+	p.w = parquet.NewGenericWriter[any](w, s, parquet.Compression(&parquet.Snappy),
 		parquet.KeyValueMetadata("weir.operator", l.State.Operator), parquet.KeyValueMetadata("weir.state", l.State.Name),
 		parquet.KeyValueMetadata("weir.kind", l.State.Kind))
 	for _, path := range s.Columns() {
