@@ -30,7 +30,7 @@ func pages(t *testing.T) map[string]string {
 	for _, name := range found {
 		m["docs/"+name] = read(t, name)
 	}
-	for _, name := range []string{"design", "guide", "guarantees", "operations", "formats"} {
+	for _, name := range []string{"design", "guide", "guarantees", "operations", "capabilities", "formats"} {
 		if m["docs/"+name+".md"] == "" {
 			t.Errorf("docs/%s.md is missing", name)
 		}
