@@ -67,7 +67,11 @@ type options struct {
 	store  string
 	opened checkpoint.Store
 	retain int
-	held   int64
+
+	mergeCPU       float64
+	mergeBandwidth int64
+
+	held int64
 
 	txnTimeout, sessionTimeout time.Duration
 
@@ -95,6 +99,7 @@ func defaults() options {
 		keyGroups: DefaultKeyGroups, parallelism: runtime.GOMAXPROCS(0),
 		every: DefaultCheckpointEvery, checkpointTimeout: DefaultCheckpointTimeout, tolerable: DefaultTolerableFailures,
 		retryPause: DefaultRetryPause,
+		mergeCPU:   checkpoint.DefaultMergeCPU,
 		retain:     DefaultRetain, held: DefaultHeldBytes,
 		sessionTimeout: DefaultSessionTimeout, commitReplication: -1,
 		stopTimeout: DefaultStopTimeout,
@@ -211,6 +216,13 @@ func AnyApp() SavepointOption {
 
 // Retain sets how many committed checkpoints are kept in the store. Default 3.
 func Retain(n int) Option { return option(func(o *options) { o.retain = n }) }
+
+// MergeBudget bounds the merging of segments in the background: by a share of one core,
+// and by the bytes a second that are read and written, where 0 is no bound. Merging that
+// has fallen far behind takes a whole core. Default: half a core.
+func MergeBudget(cores float64, bytesPerSecond int64) Option {
+	return option(func(o *options) { o.mergeCPU, o.mergeBandwidth = cores, bytesPerSecond })
+}
 
 // HeldBytes bounds the outputs that may wait in memory, in bytes, while the
 // checkpoint before them is being committed. At the bound, processing waits.
@@ -358,7 +370,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		KeyGroups: o.keyGroups, Parallelism: o.parallelism,
 		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause, RetryPause: o.retryPause},
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
-		Store: o.opened, Retain: o.retain, Backend: o.backend, HeldBytes: o.held,
+		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, Backend: o.backend, HeldBytes: o.held,
 		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
 		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
 		CommitTopic:       or(o.commitTopic, app+"-checkpoints"), CommitTopicReplication: o.commitReplication,
@@ -412,6 +424,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	bad(o.checkpointTimeout <= 0, "weir.CheckpointTimeout(%v): want more than 0", o.checkpointTimeout)
 	bad(o.tolerable < 0, "weir.TolerableFailures(%d): want 0 or more", o.tolerable)
 	bad(o.retain < 1, "weir.Retain(%d): the checkpoint that the pointer names has to be kept: want 1 or more", o.retain)
+	bad(o.mergeCPU <= 0 || o.mergeBandwidth < 0, "weir.MergeBudget(%v, %d): want a share of a core above 0, and bytes a second, or 0 for no bound", o.mergeCPU, o.mergeBandwidth)
 	bad(o.held < 1, "weir.HeldBytes(%d): want more than 0", o.held)
 	bad(o.stopTimeout <= 0, "weir.StopTimeout(%v): want more than 0", o.stopTimeout)
 	bad(o.sessionTimeout <= 0, "weir.SessionTimeout(%v): want more than 0", o.sessionTimeout)

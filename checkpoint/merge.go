@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/state/segment"
 )
@@ -230,7 +231,7 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
 	w.mu.Unlock()
 
 	start := w.cfg.Now()
-	info := MergeInfo{App: w.cfg.App, Segments: len(m.inputs), Bytes: plan.bytes}
+	info := event.Merged{App: w.cfg.App, Segments: len(m.inputs), Bytes: plan.bytes}
 	output, err := w.mergeSegments(ctx, m, plan, watermark, &info)
 
 	w.mu.Lock()
@@ -281,7 +282,7 @@ func shardsOf(bytes, target int64, limit int) int {
 	return n
 }
 
-func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, info *MergeInfo) ([]SegmentRef, error) {
+func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, info *event.Merged) ([]SegmentRef, error) {
 	levels := levelsOf(m.inputs)
 	coarse, fine := w.shardsFor(m, levels)
 	first, last := m.inputs[0].FirstCheckpoint, m.inputs[0].LastCheckpoint

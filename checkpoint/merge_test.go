@@ -15,6 +15,7 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -71,7 +72,7 @@ func TestLargeStateIsMergedRangeByRange(t *testing.T) {
 	var written, largest int64
 	r := newRig(t, s, func(c *checkpoint.Config) {
 		c.KeyGroups, c.MergeFanIn, c.MergeTarget, c.InlineLimit, c.MergeCPU = groups, fanIn, target, -1, 1
-		c.Listener.Merged = func(i checkpoint.MergeInfo) {
+		c.Listener.Merged = func(i event.Merged) {
 			mu.Lock()
 			defer mu.Unlock()
 			if i.Err != nil {
@@ -174,7 +175,7 @@ func TestMergeDropsWhatExpired(t *testing.T) {
 	r := newRig(t, s, func(c *checkpoint.Config) {
 		c.MergeFanIn, c.InlineLimit = 2, -1
 		c.Now = func() time.Time { return now }
-		c.Listener.Merged = func(i checkpoint.MergeInfo) { expired += i.Expired }
+		c.Listener.Merged = func(i event.Merged) { expired += i.Expired }
 	})
 	rng := rand.New(rand.NewPCG(4, 2))
 	at := func(d segment.Domain, ms int64) string {

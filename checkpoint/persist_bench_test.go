@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -49,7 +50,7 @@ func BenchmarkMergingKeepsUp(b *testing.B) {
 	var written int64
 	r := newRig(b, checkpoint.NewMem(), func(c *checkpoint.Config) {
 		c.KeyGroups, c.MergeFanIn, c.MergeCPU = 128, 0, 1
-		c.Listener.Merged = func(i checkpoint.MergeInfo) {
+		c.Listener.Merged = func(i event.Merged) {
 			mu.Lock()
 			defer mu.Unlock()
 			busy += i.Took

@@ -91,7 +91,7 @@ func newRig(t testing.TB, store checkpoint.Store, change func(*checkpoint.Config
 			t.Errorf("collection: %v", i.Err)
 		}
 	}
-	cfg.Listener.Merged = func(i checkpoint.MergeInfo) {
+	cfg.Listener.Merged = func(i event.Merged) {
 		if i.Err != nil {
 			t.Errorf("merge: %v", i.Err)
 		}

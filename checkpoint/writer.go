@@ -89,26 +89,7 @@ type Config struct {
 // from the writer's goroutines.
 type Listener struct {
 	Collected func(event.Collected)
-	Merged    func(MergeInfo)
-}
-
-// MergeInfo says that segments were merged, or not.
-type MergeInfo struct {
-	App      string
-	Segments int   // merged
-	Pieces   int   // that they became
-	Bytes    int64 // read
-	Written  int64 // bytes
-	Expired  int64 // entries whose time was over
-	Took     time.Duration
-	Err      error
-}
-
-func (i MergeInfo) String() string {
-	if i.Err != nil {
-		return fmt.Sprintf("merging %d segments: %v", i.Segments, i.Err)
-	}
-	return fmt.Sprintf("merged %d segments of %d bytes into %d of %d bytes in %v", i.Segments, i.Bytes, i.Pieces, i.Written, i.Took.Round(time.Microsecond))
+	Merged    func(event.Merged)
 }
 
 // Snapshot is what a barrier cut.

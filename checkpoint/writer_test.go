@@ -456,10 +456,10 @@ func TestMergeKeepsTombstonesUnlessItHasTheOldestSegment(t *testing.T) {
 
 func TestFailedMergeIsReportedAndChangesNothing(t *testing.T) {
 	s := faultstore.Wrap(checkpoint.NewMem())
-	merges := make(chan checkpoint.MergeInfo, 100)
+	merges := make(chan event.Merged, 100)
 	r := newRig(t, s, func(c *checkpoint.Config) {
 		c.MergeFanIn = 2
-		c.Listener.Merged = func(i checkpoint.MergeInfo) { merges <- i }
+		c.Listener.Merged = func(i event.Merged) { merges <- i }
 	})
 	s.Before(on(faultstore.Put, "seg/*-m*", errStore))
 	want := model{}

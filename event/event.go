@@ -164,6 +164,25 @@ func (i Collected) String() string {
 	return fmt.Sprintf("garbage collection: %d objects deleted", i.Deleted)
 }
 
+// Merged says that segments in the store became fewer, or why they did not.
+type Merged struct {
+	App      string
+	Segments int   // that were merged
+	Pieces   int   // that they became
+	Bytes    int64 // read
+	Written  int64 // bytes
+	Expired  int64 // entries whose time was over
+	Took     time.Duration
+	Err      error // it is tried again later
+}
+
+func (i Merged) String() string {
+	if i.Err != nil {
+		return fmt.Sprintf("merging %d segments: %v", i.Segments, i.Err)
+	}
+	return fmt.Sprintf("merged %d segments of %d bytes into %d of %d bytes in %v", i.Segments, i.Bytes, i.Pieces, i.Written, i.Took.Round(time.Microsecond))
+}
+
 // Followed says that an instance that stands by brought a checkpoint of the active one
 // into its local store.
 type Followed struct {
@@ -208,6 +227,7 @@ type Listener struct {
 	DeadLettered        func(DeadLettered)
 	Skipped             func(Skipped)
 	Collected           func(Collected)
+	Merged              func(Merged)
 	StateCopied         func(StateCopied)
 	Followed            func(Followed)
 }
@@ -226,6 +246,7 @@ func Tee(ls ...Listener) Listener {
 		DeadLettered:        tee(ls, func(l Listener) func(DeadLettered) { return l.DeadLettered }),
 		Skipped:             tee(ls, func(l Listener) func(Skipped) { return l.Skipped }),
 		Collected:           tee(ls, func(l Listener) func(Collected) { return l.Collected }),
+		Merged:              tee(ls, func(l Listener) func(Merged) { return l.Merged }),
 		StateCopied:         tee(ls, func(l Listener) func(StateCopied) { return l.StateCopied }),
 		Followed:            tee(ls, func(l Listener) func(Followed) { return l.Followed }),
 	}

@@ -23,6 +23,7 @@ func Log(l *zap.Logger) Listener {
 		DeadLettered:        line[DeadLettered](l, zapcore.WarnLevel),
 		Skipped:             line[Skipped](l, zapcore.WarnLevel),
 		Collected:           line[Collected](l, zapcore.DebugLevel),
+		Merged:              line[Merged](l, zapcore.DebugLevel),
 		StateCopied:         line[StateCopied](l, zapcore.DebugLevel),
 		Followed:            line[Followed](l, zapcore.DebugLevel),
 	}

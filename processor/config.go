@@ -37,6 +37,9 @@ type Config struct {
 	Store  checkpoint.Store
 	Retain int // committed checkpoints kept
 
+	MergeCPU       float64 // share of one core; 0: the default
+	MergeBandwidth int64   // bytes a second; 0: no bound
+
 	From SavepointStart // where a job that has committed nothing begins
 
 	Backend pebble.Backend // zero: state is in memory

@@ -364,12 +364,12 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		pinned = inc.local.Needs
 	}
 	w, err := checkpoint.NewWriter(checkpoint.Config{
-		Pinned: pinned,
-		Store:  inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
+		Pinned: pinned, MergeCPU: inc.cfg.MergeCPU, MergeBandwidth: inc.cfg.MergeBandwidth,
+		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
 		Base: at.manifest, BaseRef: at.ref,
 		Incarnation: binary.BigEndian.Uint32(nonce[:]), NewLineage: at.mended,
-		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected},
+		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected, Merged: inc.cfg.Listener.Merged},
 	})
 	if err != nil {
 		return classifyStore(err)
