@@ -193,15 +193,14 @@ var clocks = []clock{
 }
 
 type handles struct {
-	values    []*state.OfValue[string]
-	maps      []mapHandle
-	lists     []*state.OfList[string]
-	sum       *state.OfReducing[int64]
-	mean      *state.OfAggregating[int64, []byte, string]
-	rules     *state.OfBroadcast[int64, string]
-	listIDs   map[uint16]bool // of lists with elements that expire: a list that is empty may begin anywhere
-	states    int
-	expiresAt []clock
+	values  []*state.OfValue[string]
+	maps    []mapHandle
+	lists   []*state.OfList[string]
+	sum     *state.OfReducing[int64]
+	mean    *state.OfAggregating[int64, []byte, string]
+	rules   *state.OfBroadcast[int64, string]
+	listIDs map[uint16]bool // of lists with elements that expire: a list that is empty may begin anywhere
+	states  int
 }
 
 func declare(scope *state.Scope) *handles {

@@ -133,12 +133,6 @@ func (s *sorted[V]) remove(p place) {
 	}
 }
 
-// removeKey removes the key's entry, which is there.
-func (s *sorted[V]) removeKey(key string) {
-	p, _ := s.seek(key)
-	s.remove(p)
-}
-
 // all yields the entries in order. Nothing may be inserted or removed meanwhile.
 func (s *sorted[V]) all(yield func(*entry[V]) bool) {
 	for _, leaf := range s.leaves {
