@@ -87,6 +87,7 @@ func evolve(t *testing.T, before func(*weir.App), input, more []string, then fun
 	for _, backend := range []string{"memory", "pebble"} {
 		for _, through := range []string{"checkpoint", "savepoint"} {
 			t.Run(backend+"/"+through, func(t *testing.T) {
+				t.Parallel()
 				brokers := broker(t, 2, "in", "out", "counts")
 				var b pebble.Backend
 				if backend == "pebble" {

@@ -1,14 +1,17 @@
 package statetest_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/sink/kafka"
@@ -26,7 +30,7 @@ import (
 
 // The check: the same input gives the same state and the same committed outputs of each
 // key, whatever the backend, the parallelism and the rhythm of checkpoints are, and
-// wherever the app was stopped to go on with others. What it must be, a model says that
+// wherever the app was stopped, or died of its store, to go on with others. What it must be, a model says that
 // is a loop over the input.
 
 // order is a line of the input. Its index is its event time: times of a partition ascend,
@@ -350,7 +354,7 @@ type journey struct {
 
 func (j *journey) triggers() []weir.Option {
 	if j.byRecords {
-		return []weir.Option{weir.CheckpointEvery(0), weir.AfterRecords(1 + j.rng.Int64N(400))}
+		return []weir.Option{weir.CheckpointEvery(0), weir.AfterRecords(1 + j.rng.Int64N(200))}
 	}
 	return []weir.Option{weir.CheckpointEvery(time.Duration(1+j.rng.IntN(40)) * time.Millisecond)}
 }
@@ -360,9 +364,10 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 	dir, store := newDir(t)
 	local := t.TempDir()
 	var from []weir.Option
+	left := int64(0) // records of the input that are not in a committed checkpoint
 	var path []string
 	defer func() {
-		if t.Failed() {
+		if t.Failed() || testing.Verbose() {
 			t.Logf("went %s", strings.Join(path, ", "))
 		}
 	}()
@@ -385,6 +390,7 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 			part = orders[:len(orders)/(lives-i)+j.rng.IntN(50)]
 		}
 		orders = orders[len(part):]
+		left += int64(len(part))
 		var rs []*kgo.Record
 		for _, o := range part {
 			rs = append(rs, record("in", o.key, o.String()))
@@ -394,22 +400,35 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 			l.mustDrain(t)
 			break
 		}
+		end := []string{"stop", "savepoint", "retained", "death"}[j.rng.IntN(4)]
+		path = append(path, end)
+		if end == "death" {
+			l.store = dying(store, j.rng.IntN(12), j.rng.IntN(2) == 0)
+			l.opts = append(l.opts, weir.TolerableFailures(0), weir.CheckpointEvery(time.Millisecond), weir.AfterRecords(0),
+				weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 1, Quiet: time.Hour}))
+			l.start(t)
+			produce(t, brokers, rs...)
+			if err := l.endOr(t, func(records int64) bool { return records == left }); err != nil && !errors.Is(err, faultstore.ErrDead) {
+				t.Fatal(err)
+			} else if err != nil {
+				path = append(path, fmt.Sprintf("after %d commits", l.commits))
+			}
+			left -= l.records
+			continue
+		}
 		// The app stops somewhere in this part: what it has not seen of it stays for
 		// the next life.
 		at := 1 + j.rng.Int64N(int64(len(part)))
 		l.start(t)
 		produce(t, brokers, rs...)
 		l.until(t, func(records int64, commits int) bool { return commits > 0 && (records >= at || j.byRecords) })
-		from = nil
-		switch end := []string{"stop", "savepoint", "retained"}[j.rng.IntN(3)]; end {
+		switch end {
 		case "stop":
-			path = append(path, "stopped")
 			l.stop()
 			if err := l.wait(t); err != nil {
 				t.Fatal(err)
 			}
 		default:
-			path = append(path, end)
 			name := fmt.Sprint("life-", i)
 			if end == "savepoint" {
 				if _, err := l.app.StopWithSavepoint(t.Context(), "", name); err != nil {
@@ -430,9 +449,31 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 			from = []weir.Option{weir.FromSavepoint(dir, name)}
 			dir, store = newDir(t)
 		}
+		left -= l.records
 	}
 	return observe(t, brokers, store)
 }
+
+// dying returns a store in which a put fails after n others, and so does each that
+// follows: before it happens, or after, so that it has happened and nobody knows.
+func dying(inner checkpoint.Store, n int, after bool) checkpoint.Store {
+	var puts atomic.Int64
+	s := faultstore.Wrap(inner)
+	hook := func(_ context.Context, op faultstore.Op, _ string) error {
+		if op == faultstore.Put && puts.Add(1) > int64(n) {
+			return faultstore.ErrDead
+		}
+		return nil
+	}
+	if after {
+		s.After(hook)
+	} else {
+		s.Before(hook)
+	}
+	return s
+}
+
+var journeys = flag.Uint64("journeys", 0, "which journeys through backends, parallelisms and ends: another number, others")
 
 func TestBackendParallelismTriggersAndRestoresChangeNoResult(t *testing.T) {
 	orders := randomOrders(rand.New(rand.NewPCG(1, 2)), 1500, 120)
@@ -443,9 +484,9 @@ func TestBackendParallelismTriggersAndRestoresChangeNoResult(t *testing.T) {
 				trigger := map[bool]string{false: "interval", true: "records"}[byRecords]
 				t.Run(fmt.Sprintf("%s/%d/%s", backend, parallelism, trigger), func(t *testing.T) {
 					t.Parallel()
-					seed := uint64(parallelism)<<1 | uint64(len(trigger)&1) | uint64(len(backend)&1)<<8
+					seed := *journeys<<16 | uint64(parallelism)<<1 | uint64(len(trigger)&1) | uint64(len(backend)&1)<<8
 					j := &journey{rand.New(rand.NewPCG(seed, 3)), backend, parallelism, byRecords}
-					want.compare(t, j.run(t, orders, 3))
+					want.compare(t, j.run(t, orders, 4))
 				})
 			}
 		}

@@ -188,6 +188,29 @@ func (l *life) until(t *testing.T, ok func(records int64, commits int) bool) {
 	}
 }
 
+// endOr waits until the app ends, or else stops it when the records that are committed
+// satisfy ok. It returns what Run returned.
+func (l *life) endOr(t *testing.T, ok func(records int64) bool) error {
+	t.Helper()
+	timeout := time.After(deadline)
+	for {
+		l.mu.Lock()
+		enough := ok(l.records)
+		l.mu.Unlock()
+		if enough {
+			l.stop()
+			return l.wait(t)
+		}
+		select {
+		case <-l.changed:
+		case <-l.done:
+			return l.err
+		case <-timeout:
+			t.Fatalf("%d records in %d commits", l.records, l.commits)
+		}
+	}
+}
+
 // drain runs the app over what is in its input and returns what Run returned.
 func (l *life) drain(t *testing.T) error {
 	t.Helper()
