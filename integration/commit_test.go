@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weirstream/weir/txn"
@@ -65,16 +66,7 @@ func TestS10_FencedCommitRollsBackAndRestoresInTheSameProcess(t *testing.T) {
 	for i := range 3 {
 		p.next("committed", progressTime)
 		fencedSoFar, restored := p.count("fenced"), p.count("restored")
-		req := kmsg.NewPtrInitProducerIDRequest()
-		id := txn.TransactionalID(w.app, "one")
-		req.TransactionalID, req.TransactionTimeoutMillis = &id, 60_000
-		eventually(t, progressTime, func() error {
-			resp, err := req.RequestWith(t.Context(), cl)
-			if err == nil {
-				err = kerr.ErrorForCode(resp.ErrorCode)
-			}
-			return err
-		})
+		w.fence(cl)
 		fenced := p.await("fenced", fencedSoFar+1, progressTime)
 		again := p.await("restored", restored+1, progressTime)
 		p.next("committed", progressTime)
@@ -82,6 +74,21 @@ func TestS10_FencedCommitRollsBackAndRestoresInTheSameProcess(t *testing.T) {
 	}
 	w.quench()
 	w.finish(p) // the process that was fenced ends as asked
+}
+
+// fence takes the transactional id of instance "one" away.
+func (w *world) fence(cl *kgo.Client) {
+	w.t.Helper()
+	req := kmsg.NewPtrInitProducerIDRequest()
+	id := txn.TransactionalID(w.app, "one")
+	req.TransactionalID, req.TransactionTimeoutMillis = &id, 60_000
+	eventually(w.t, progressTime, func() error {
+		resp, err := req.RequestWith(w.t.Context(), cl)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.ErrorCode)
+		}
+		return err
+	})
 }
 
 // TestS21_ConnectionsCutInBurstsAndThirtyPercentOfTheTime cuts the connection at the
@@ -161,10 +168,10 @@ func TestS08_StoreFailsBetweenBarrierAndCommit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Run("within what is tolerated the epoch goes on", func(t *testing.T) {
+	onEachBackend(t, "within what is tolerated the epoch goes on", func(t *testing.T, b backend) {
 		t.Parallel()
 		w := newWorld(t, []string{addr}, 50)
-		w.args = []string{"-tolerable", "1000000"}
+		w.args = append(w.at(b), "-tolerable", "1000000")
 		w.feedOn(30, 10*time.Millisecond)
 		p := w.launch()
 		p.await("committed", 3, progressTime)
@@ -183,11 +190,11 @@ func TestS08_StoreFailsBetweenBarrierAndCommit(t *testing.T) {
 		w.quench()
 		w.finish(p)
 	})
-	t.Run("one more than is tolerated stops the app", func(t *testing.T) {
+	onEachBackend(t, "one more than is tolerated stops the app", func(t *testing.T, b backend) {
 		t.Parallel()
 		const tolerable = 3
 		w := newWorld(t, []string{addr}, 50)
-		w.args = []string{"-tolerable", "3"}
+		w.args = append(w.at(b), "-tolerable", "3")
 		w.feedOn(30, 10*time.Millisecond)
 		p := w.launch()
 		p.await("committed", 3, progressTime)

@@ -2,6 +2,8 @@ package integration
 
 import (
 	"fmt"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,34 +17,45 @@ const crashEnv = "WEIR_CRASHPOINT"
 // with output of the current and of the next epoch on its way.
 func TestS01_KilledAtEachDurableStep(t *testing.T) {
 	addr := needBroker(t)
-	for _, point := range crashpoint.All {
-		t.Run(string(point), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, []string{addr}, 200)
-			// Enough state that a segment doesn't fit into its manifest.
-			w.args = []string{"-ballast", "600", "-interval", "30ms"}
-			w.feedNow(1000)
-			p := w.launch()
-			p.await("committed", 1, progressTime)
-			w.settleWith(p)
-			p.kill()
+	// once are the points that a life passes not at all often.
+	once := []crashpoint.Point{crashpoint.InRestore, crashpoint.AfterRestore, crashpoint.BeforeGC, crashpoint.InGC, crashpoint.InMerge}
+	// comes is how a local store that could link everything comes to the state after a
+	// death between commit and ingest, and after the ingest.
+	comes := map[crashpoint.Point]string{crashpoint.BeforeIngest: "caught up", crashpoint.AfterIngest: "reused"}
+	for i, point := range crashpoint.All {
+		local := []backend{linked, copied}[i%2]
+		if comes[point] != "" {
+			local = linked
+		}
+		for _, b := range []backend{inMemory, local} {
+			t.Run(fmt.Sprintf("%s, %s", point, b), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, []string{addr}, 200)
+				// Enough state that a segment doesn't fit into its manifest.
+				w.args = append(w.at(b), "-ballast", "600", "-interval", "30ms")
+				w.feedNow(1000)
+				p := w.launch()
+				p.await("committed", 1, progressTime)
+				w.settleWith(p)
+				p.kill()
 
-			w.feedNow(500)
-			nth := 3
-			if point == crashpoint.InRestore || point == crashpoint.AfterRestore {
-				nth = 1 // passed once in a life
-			}
-			if point == crashpoint.BeforeGC || point == crashpoint.InGC || point == crashpoint.InMerge {
-				nth = 1
-			}
-			w.feedOn(200, 20*time.Millisecond)
-			p = w.launch(fmt.Sprintf("%s=%s:%d", crashEnv, point, nth))
-			p.diesOfItself(point, progressTime)
-			p = w.launch()
-			p.next("committed", progressTime)
-			w.quench()
-			w.finish(p)
-		})
+				w.feedNow(500)
+				nth := 3
+				if slices.Contains(once, point) {
+					nth = 1
+				}
+				w.feedOn(200, 20*time.Millisecond)
+				p = w.launch(fmt.Sprintf("%s=%s:%d", crashEnv, point, nth))
+				p.diesOfItself(point, progressTime)
+				p = w.launch()
+				if how := p.await("restored", 1, progressTime).How; b != inMemory && comes[point] != "" && how != comes[point] {
+					t.Errorf("the state was %s, want %s", how, comes[point])
+				}
+				p.next("committed", progressTime)
+				w.quench()
+				w.finish(p)
+			})
+		}
 	}
 }
 
@@ -80,4 +93,49 @@ func TestS05_KilledAtRandomWhileInputFlows(t *testing.T) {
 	}
 	w.quench()
 	w.finish(w.launch())
+}
+
+// TestS05_KilledAtRandomWithALocalStore is the same with state of which memory holds a
+// part. Between lives the local store is kept, deleted, or replaced by what it was
+// some lives ago. A second one, on another file system, is used now and then, and so
+// is old each time.
+func TestS05_KilledAtRandomWithALocalStore(t *testing.T) {
+	t.Parallel()
+	const (
+		kills   = 40
+		keys    = 4000
+		longest = 300 * time.Millisecond
+	)
+	w := newWorld(t, []string{needBroker(t)}, keys)
+	w.args = []string{"-interval", "20ms", "-ballast", "2000", "-memory", tiny(linked)} // 8 MB in 1 to 4 MiB
+	w.feedNow(2 * keys)
+	w.feedOn(20, 10*time.Millisecond)
+	old := filepath.Join(t.TempDir(), "old")
+	hows := map[string]int{}
+	for i := range kills {
+		b := linked
+		if i%4 == 3 {
+			b = copied
+		}
+		switch {
+		case i%10 == 2:
+			w.replace(old, w.local(linked))
+		case i%10 == 6:
+			w.replace(w.local(linked), old)
+		case i%10 == 8, i%20 == 15:
+			w.remove(w.local(b))
+		}
+		p := w.launch(append(w.at(b), "-parallelism", fmt.Sprint(1+i%4))...)
+		p.next("committed", progressTime)
+		hows[p.all("restored")[0].How]++
+		p.killAtRandom(longest)
+	}
+	w.quench()
+	w.finish(w.launch(w.at(linked)...))
+	t.Logf("how the state came: %v", hows)
+	for _, how := range []string{"reused", "caught up", "rebuilt"} {
+		if hows[how] == 0 {
+			t.Errorf("in no life the state was %s: %v", how, hows)
+		}
+	}
 }

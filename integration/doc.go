@@ -8,6 +8,7 @@
 //	proxy_test.go    what stands between service and broker and loses answers
 //	world_test.go    one test's topics, input, store, and the oracle that knows
 //	                 which output the input must have
+//	backend_test.go  where the service has its state, and what may happen to it there
 //
 // A scenario makes a world, feeds it, hurts it, and lets the oracle judge: every
 // output once, in per-key order, nothing missing, the committed offsets at the end

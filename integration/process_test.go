@@ -33,6 +33,10 @@ type happened struct {
 	Lost       int    `json:"lost"`
 	Attempt    int    `json:"attempt"`
 	Offset     int64  `json:"offset"`
+	How        string `json:"how"`
+	Reason     string `json:"reason"`
+	Decoded    int64  `json:"decoded"`
+	Goroutines int    `json:"goroutines"`
 
 	at time.Time // when the test read it
 }

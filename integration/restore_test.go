@@ -74,14 +74,18 @@ func TestS04_DamagedObjectIsRefusedByName(t *testing.T) {
 // TestS09_RestoreFailsAgainAndAgain kills while state is loaded, at the crash points
 // there and at random, and takes the store away from under a restore.
 func TestS09_RestoreFailsAgainAndAgain(t *testing.T) {
+	onEachBackend(t, "", restoreFails)
+}
+
+func restoreFails(t *testing.T, b backend) {
 	t.Parallel()
 	const (
 		rounds  = 6
-		kills   = 30
+		kills   = 20
 		startup = 250 * time.Millisecond // what a start takes about
 	)
 	w := newWorld(t, []string{needBroker(t)}, 300)
-	w.args = []string{"-ballast", "600"}
+	w.args = append(w.at(b), "-ballast", "600")
 	w.feedNow(2000)
 	p := w.launch()
 	w.settleWith(p)
@@ -89,21 +93,33 @@ func TestS09_RestoreFailsAgainAndAgain(t *testing.T) {
 	at, _ := w.pointed()
 
 	w.feedNow(500)
+	forget := func() {
+		if b != inMemory {
+			w.remove(w.local(b))
+		}
+	}
 	for i := range rounds {
 		point := []crashpoint.Point{crashpoint.InRestore, crashpoint.AfterRestore}[i%2]
+		if i == rounds/2 {
+			forget()
+		}
 		p := w.launch(fmt.Sprintf("%s=%s", crashEnv, point))
 		p.diesOfItself(point, progressTime)
 	}
 	if now, _ := w.pointed(); now.Checkpoint != at.Checkpoint {
 		t.Fatalf("checkpoint %d was committed by a process that died in its restore; want %d still", now.Checkpoint, at.Checkpoint)
 	}
-	for range kills {
+	for i := range kills {
+		if i%3 == 0 {
+			forget()
+		}
 		p := w.launch()
 		p.killAtRandom(startup)
 	}
 
 	w.feedNow(500)
 	m, _ := w.pointed()
+	forget() // what it has it would not ask for
 	path := filepath.Join(w.store, filepath.FromSlash(m.Segments[0].Object))
 	if err := os.Rename(path, path+".away"); err != nil {
 		t.Fatal(err)

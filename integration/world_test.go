@@ -32,6 +32,7 @@ type world struct {
 	in, out string
 	dead    string
 	store   string
+	locals  map[backend]string
 	args    []string // of every launch
 	runs    int
 

@@ -12,7 +12,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -23,9 +22,11 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +39,7 @@ import (
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/pebble"
 )
 
 func main() {
@@ -61,6 +63,8 @@ func run() error {
 		transaction = flag.Duration("transaction", 0, "transaction timeout")
 		tolerable   = flag.Int("tolerable", weir.DefaultTolerableFailures, "checkpoints in a row that may fail")
 		restarts    = flag.Int("restarts", 10, "restarts in a row")
+		delay       = flag.Duration("restart-delay", time.Second, "the longest wait before a restart")
+		memory      = flag.Int64("memory", 0, "bytes of memory for state with WEIR_STATE_DIR; 0: as many as by default")
 		ballast     = flag.Int("ballast", 0, "bytes by which the state of each key is larger than it has to be")
 		drain       = flag.Bool("drain", false, "stop at the end of the input")
 	)
@@ -78,7 +82,12 @@ func run() error {
 		weir.FromEnv(), weir.Log(log), weir.Listen(tell()),
 		weir.Parallelism(*parallelism), weir.CheckpointEvery(*interval), weir.SessionTimeout(*session),
 		weir.TolerableFailures(*tolerable), weir.CommitTopicReplication(int16(*replication)),
-		weir.Restart(weir.RestartPolicy{Initial: 50 * time.Millisecond, Max: time.Second, Limit: *restarts, Quiet: time.Minute}),
+		weir.Restart(weir.RestartPolicy{Initial: 50 * time.Millisecond, Max: *delay, Limit: *restarts, Quiet: time.Minute}),
+	}
+	if *memory > 0 {
+		local := pebble.Dir(os.Getenv("WEIR_STATE_DIR"))
+		local.MemoryBytes = *memory
+		opts = append(opts, weir.StateBackend(local))
 	}
 	if *transaction > 0 {
 		opts = append(opts, weir.TransactionTimeout(*transaction))
@@ -123,20 +132,27 @@ type record struct {
 	pad         int
 }
 
-// tally is what is known of a key.
-type tally struct{ count, sum, seq int64 }
+// tally is what is known of a key. The ballast follows from the sum.
+type tally struct {
+	count, sum, seq int64
+	ballast         string
+}
+
+// decoded is how many tallies were read from what is committed.
+var decoded atomic.Int64
 
 func topology(a *weir.App, in, out string, ballast int) {
 	lines := weir.From(a, "in", source.KeyValues(in, codec.String, codec.String))
 	records := weir.Map(lines, "parse", parse)
 	byKey := weir.KeyBy(records, "by-key", func(r record) string { return r.key }, codec.String)
 	tallies := weir.Process(byKey, "tally", func(s *weir.Setup) weir.Handler[string, record, weir.KV[string, string]] {
-		st := state.Value(s, "tally", tallyCodec(ballast))
+		st := state.Value(s, "tally", tallyCodec)
 		return weir.OnRecord(func(c *weir.Context[string, weir.KV[string, string]], r record) error {
 			t := st.Get()
 			t.count++
 			t.sum += r.amount
 			t.seq = r.seq
+			t.ballast = string(noise(uint64(t.sum), ballast))
 			st.Set(t)
 			v := fmt.Sprintf("%d %d %d", t.count, t.sum, t.seq)
 			if r.pad > 0 {
@@ -167,27 +183,26 @@ func parse(kv weir.KV[string, string]) (record, error) {
 	return r, errors.Join(errs[:]...)
 }
 
-// tallyCodec encodes a tally, and noise behind it that makes segments large. The
-// noise is checked when it is read.
-func tallyCodec(ballast int) codec.Codec[tally] {
-	return codec.Func("tally", 1, func(dst []byte, t tally) ([]byte, error) {
-		dst = binary.BigEndian.AppendUint64(dst, uint64(t.count))
-		dst = binary.BigEndian.AppendUint64(dst, uint64(t.sum))
-		dst = binary.BigEndian.AppendUint64(dst, uint64(t.seq))
-		return append(dst, noise(uint64(t.sum), ballast)...), nil
-	}, func(b []byte) (t tally, err error) {
-		if len(b) < 24 {
-			return t, fmt.Errorf("tally of %d bytes", len(b))
-		}
-		t.count = int64(binary.BigEndian.Uint64(b))
-		t.sum = int64(binary.BigEndian.Uint64(b[8:]))
-		t.seq = int64(binary.BigEndian.Uint64(b[16:]))
-		if !bytes.Equal(b[24:], noise(uint64(t.sum), len(b)-24)) {
-			return t, errors.New("the noise behind the tally is not what was written")
-		}
-		return t, nil
-	})
-}
+// tallyCodec encodes a tally. The ballast is checked when it is read.
+var tallyCodec = codec.Func("tally", 1, func(dst []byte, t tally) ([]byte, error) {
+	dst = binary.BigEndian.AppendUint64(dst, uint64(t.count))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(t.sum))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(t.seq))
+	return append(dst, t.ballast...), nil
+}, func(b []byte) (t tally, err error) {
+	if len(b) < 24 {
+		return t, fmt.Errorf("tally of %d bytes", len(b))
+	}
+	decoded.Add(1)
+	t.count = int64(binary.BigEndian.Uint64(b))
+	t.sum = int64(binary.BigEndian.Uint64(b[8:]))
+	t.seq = int64(binary.BigEndian.Uint64(b[16:]))
+	t.ballast = string(b[24:])
+	if t.ballast != string(noise(uint64(t.sum), len(t.ballast))) {
+		return t, errors.New("the ballast of the tally is not what was written")
+	}
+	return t, nil
+})
 
 // noise returns n printable bytes that don't compress well and follow from seed.
 func noise(seed uint64, n int) []byte {
@@ -217,12 +232,14 @@ func tell() event.Listener {
 		_ = enc.Encode(m) // a test that went away reads nothing
 	}
 	return event.Listener{
-		CheckpointBegun:     func(i event.CheckpointBegun) { say("begun", i.Checkpoint, nil) },
+		CheckpointBegun:     func(i event.CheckpointBegun) { say("begun", i.Checkpoint, nil, "reason", i.Reason) },
 		CheckpointPersisted: func(i event.CheckpointPersisted) { say("persisted", i.Checkpoint, nil, "segments", i.Segments) },
-		CheckpointCommitted: func(i event.CheckpointCommitted) { say("committed", i.Checkpoint, nil, "records", i.Records) },
-		CheckpointFailed:    func(i event.CheckpointFailed) { say("failed", i.Checkpoint, i.Err) },
+		CheckpointCommitted: func(i event.CheckpointCommitted) {
+			say("committed", i.Checkpoint, nil, "records", i.Records, "decoded", decoded.Load(), "goroutines", runtime.NumGoroutine())
+		},
+		CheckpointFailed: func(i event.CheckpointFailed) { say("failed", i.Checkpoint, i.Err) },
 		Restored: func(i event.Restored) {
-			say("restored", i.Checkpoint, nil, "partitions", i.Partitions, "entries", i.Entries, "segments", i.Segments)
+			say("restored", i.Checkpoint, nil, "partitions", i.Partitions, "entries", i.Entries, "segments", i.Segments, "how", i.How)
 		},
 		Restarting: func(i event.Restarting) { say("restarting", 0, i.Err, "attempt", i.Attempt) },
 		Rebalanced: func(i event.Rebalanced) {

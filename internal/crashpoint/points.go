@@ -21,7 +21,7 @@ const (
 	InMerge          Point = "in-merge"           // a merged segment is durable, no manifest names it
 	BeforeGC         Point = "before-gc"          // garbage is known, nothing was deleted
 	InGC             Point = "in-gc"              // some garbage is deleted
-	InRestore        Point = "in-restore"         // the manifest is read, state is half loaded
+	InRestore        Point = "in-restore"         // the manifest is read, state is half loaded, or taken into the local store
 	AfterRestore     Point = "after-restore"      // state is loaded, nothing was polled
 	InStorePut       Point = "in-store-put"       // directory store: temporary file written, not renamed
 	AfterStoreRename Point = "after-store-rename" // directory store: renamed, directory not synced

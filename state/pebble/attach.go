@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/weirstream/weir/internal/crashpoint"
 )
 
 const (
@@ -58,6 +60,9 @@ func (s *Store) Attach(ctx context.Context, want ID, chain []Segment, src Object
 	a, tables, err := s.openChain(ctx, chain)
 	if err != nil {
 		return Attached{}, err // what was taken is there for the next try
+	}
+	if len(chain) > 0 {
+		crashpoint.Hit(crashpoint.InRestore)
 	}
 	s.chain, s.behind = chain, false
 	s.install(want, tables)

@@ -1,0 +1,112 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// usage is what a process and its stores take.
+type usage struct {
+	goroutines, descriptors int
+	resident                int64 // bytes
+	storeFiles, localFiles  int
+	storeBytes, localBytes  int64
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("%d goroutines, %d descriptors, %d MB resident, checkpoint store %d files %d KB, local store %d files %d KB",
+		u.goroutines, u.descriptors, u.resident>>20, u.storeFiles, u.storeBytes>>10, u.localFiles, u.localBytes>>10)
+}
+
+// used looks at a process that just committed something.
+func (w *world) used(p *process, b backend) (u usage) {
+	w.t.Helper()
+	u.goroutines = p.next("committed", progressTime).Goroutines
+	proc := filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid))
+	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	u.descriptors = len(fds)
+	statm, err := os.ReadFile(filepath.Join(proc, "statm"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	pages, err := strconv.ParseInt(strings.Fields(string(statm))[1], 10, 64)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	u.resident = pages * int64(os.Getpagesize())
+	u.storeFiles, u.storeBytes = sizeOf(w.t, w.store)
+	if b != inMemory {
+		u.localFiles, u.localBytes = sizeOf(w.t, w.local(b))
+	}
+	return u
+}
+
+// TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind has the service restart inside
+// its process again and again, with state that stays of one size, and compares what it
+// takes at the end with what it took early on.
+func TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind(t *testing.T) {
+	if _, err := os.Stat("/proc/self/statm"); err != nil {
+		t.Skipf("tells what a process takes by /proc: %v", err)
+	}
+	onEachBackend(t, "", func(t *testing.T, b backend) {
+		t.Parallel()
+		const (
+			restarts = 20
+			each     = 10 // checkpoints between them
+			warm     = 5  // restarts until it is in its stride
+		)
+		w := newWorld(t, []string{needBroker(t)}, 500)
+		w.args = append(w.at(b), "-restarts", "-1", "-restart-delay", "100ms", "-interval", "10ms", "-ballast", "600")
+		w.feedOn(20, 5*time.Millisecond)
+		p := w.launch()
+		cl := w.producer()
+		var us []usage
+		for i := range restarts {
+			p.await("committed", p.count("committed")+each, progressTime)
+			us = append(us, w.used(p, b))
+			restored := p.count("restored")
+			w.fence(cl)
+			p.await("restored", restored+1, progressTime)
+			if i == 0 || i == restarts-1 {
+				t.Logf("before restart %d: %v", i+1, us[i])
+			}
+		}
+		committed := p.count("committed")
+		w.quench()
+		w.finish(p)
+		if committed < restarts*each {
+			t.Fatalf("%d checkpoints, want %d", committed, restarts*each)
+		}
+		early, late := us[warm:(restarts+warm)/2], us[(restarts+warm)/2:]
+		flat := func(what string, of func(usage) int64, factor float64, slack int64) {
+			t.Helper()
+			most := func(us []usage) int64 {
+				var all []int64
+				for _, u := range us {
+					all = append(all, of(u))
+				}
+				return slices.Max(all)
+			}
+			bound := int64(float64(most(early))*factor) + slack
+			if got := most(late); got > bound {
+				t.Errorf("%s: at most %d up to restart %d, later %d; want at most %d\n%v", what, most(early), warm+len(early), got, bound, us)
+			}
+		}
+		flat("goroutines", func(u usage) int64 { return int64(u.goroutines) }, 1, 8)
+		flat("descriptors", func(u usage) int64 { return int64(u.descriptors) }, 1, 8)
+		flat("resident bytes", func(u usage) int64 { return u.resident }, 1.2, 8<<20)
+		flat("files of the checkpoint store", func(u usage) int64 { return int64(u.storeFiles) }, 1.5, 8)
+		flat("bytes of the checkpoint store", func(u usage) int64 { return u.storeBytes }, 1.5, 256<<10)
+		flat("files of the local store", func(u usage) int64 { return int64(u.localFiles) }, 1.5, 8)
+		flat("bytes of the local store", func(u usage) int64 { return u.localBytes }, 1.5, 256<<10)
+	})
+}
