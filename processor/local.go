@@ -70,6 +70,16 @@ func (o objects) Path(object string) (string, bool) {
 	return "", false
 }
 
+// GetRange implements [pebble.Objects]. What is not there is missing for good: nobody
+// deletes what a checkpoint that is restored needs.
+func (o objects) GetRange(ctx context.Context, object string, offset, length int64) ([]byte, error) {
+	b, err := o.Store.GetRange(ctx, object, offset, length)
+	if errors.Is(err, checkpoint.ErrNotFound) {
+		err = &checkpoint.MissingError{Object: object, Store: o.Store.String(), Err: err}
+	}
+	return b, err
+}
+
 // attach makes the local store equal the checkpoint that is restored.
 func (inc *incarnation) attach(ctx context.Context, at recovered, info *event.Restored) error {
 	var (
@@ -125,8 +135,13 @@ func classifyLocal(err error) error {
 		app     *pebble.WrongAppError
 		version *pebble.VersionError
 		missing *checkpoint.MissingError
+		damaged *pebble.DamagedError
 	)
 	if errors.As(err, &app) || errors.As(err, &version) || errors.As(err, &missing) {
+		return fatal(err)
+	}
+	// Damage to a file of the local store is mended by a restart; damage to an object isn't.
+	if errors.As(err, &damaged) && damaged.File == "" {
 		return fatal(err)
 	}
 	return err

@@ -235,6 +235,9 @@ func (s *Store) link(ctx context.Context, seg Segment, name string) (ok bool, er
 		return false, nil
 	}
 	info, err := s.fs.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // who asks for the object is told that it is missing
+	}
 	if err != nil {
 		return false, s.failed("link", seg.Object, err)
 	}
