@@ -124,7 +124,7 @@ func restoreFails(t *testing.T, b backend) {
 	if err := os.Rename(path, path+".away"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(path, 0o700); err != nil { // reading it fails, and says so
+	if err := os.Symlink(path, path); err != nil { // reading it fails, and says so
 		t.Fatal(err)
 	}
 	p = w.launch("-restarts", "3")

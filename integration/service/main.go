@@ -232,8 +232,10 @@ func tell() event.Listener {
 		_ = enc.Encode(m) // a test that went away reads nothing
 	}
 	return event.Listener{
-		CheckpointBegun:     func(i event.CheckpointBegun) { say("begun", i.Checkpoint, nil, "reason", i.Reason) },
-		CheckpointPersisted: func(i event.CheckpointPersisted) { say("persisted", i.Checkpoint, nil, "segments", i.Segments) },
+		CheckpointBegun: func(i event.CheckpointBegun) { say("begun", i.Checkpoint, nil, "reason", i.Reason) },
+		CheckpointPersisted: func(i event.CheckpointPersisted) {
+			say("persisted", i.Checkpoint, nil, "segments", i.Segments, "entries", i.Entries)
+		},
 		CheckpointCommitted: func(i event.CheckpointCommitted) {
 			say("committed", i.Checkpoint, nil, "records", i.Records, "decoded", decoded.Load(), "goroutines", runtime.NumGoroutine())
 		},
