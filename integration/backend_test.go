@@ -285,7 +285,7 @@ func TestS27_SubtasksChangeBetweenLivesUnderLoad(t *testing.T) {
 		w := newWorld(t, []string{needBroker(t)}, 2000)
 		w.args = append(w.at(b), "-interval", "20ms", "-ballast", "400", "-memory", tiny(b))
 		w.feedOn(40, 10*time.Millisecond)
-		for i := range 3 {
+		for i := range 2 {
 			for j, n := range []int{1, 3, 7, 2} {
 				p := w.launch("-parallelism", fmt.Sprint(n))
 				p.await("committed", 3, progressTime)
@@ -336,8 +336,8 @@ func TestS28_BackendIsSwitchedBetweenLivesWhileInputFlows(t *testing.T) {
 	w.quench()
 	w.finish(w.launch(w.at(linked)...))
 	t.Logf("how the state came: %v", hows)
-	if hows["caught up"] == 0 {
-		t.Errorf("no local store was caught up with: %v", hows)
+	if hows["reused"]+hows["caught up"] == 0 {
+		t.Errorf("no local store kept anything from one life to another: %v", hows)
 	}
 }
 

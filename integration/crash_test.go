@@ -80,7 +80,7 @@ func TestS03_KilledRightAfterTheCommitBeforeAnyoneIsTold(t *testing.T) {
 func TestS05_KilledAtRandomWhileInputFlows(t *testing.T) {
 	t.Parallel()
 	const (
-		kills   = 70
+		kills   = 50
 		longest = 300 * time.Millisecond // from the first commit to the kill
 	)
 	w := newWorld(t, []string{needBroker(t)}, 100)
