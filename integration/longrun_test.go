@@ -101,8 +101,9 @@ func TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind(t *testing.T) {
 				t.Errorf("%s: at most %d up to restart %d, later %d; want at most %d\n%v", what, most(early), warm+len(early), got, bound, us)
 			}
 		}
-		flat("goroutines", func(u usage) int64 { return int64(u.goroutines) }, 1, 8)
-		flat("descriptors", func(u usage) int64 { return int64(u.descriptors) }, 1, 8)
+		// One for each restart is more than the slack.
+		flat("goroutines", func(u usage) int64 { return int64(u.goroutines) }, 1, 4)
+		flat("descriptors beside the segments of the local store", func(u usage) int64 { return int64(u.descriptors - u.localFiles) }, 1, 5)
 		flat("resident bytes", func(u usage) int64 { return u.resident }, 1.2, 8<<20)
 		flat("files of the checkpoint store", func(u usage) int64 { return int64(u.storeFiles) }, 1.5, 8)
 		flat("bytes of the checkpoint store", func(u usage) int64 { return u.storeBytes }, 1.5, 256<<10)
