@@ -118,10 +118,10 @@ func Reduce[K comparable, T any](in Keyed[K, T], id string, f func(acc, v T) (T,
 // fold is the operator behind Aggregate and Reduce.
 func fold[K comparable, T, A, R any](in Keyed[K, T], id string, st Stream[KV[K, R]], c codec.Codec[A],
 	add func(acc A, has bool, v T) (A, error), result func(A) R) {
-	declareStates(in, st.node, func(sc *state.Scope) { state.Value(&Setup{sc}, stateName, c) })
+	declareStates(in, st.node, func(sc *state.Scope) { state.Value(&Setup{scope: sc}, stateName, c) })
 	in.stage.Add(processor.KeyedOperator[K, T]{ID: id, Build: func(s *processor.Subtask, ks *state.Keyspace[K]) (*state.Scope, func(T)) {
 		scope := state.NewScope(id)
-		acc := state.Value(&Setup{scope}, stateName, c)
+		acc := state.Value(&Setup{scope: scope}, stateName, c)
 		op, next := s.Operator(id), st.out.build(s)
 		return scope, func(v T) {
 			outer := op.Enter()

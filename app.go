@@ -43,6 +43,7 @@ type node struct {
 	timed    bool // a source that tells event time
 	states   []string
 	sides    []sideOutlet
+	hears    []*node // of a KeyBy: broadcast streams that operators behind it hear
 }
 
 // New begins an app. The name is its identity: consumer group, transactional ids
@@ -153,7 +154,7 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 		return cfg, nil, &BuildError{App: a.name, Errs: errs}
 	}
 	plan := &processor.Plan{Sources: &a.sources, States: a.states, OutputTopics: slices.Compact(slices.Sorted(slices.Values(a.outputs)))}
-	for _, st := range a.stages {
+	for _, st := range a.feeds() {
 		if !st.Idle() {
 			plan.Stages = append(plan.Stages, st)
 		}

@@ -40,7 +40,10 @@ func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.
 }
 
 // Setup is what a process function's setup declares its state on.
-type Setup struct{ scope *state.Scope }
+type Setup struct {
+	scope *state.Scope
+	heard []hearing
+}
 
 // StateScope implements [state.Setup].
 func (s *Setup) StateScope() *state.Scope { return s.scope }
@@ -90,8 +93,11 @@ func Process[K comparable, T, O any](in Keyed[K, T], id string, setup func(s *Se
 		return st
 	}
 	var handler Handler[K, T, O]
+	var hears []int
 	declareStates(in, st.node, func(sc *state.Scope) {
-		handler = setup(&Setup{sc})
+		s := &Setup{scope: sc}
+		handler = setup(s)
+		hears = connect(in, st.node, s.heard)
 		checkTimers(in.app, st.node, sc.Timers(), handler.onTimer != nil)
 	})
 	if handler.onRecord == nil {
@@ -100,8 +106,14 @@ func Process[K comparable, T, O any](in Keyed[K, T], id string, setup func(s *Se
 	}
 	in.stage.Add(processor.KeyedOperator[K, T]{ID: id, Build: func(s *processor.Subtask, ks *state.Keyspace[K]) (*state.Scope, func(T)) {
 		scope := state.NewScope(id)
-		h := setup(&Setup{scope})
+		su := &Setup{scope: scope}
+		h := setup(su)
 		c := &Context[K, O]{sub: s, op: s.Operator(id), keys: ks, emit: st.out.build(s), side: st.node.buildSides(s)}
+		for i, number := range hears {
+			if i < len(su.heard) {
+				c.op.Hears(number, su.heard[i].handle)
+			}
+		}
 		for _, t := range scope.Timers() {
 			c.op.Fires(t, func(t Timer) error { return h.onTimer(c, t) })
 		}

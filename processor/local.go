@@ -3,6 +3,7 @@ package processor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -99,6 +100,11 @@ func (inc *incarnation) attach(ctx context.Context, at recovered, info *event.Re
 	info.How, info.Attached, info.Bytes = a.How.String(), a.Segments-a.Reused, a.Bytes
 	inc.localAt = want
 	inc.ingested.Store(at.last)
+	for _, sp := range inc.spaces {
+		if err := sp.space.LoadBroadcast(); err != nil {
+			return fmt.Errorf("restoring checkpoint %d: %w", at.ref.Checkpoint, err)
+		}
+	}
 	return nil
 }
 

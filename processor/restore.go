@@ -17,6 +17,7 @@ import (
 	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/txn"
 )
 
@@ -397,6 +398,7 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 // fill loads every entry of the manifest into the keyspace that owns its key-group.
 func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entries int64, err error) {
 	targets := map[uint16][]ownedSpace{} // by state id, the stage's spaces by subtask
+	everywhere := map[uint16]bool{}      // states that all subtasks have
 	stageOf := map[string]string{}
 	for _, d := range inc.plan.States {
 		stageOf[d.Operator] = d.Stage
@@ -408,6 +410,7 @@ func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entri
 	for _, s := range inc.base.States {
 		if stage, ok := stageOf[s.Operator]; ok && s.Kind != kindDropped {
 			targets[s.ID] = spaces[stage]
+			everywhere[s.ID] = s.Kind == state.KindBroadcast
 		}
 	}
 	var half int64
@@ -427,9 +430,14 @@ func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entri
 		if !ok {
 			continue // dropped, as allowed
 		}
-		owner := owners[keygroup.Subtask(int(e.KeyGroup), len(owners), inc.cfg.KeyGroups)]
-		if err := owner.space.Restore(e.KeyGroup, e.State, e.Key, e.Value); err != nil {
-			return entries, fatal(fmt.Errorf("restoring checkpoint %d: %w", m.Checkpoint, err))
+		if !everywhere[e.State] {
+			i := keygroup.Subtask(int(e.KeyGroup), len(owners), inc.cfg.KeyGroups)
+			owners = owners[i : i+1]
+		}
+		for _, owner := range owners {
+			if err := owner.space.Restore(e.KeyGroup, e.State, e.Key, e.Value); err != nil {
+				return entries, fatal(fmt.Errorf("restoring checkpoint %d: %w", m.Checkpoint, err))
+			}
 		}
 	}
 	if entries <= half {

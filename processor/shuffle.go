@@ -32,10 +32,22 @@ type item[K comparable, T any] struct {
 type batch[K comparable, T any] struct {
 	input   int
 	items   []item[K, T]
+	casts   []cast // broadcast records; an edge has either these or items
 	time    mark
 	barrier int64
 	home    chan *batch[K, T]
 }
+
+// cast is one record of a broadcast stream, on its way to every subtask of a stage.
+type cast struct {
+	raw *kgo.Record
+	at  int64 // event time, as in item
+	to  int   // which of the stage's handlers
+	val any
+}
+
+// empty tells whether there is no record in the batch.
+func (b *batch[K, T]) empty() bool { return len(b.items)+len(b.casts) == 0 }
 
 const (
 	batchSize     = 512 // records in a full batch
@@ -49,6 +61,7 @@ type KeyedStage[K comparable, T any] struct {
 	key       func(T) K
 	codec     codec.Codec[K]
 	operators []KeyedOperator[K, T]
+	casts     int // handlers of broadcast records
 }
 
 // KeyedOperator builds an operator's chain on one subtask of a keyed stage. The
@@ -75,7 +88,24 @@ func (st *KeyedStage[K, T]) Idle() bool { return len(st.operators) == 0 }
 
 // Send returns the function that routes a value of subtask s to the stage. It
 // makes one edge from s to each of the stage's subtasks.
-func (st *KeyedStage[K, T]) Send(s *Subtask) func(T) {
+func (st *KeyedStage[K, T]) Send(s *Subtask) func(T) { return st.sender(s).send }
+
+// Hear gives the stage one more handler of broadcast records and returns its number. On
+// each subtask it is set by [Operator.Hears].
+func (st *KeyedStage[K, T]) Hear() int {
+	st.casts++
+	return st.casts - 1
+}
+
+// Cast returns the function that sends a value of subtask s to the handler with that
+// number on every subtask of the stage. All of them get the values of s in one order.
+func (st *KeyedStage[K, T]) Cast(s *Subtask, to int) func(any) {
+	snd := st.sender(s)
+	return func(v any) { snd.cast(to, v) }
+}
+
+// sender makes one edge from s to each of the stage's subtasks.
+func (st *KeyedStage[K, T]) sender(s *Subtask) *sender[K, T] {
 	sh := st.shuffle(s.inc)
 	snd := &sender[K, T]{
 		sub: s, op: s.Operator(st.id), stage: st,
@@ -95,7 +125,7 @@ func (st *KeyedStage[K, T]) Send(s *Subtask) func(T) {
 		}
 	}
 	s.outgoing = append(s.outgoing, snd)
-	return snd.send
+	return snd
 }
 
 // shuffle is the stage's part of one incarnation: a mailbox for each subtask.
@@ -140,6 +170,7 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 		cfg.FirstKeyGroup, cfg.KeyGroups = lo, hi-lo
 		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, cfg), hashable: hashable(reflect.TypeFor[K]())}
 		r.restoreTime(sh.inputs)
+		s.hearing = make([]func(any), st.casts)
 		for _, op := range st.operators {
 			scope, next := op.Build(s, r.keys)
 			if scope != nil {
@@ -197,6 +228,22 @@ func (e *sender[K, T]) send(v T) {
 	}
 }
 
+// cast sends a value to all receivers.
+func (e *sender[K, T]) cast(to int, v any) {
+	for i := range e.boxes {
+		bt := e.open[i]
+		if bt == nil {
+			if bt = e.acquire(i); bt == nil {
+				return
+			}
+		}
+		bt.casts = append(bt.casts, cast{raw: e.sub.raw, at: e.sub.at, to: to, val: v})
+		if len(bt.casts) == batchSize {
+			e.hand(i)
+		}
+	}
+}
+
 // acquire waits for an empty batch to the receiver. It returns nil when the
 // incarnation ends.
 func (e *sender[K, T]) acquire(to int) *batch[K, T] {
@@ -207,7 +254,7 @@ func (e *sender[K, T]) acquire(to int) *batch[K, T] {
 	}
 	// What the receivers wait for must not wait behind this one.
 	for i, bt := range e.open {
-		if bt != nil && len(bt.items) > 0 {
+		if bt != nil && !bt.empty() {
 			e.hand(i)
 		}
 	}
@@ -233,7 +280,7 @@ func (e *sender[K, T]) time(m mark) { e.now = m }
 
 func (e *sender[K, T]) flush() {
 	for i, bt := range e.open {
-		if bt != nil && len(bt.items) > 0 {
+		if bt != nil && !bt.empty() {
 			e.hand(i)
 		}
 	}
@@ -477,6 +524,25 @@ func hashable(t reflect.Type) bool {
 	return true
 }
 
+// hear hands broadcast records to their handlers.
+func (r *keyedRunner[K, T]) hear(casts []cast) {
+	r.keys.Broadcasting(true)
+	defer r.keys.Broadcasting(false)
+	for done := 0; done < len(casts) && r.sub.err == nil; {
+		r.sub.guarded(func() {
+			for done < len(casts) && r.sub.err == nil {
+				c := &casts[done]
+				done++
+				r.sub.raw, r.sub.at = c.raw, c.at
+				r.sub.hearing[c.to](c.val)
+				if r.keys.Err() != nil {
+					r.sub.err = r.storeError()
+				}
+			}
+		})
+	}
+}
+
 // take processes a batch, or puts it aside while its input is blocked.
 func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	if r.aligner.Blocked(bt.input) {
@@ -503,13 +569,17 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 			}
 		})
 	}
+	if len(bt.casts) > 0 {
+		r.hear(bt.casts)
+	}
 	if r.sub.err != nil {
 		return r.sub.err
 	}
 	id, input, at := bt.barrier, bt.input, bt.time
 	clear(bt.items) // a batch at rest must not keep fetched records alive
+	clear(bt.casts)
 	clear(r.ahead[:])
-	bt.items, bt.barrier = bt.items[:0], 0
+	bt.items, bt.casts, bt.barrier = bt.items[:0], bt.casts[:0], 0
 	bt.home <- bt
 	if err := r.advance(input, at); err != nil || id == 0 {
 		return err

@@ -35,6 +35,8 @@ type Subtask struct {
 	firing    *firing    // whose function runs
 	key       func() any // the current key
 
+	hearing []func(any) // handlers of broadcast records, by number
+
 	frozen   segment.Builder // keeps the memory of runs that were written
 	out      output
 	outgoing []outgoing
@@ -76,6 +78,19 @@ func (o *Operator) Enter() (outer *Operator) {
 
 // Leave notes that outer's function goes on.
 func (o *Operator) Leave(outer *Operator) { o.sub.op = outer }
+
+// Hears makes f the stage's handler of broadcast records with that number on this
+// subtask. No key is current while it runs.
+func (o *Operator) Hears(number int, f func(any) error) {
+	o.sub.hearing[number] = func(v any) {
+		outer := o.Enter()
+		err := f(v)
+		o.Leave(outer)
+		if err != nil {
+			o.Fail(err)
+		}
+	}
+}
 
 // Fail deals with an error of the operator's function: skip, dead-letter, restart
 // or stop, as its type says.

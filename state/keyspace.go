@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"math"
@@ -20,6 +21,8 @@ type Space interface {
 	// Restore applies one entry of a checkpoint: key-group, state id, user key and
 	// value. The bytes may be reused afterwards.
 	Restore(keyGroup, id uint16, userKey, value []byte) error
+	// LoadBroadcast reads the broadcast states from the Backing, if there is one.
+	LoadBroadcast() error
 	// Cut freezes what changed since the last call, at a cost that does not depend on
 	// how much that is. From then on Encode, and handlers that are about to change
 	// something frozen, encode it into b. Until Encode has said that it is done, b
@@ -71,6 +74,7 @@ type Keyspace[K comparable] struct {
 	curKG   uint16
 	curSlot uint32
 	curOK   bool // curSlot is cur's slot
+	keyless bool // there is no current key
 
 	touched uint64 // of no meaning: keeps reads ahead from being optimised away
 
@@ -224,6 +228,7 @@ func (ks *Keyspace[K]) LoadBroadcast() error {
 // Broadcasting says whether the handler that is called next is that of a record of a
 // broadcast stream, which may write broadcast states. There is no current key then.
 func (ks *Keyspace[K]) Broadcasting(on bool) {
+	ks.keyless, ks.curOK = on, false
 	for _, c := range ks.shared {
 		c.allow(on)
 	}
@@ -237,6 +242,9 @@ func (ks *Keyspace[K]) capacity() uint32 { return ks.next }
 func (ks *Keyspace[K]) slot(create bool) (uint32, bool) {
 	if ks.curOK {
 		return ks.curSlot, true
+	}
+	if ks.keyless {
+		ks.fail(errors.New("state of a key was used in the handler of a broadcast stream, where no key is current: only broadcast states can be used there"))
 	}
 	hash := hashOf(ks.seed, ks.cur)
 	slot := ks.find(hash, ks.cur)
