@@ -407,8 +407,12 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 			l.opts = append(l.opts, weir.TolerableFailures(0), weir.CheckpointEvery(time.Millisecond), weir.AfterRecords(0),
 				weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 1, Quiet: time.Hour}))
 			l.start(t)
-			produce(t, brokers, rs...)
-			if err := l.endOr(t, func(records int64) bool { return records == left }); err != nil && !errors.Is(err, faultstore.ErrDead) {
+			fed := feed(t, brokers, rs)
+			err := l.endOr(t, func(records int64) bool { return records == left })
+			if err := <-fed; err != nil {
+				t.Fatal(err)
+			}
+			if err != nil && !errors.Is(err, faultstore.ErrDead) {
 				t.Fatal(err)
 			} else if err != nil {
 				path = append(path, fmt.Sprintf("after %d commits", l.commits))
@@ -420,7 +424,7 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 		// the next life.
 		at := 1 + j.rng.Int64N(int64(len(part)))
 		l.start(t)
-		produce(t, brokers, rs...)
+		fed := feed(t, brokers, rs)
 		l.until(t, func(records int64, commits int) bool { return commits > 0 && (records >= at || j.byRecords) })
 		switch end {
 		case "stop":
@@ -449,9 +453,29 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 			from = []weir.Option{weir.FromSavepoint(dir, name)}
 			dir, store = newDir(t)
 		}
+		if err := <-fed; err != nil {
+			t.Fatal(err)
+		}
 		left -= l.records
 	}
 	return observe(t, brokers, store)
+}
+
+// feed produces beside an app that runs, a few records at a time, so that barriers fall
+// between them. It says when it is done.
+func feed(t *testing.T, brokers []string, rs []*kgo.Record) <-chan error {
+	cl := client(t, brokers)
+	done := make(chan error, 1)
+	go func() {
+		for part := range slices.Chunk(rs, 25) {
+			if err := cl.ProduceSync(context.Background(), part...).FirstErr(); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	return done
 }
 
 // dying returns a store in which a put fails after n others, and so does each that
