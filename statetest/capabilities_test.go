@@ -360,14 +360,14 @@ func TestS29_RetainedCheckpointsAndSavepointsSurviveMergingAndCollection(t *test
 			const rounds = 40
 			for round := range rounds {
 				more(20)
-				l.until(t, func(records int64, _ int) bool { return records == int64(next) })
+				l.until(t, func(records int64, _ int) bool { return records >= int64(next) })
 				switch {
 				case round == 4:
 					if _, err := l.app.Savepoint(t.Context(), "", "early"); err != nil {
 						t.Fatal(err)
 					}
 				case round%5 == 0: // beside the app, which merges and collects
-					if n := kept(t, open(t, store, offline.Latest)); n != int64(next) {
+					if n := kept(t, open(t, store, offline.Latest)); n <= int64(next)-40 || n > int64(next) {
 						t.Errorf("the newest checkpoint holds %d records of %d", n, next)
 					}
 				}
