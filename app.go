@@ -24,6 +24,8 @@ type App struct {
 	states  []processor.DeclaredState
 	outputs []string
 	job     atomic.Pointer[processor.Job] // once Run was called
+
+	adminAddr atomic.Pointer[string] // where Run listens
 }
 
 // stage is a keyed stage as the runtime sees it, and whether anything uses it.
@@ -181,6 +183,13 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	job := processor.NewJob(cfg, plan)
 	a.job.Store(job)
+	if a.opts.admin != "" {
+		end, err := a.serveAdmin(cfg)
+		if err != nil {
+			return &RunError{App: a.name, Err: err}
+		}
+		defer end()
+	}
 	if err := job.Run(ctx); err != nil {
 		return &RunError{App: a.name, Err: err}
 	}

@@ -3,6 +3,7 @@ package weir
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"strconv"
@@ -86,6 +87,8 @@ type options struct {
 	drain       bool
 	stopTimeout time.Duration
 	restart     RestartPolicy
+
+	admin string // address; empty: none
 
 	listeners []event.Listener
 	log       *zap.Logger
@@ -316,6 +319,7 @@ func Log(l *zap.Logger) Option { return option(func(o *options) { o.log = l }) }
 //	WEIR_INSTANCE_ID   InstanceID (also read without this option)
 //	WEIR_PARALLELISM   Parallelism
 //	WEIR_INTERVAL      CheckpointEvery, a duration such as 100ms
+//	WEIR_ADMIN         Admin
 //	WEIR_SKIP          SkipRecords (also read without this option)
 //	WEIR_RECOVER       OnMismatch: checkpoint, offsets, nothing or savepoint (also read without this option)
 //
@@ -341,6 +345,7 @@ func FromEnv() Option {
 		env("WEIR_STATE_DIR", func(v string) error { o.backend = pebble.Dir(v); return nil })
 		env("WEIR_GROUP", func(v string) error { o.group = v; return nil })
 		env("WEIR_PARALLELISM", func(v string) (err error) { o.parallelism, err = strconv.Atoi(v); return err })
+		env("WEIR_ADMIN", func(v string) error { o.admin = v; return nil })
 		env("WEIR_INTERVAL", func(v string) (err error) { o.every, err = time.ParseDuration(v); return err })
 	})
 }
@@ -366,7 +371,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	}
 
 	cfg := processor.Config{
-		App: app, Group: or(o.group, app), Instance: or(o.instance, os.Getenv("WEIR_INSTANCE_ID")),
+		App: app, Group: or(o.group, app),
 		KeyGroups: o.keyGroups, Parallelism: o.parallelism,
 		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause, RetryPause: o.retryPause},
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
@@ -378,11 +383,9 @@ func (o options) config(app string) (processor.Config, []error) {
 		Drain: o.drain, StopTimeout: o.stopTimeout, Restart: o.restart,
 		Logger: o.log, Clock: o.clock,
 	}
-	if cfg.Instance == "" {
-		host, err := os.Hostname()
-		bad(err != nil, "no instance ID, and the host name is unknown (%v): set weir.InstanceID or WEIR_INSTANCE_ID", err)
-		cfg.Instance = host
-	}
+	var err error
+	cfg.Instance, err = o.instanceID()
+	add(err)
 	if app != "" && cfg.Instance != "" {
 		add(offsets.ValidateNames(app, cfg.Instance))
 	}
@@ -414,6 +417,10 @@ func (o options) config(app string) (processor.Config, []error) {
 			add(checkpoint.CheckSavepointName(o.from.Name))
 		}
 	}
+	if o.admin != "" {
+		_, _, err := net.SplitHostPort(o.admin)
+		bad(err != nil, "weir.Admin(%q): want host:port, for example localhost:8471", o.admin)
+	}
 	bad(o.recovery == RecoverSavepoint && o.fromURL == "", "weir.OnMismatch(weir.RecoverSavepoint): no savepoint is named: set weir.FromSavepoint")
 	bad(o.backend.Dir != "" && o.backend.MemoryBytes <= 0, "weir.StateBackend: %d bytes of memory for state in %s: want more than 0, for example pebble.DefaultMemoryBytes", o.backend.MemoryBytes, o.backend.Dir)
 	bad(o.keyGroups < 1 || o.keyGroups > keygroup.Max, "weir.KeyGroups(%d): want 1 to %d", o.keyGroups, keygroup.Max)
@@ -437,7 +444,6 @@ func (o options) config(app string) (processor.Config, []error) {
 	// A commit may use half of the timeout, and the checkpoint comes before it.
 	bad(o.txnTimeout != 0 && o.txnTimeout < o.every+time.Second, "weir.TransactionTimeout(%v): shorter than a checkpoint interval of %v and a commit", o.txnTimeout, o.every)
 
-	var err error
 	cfg.Skip, err = processor.ParseSkip(strings.Trim(o.skip+","+os.Getenv("WEIR_SKIP"), ","))
 	add(err)
 	cfg.Recovery = o.recovery
@@ -451,6 +457,21 @@ func (o options) config(app string) (processor.Config, []error) {
 		add(err)
 	}
 	return cfg, errs
+}
+
+// instanceID returns the instance ID.
+func (o options) instanceID() (string, error) {
+	if o.instance != "" {
+		return o.instance, nil
+	}
+	if id := os.Getenv("WEIR_INSTANCE_ID"); id != "" {
+		return id, nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("no instance ID, and the host name is unknown (%w): set weir.InstanceID or WEIR_INSTANCE_ID", err)
+	}
+	return host, nil
 }
 
 // deriveTransactionTimeout leaves room for an interval, as many failed checkpoints

@@ -55,6 +55,8 @@ type incarnation struct {
 
 	// Set by start, before started is closed.
 	writer  *checkpoint.Writer
+	points  *checkpoint.Points // for queries; nil if there is a local store
+	taken   taken              // by the local store
 	gate    *gate
 	runners []runner
 	sources []*sourceRunner
@@ -78,6 +80,11 @@ type incarnation struct {
 	handedOver    chan struct{} // closed when the checkpoint for a revoke is committed
 	revokeStarted atomic.Bool
 	memoryAsked   atomic.Bool // a checkpoint was asked for to free memory
+
+	// For Status.
+	last     atomic.Pointer[commitInfo]
+	restored atomic.Pointer[event.Restored]
+	duty     atomic.Int32
 
 	// Used while the plan is built.
 	shuffles map[string]any
@@ -190,6 +197,9 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	}
 	inc.sess.Close()
 	inc.group.Wait()
+	if inc.points != nil {
+		inc.points.Close()
+	}
 	if inc.writer != nil {
 		inc.writer.Close(context.Background())
 	}
@@ -544,6 +554,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			final := slices.Contains(a.Requests, barrier.Shutdown) || slices.Contains(a.Requests, barrier.Revoke)
 			ref := d.ref
 			inc.head.Store(&ref)
+			inc.last.Store(&commitInfo{a.ID, inc.clock.Now()})
 			inc.completed(a.ID, final)
 			d.answer()
 			if slices.Contains(a.Requests, barrier.Revoke) {

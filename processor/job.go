@@ -25,9 +25,11 @@ type Job struct {
 	plan  *Plan
 	local *pebble.Store // nil: state is in memory
 
-	mu   sync.Mutex
-	now  life
-	stop context.CancelFunc // nil: Run was not called
+	mu     sync.Mutex
+	now    life
+	stop   context.CancelFunc // nil: Run was not called
+	asked  context.Context    // done when the job is asked to stop; nil as stop is
+	status Status             // as of the end of the last incarnation
 
 	// Set before ended is closed.
 	ended  chan struct{}
@@ -47,7 +49,7 @@ func (j *Job) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	j.mu.Lock()
-	j.stop = stop
+	j.stop, j.asked = stop, ctx
 	j.mu.Unlock()
 	j.live(nil, false)
 	j.result = j.run(ctx)

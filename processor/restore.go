@@ -45,8 +45,10 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 	<-inc.opened
 	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Assigned: sortedPartitions(committed)})
 	if len(committed) == 0 {
+		inc.duty.CompareAndSwap(int32(dutyUnknown), int32(dutyStandby))
 		return nil, nil
 	}
+	inc.duty.Store(int32(dutyActive))
 	select {
 	case <-inc.started:
 		return inc.join(ctx, committed)
@@ -329,6 +331,7 @@ func (inc *incarnation) build(at recovered) error {
 	inc.committed.Store(at.last)
 	if at.manifest != nil && !at.mended {
 		inc.head.Store(&at.ref)
+		inc.last.Store(&commitInfo{at.ref.Checkpoint, at.manifest.Created})
 	}
 	inc.gate = newGate(at.last+1, inc.cfg.HeldBytes)
 	if at.manifest != nil {
@@ -384,13 +387,17 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		if err := inc.attach(ctx, at, &info); err != nil {
 			return err
 		}
-	} else if at.manifest != nil {
+	} else {
+		inc.points = checkpoint.NewPoints(inc.ctx, inc.cfg.Store)
+	}
+	if inc.local == nil && at.manifest != nil {
 		if info.Entries, err = inc.fill(ctx, at.manifest); err != nil {
 			return err
 		}
 	}
 	crashpoint.Hit(crashpoint.AfterRestore)
 	info.Took = time.Since(begun)
+	inc.restored.Store(&info)
 	inc.cfg.Listener.Restored(info)
 	return nil
 }

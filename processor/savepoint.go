@@ -50,6 +50,9 @@ func (j *Job) live(inc *incarnation, over bool) {
 	if j.now.changed != nil {
 		close(j.now.changed)
 	}
+	if j.now.inc != nil {
+		j.status = j.now.inc.report(j.status)
+	}
 	j.now = life{inc, make(chan struct{}), over}
 }
 

@@ -26,7 +26,7 @@
 //
 //  1. At start: [Open]; then [Store.Attach] with the checkpoint that the pointer
 //     names.
-//  2. Any number of goroutines call [Store.Get] and [Store.Iter].
+//  2. Any number of goroutines call [Store.Get], [Store.Iter] and [Store.Snapshot].
 //  3. After each commit the committer calls [Store.Ingest].
 //  4. After a failed commit nothing is to be done: the store is still what it was.
 //  5. [Store.Close].

@@ -42,7 +42,7 @@ type about struct {
 	App    string `json:"app"`
 }
 
-// Store is a local store. Get, Iter, ID, Needs and Metrics may be called from any
+// Store is a local store. Get, Iter, Snapshot, ID, Needs and Metrics may be called from any
 // goroutine at any time, and do not wait for anything but the disk; Attach, Ingest and
 // Close exclude each other by themselves.
 type Store struct {
@@ -281,16 +281,21 @@ func (s *Store) ID() ID {
 //
 // Errors are *DamagedError, *StoreError, ErrClosed and ErrDetached.
 func (s *Store) Get(dst, key []byte) (value []byte, ok bool, err error) {
-	if len(key) < groupBytes {
-		return dst, false, nil
-	}
 	v, err := s.acquire()
 	if err != nil {
 		return dst, false, err
 	}
 	defer v.release()
+	return v.get(s.ctx, dst, key)
+}
+
+// get looks for key in the tables of a version, newest first.
+func (v *version) get(ctx context.Context, dst, key []byte) (value []byte, ok bool, err error) {
+	if len(key) < groupBytes {
+		return dst, false, nil
+	}
 	for _, t := range v.at(group(key)) {
-		value, found, deleted, err := t.get(s.ctx, dst, key)
+		value, found, deleted, err := t.get(ctx, dst, key)
 		switch {
 		case err != nil:
 			return dst, false, err

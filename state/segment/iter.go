@@ -1,5 +1,12 @@
 package segment
 
+import (
+	"bytes"
+	"context"
+
+	"github.com/cockroachdb/pebble/v2/sstable"
+)
+
 // Iter walks the changes in one segment, tombstones included, in order, and can jump.
 // It is for readers that want little of a large segment. It is not safe for
 // concurrent use and must be closed.
@@ -58,3 +65,39 @@ func (i *Iter) Err() error { return i.err }
 
 // Close ends the walk. It does not close the reader.
 func (i *Iter) Close() { i.c.close() }
+
+// Get looks for one key, as [AppendKey] makes it, in this segment alone, and appends its
+// value to dst. found tells that the segment says something about the key, deleted that
+// this is a tombstone. Most keys that it says nothing about cost a look into its filter.
+// An error is as with [Iter.Err].
+func (r *Reader) Get(dst, key []byte) (value []byte, found, deleted bool, err error) {
+	defer recovered("read segment", &err)
+	it, err := r.table.NewPointIter(context.Background(), sstable.IterOptions{
+		FilterBlockSizeLimit: sstable.AlwaysUseFilterBlock,
+		Env:                  sstable.NoReadEnv,
+		ReaderProvider:       sstable.MakeTrivialReaderProvider(r.table),
+		BlobContext:          sstable.AssertNoBlobHandles,
+	})
+	if err != nil {
+		return dst, false, false, corrupt("read segment", r.fault(err))
+	}
+	kv := it.SeekPrefixGE(key, key, 0)
+	if kv == nil {
+		err = it.Error()
+	} else if bytes.Equal(kv.K.UserKey, key) {
+		found = true
+		if deleted = kv.K.Kind() == sstable.InternalKeyKindDelete; !deleted {
+			var v []byte
+			if v, _, err = kv.Value(nil); err == nil {
+				dst = append(dst, v...)
+			}
+		}
+	}
+	if cerr := it.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return dst, false, false, corrupt("read segment", r.fault(err))
+	}
+	return dst, found, deleted, nil
+}

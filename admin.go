@@ -1,0 +1,144 @@
+package weir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/weirstream/weir/admin"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/processor"
+)
+
+// Admin makes Run serve [App.AdminHandler] at addr, "host:port", as long as it runs. There
+// is no authentication: bind it to localhost, as "localhost:8471". That nothing can listen
+// there is an error of Run. Default: none. Also: WEIR_ADMIN.
+func Admin(addr string) Option { return option(func(o *options) { o.admin = addr }) }
+
+// Status is where an app stands, see package admin.
+type Status = admin.Status
+
+// Status tells where the app stands. It may be called from any goroutine at any time.
+func (a *App) Status() Status {
+	instance, _ := a.opts.instanceID() // if there is none, Run does not begin
+	s := Status{
+		App: a.name, Instance: instance, State: string(processor.Idle),
+		Parallelism: a.opts.parallelism, KeyGroups: a.opts.keyGroups, Backend: "memory", Store: a.opts.store,
+	}
+	if a.opts.backend.Dir != "" {
+		s.Backend = "pebble"
+	}
+	job := a.job.Load()
+	if job == nil {
+		return s
+	}
+	now := job.Status()
+	s.State, s.Checkpoint, s.Restarts = string(now.Phase), now.Checkpoint, max(now.Incarnations-1, 0)
+	if !now.CommittedAt.IsZero() {
+		s.CommittedAt, s.Age = &now.CommittedAt, max(time.Since(now.CommittedAt).Seconds(), 0)
+	}
+	if r := now.Restored; r != nil {
+		s.Restored = &admin.Restored{Checkpoint: r.Checkpoint, How: r.How, Segments: r.Segments, Entries: r.Entries, Took: r.Took.Seconds()}
+	}
+	return s
+}
+
+// AdminHandler answers questions about the app, and takes savepoints of it, as package
+// admin says: for a server of the service's own, and without authentication. It may be
+// used before, while and after Run runs.
+func (a *App) AdminHandler() http.Handler { return admin.Handler(&adminApp{app: a}) }
+
+// adminApp shows an app to package admin.
+type adminApp struct {
+	app *App
+	// stops is held for reading by requests that stop the app. They go on when it has
+	// stopped: then the savepoint is made.
+	stops sync.RWMutex
+}
+
+func (a *adminApp) Status() admin.Status { return a.app.Status() }
+
+func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (admin.Savepoint, error) {
+	if err := checkpoint.CheckSavepointName(r.Name); err != nil {
+		return admin.Savepoint{}, admin.Refuse(http.StatusBadRequest, err)
+	}
+	job := a.app.job.Load()
+	if job == nil {
+		return admin.Savepoint{}, admin.Refuse(http.StatusServiceUnavailable, ErrNotRunning)
+	}
+	to, take := job.Store(), job.Savepoint
+	if r.To != "" {
+		var err error
+		if to, err = checkpoint.OpenStore(r.To); err != nil {
+			return admin.Savepoint{}, admin.Refuse(http.StatusBadRequest, err)
+		}
+	}
+	if r.Stop {
+		a.stops.RLock()
+		defer a.stops.RUnlock()
+		take = job.StopWithSavepoint
+	}
+	info, err := take(ctx, to, r.Name)
+	switch {
+	case errors.Is(err, checkpoint.ErrSavepointExists):
+		err = admin.Refuse(http.StatusConflict, err)
+	case errors.Is(err, ErrNotRunning), ctx.Err() != nil && err != nil:
+		err = admin.Refuse(http.StatusServiceUnavailable, err)
+	}
+	if err != nil {
+		return admin.Savepoint{}, err
+	}
+	return admin.Savepoint{Name: info.Name, Store: to.String(), Objects: info.Objects, Bytes: info.Bytes, Created: info.Created}, nil
+}
+
+// adminGrace is how long a request that is being answered may take when Run is about to
+// return. One that stopped the app has the time that it needs.
+const adminGrace = 2 * time.Second
+
+// serveAdmin listens at addr and serves until end is called. end returns when nobody is
+// answered any more.
+func (a *App) serveAdmin(cfg processor.Config) (end func(), err error) {
+	l, err := net.Listen("tcp", a.opts.admin)
+	if err != nil {
+		return nil, fmt.Errorf("admin endpoint: %w: choose another address with weir.Admin or WEIR_ADMIN", err)
+	}
+	log := cfg.Logger.Sugar()
+	if at, ok := l.Addr().(*net.TCPAddr); ok && !at.IP.IsLoopback() {
+		log.Warnf("admin endpoint on %s can be reached from other machines, and asks nobody who they are", l.Addr())
+	} else {
+		log.Infof("admin endpoint on %s", l.Addr())
+	}
+	addr := l.Addr().String()
+	a.adminAddr.Store(&addr)
+	app := &adminApp{app: a}
+	srv := &http.Server{Handler: admin.Handler(app), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Warnf("admin endpoint on %s: %v", addr, err)
+		}
+	}()
+	return func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		waited := make(chan struct{})
+		go func() {
+			defer close(waited)
+			app.stops.Lock() // when nobody stops the app any more
+			app.stops.Unlock()
+			defer time.AfterFunc(adminGrace, cancel).Stop()
+			<-ctx.Done()
+		}()
+		if srv.Shutdown(ctx) != nil {
+			_ = srv.Close()
+		}
+		cancel()
+		<-waited
+		<-served
+	}, nil
+}
