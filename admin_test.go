@@ -1,0 +1,244 @@
+package weir_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/admin"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/state/pebble"
+)
+
+// asking returns a client of the endpoint that Run serves.
+func asking(t *testing.T, app *weir.App) *admin.Client {
+	t.Helper()
+	c, err := admin.NewClient("http://" + app.AdminAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func code(err error) int {
+	if e, ok := errors.AsType[*admin.Error](err); ok {
+		return e.Code
+	}
+	return 0
+}
+
+func TestAdminEndpointTellsTheStatusAndTakesSavepoints(t *testing.T) {
+	brokers := broker(t, 2, "lines", "counts")
+	store := t.TempDir()
+	produce(t, brokers, "lines", words(500, 50)...)
+	r := startCount(t, brokers, store, weir.Admin("localhost:0"), weir.StateBackend(pebble.Dir(t.TempDir())))
+	r.waitCommit(t)
+	c := asking(t, r.app)
+	s, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.App != "wordcount" || s.Instance != "a" || s.State != "running" || s.Checkpoint < 1 || s.CommittedAt == nil || s.Parallelism != 2 ||
+		s.KeyGroups != weir.DefaultKeyGroups || s.Backend != "pebble" || !strings.Contains(s.Store, store) || s.Restored == nil || s.Restored.Checkpoint != 0 {
+		t.Errorf("the status is %+v, restored %+v", s, s.Restored)
+	}
+	made, err := c.Savepoint(t.Context(), admin.SavepointRequest{Name: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made.Name != "one" || made.Objects == 0 || made.Bytes == 0 || made.Created.IsZero() || !strings.Contains(made.Store, store) {
+		t.Errorf("the savepoint is %+v", made)
+	}
+	elsewhere := t.TempDir()
+	if made, err = c.Savepoint(t.Context(), admin.SavepointRequest{Name: "one", To: elsewhere}); err != nil || !strings.Contains(made.Store, elsewhere) {
+		t.Errorf("to another store: %+v, %v", made, err)
+	}
+	for _, bad := range []struct {
+		r    admin.SavepointRequest
+		code int
+		text string
+	}{
+		{admin.SavepointRequest{Name: "one"}, http.StatusConflict, "choose another one"},
+		{admin.SavepointRequest{Name: ".x"}, http.StatusBadRequest, `".x"`},
+		{admin.SavepointRequest{}, http.StatusBadRequest, "savepoint name"},
+		{admin.SavepointRequest{Name: "two", To: "gopher://x"}, http.StatusBadRequest, "gopher"},
+	} {
+		if _, err := c.Savepoint(t.Context(), bad.r); code(err) != bad.code || !strings.Contains(err.Error(), bad.text) {
+			t.Errorf("%+v: code %d, %v", bad.r, code(err), err)
+		}
+	}
+	addr := r.app.AdminAddr()
+	made, err = c.Savepoint(t.Context(), admin.SavepointRequest{Name: "last", Stop: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-r.done; err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := checkpoint.OpenSavepoint(t.Context(), mustOpen(t, store), "last"); err != nil {
+		t.Errorf("the savepoint of the stop: %v", err)
+	}
+	if l, err := net.Listen("tcp", addr); err != nil {
+		t.Errorf("Run has returned, and something still listens: %v", err)
+	} else {
+		l.Close()
+	}
+
+	// The service's own server lives on.
+	own := httptest.NewServer(r.app.AdminHandler())
+	defer own.Close()
+	if c, err = admin.NewClient(own.URL); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := c.Status(t.Context()); err != nil || s.State != "stopped" || s.Checkpoint < 1 {
+		t.Errorf("after Run: %+v, %v", s, err)
+	}
+	if _, err := c.Savepoint(t.Context(), admin.SavepointRequest{Name: "late"}); code(err) != http.StatusServiceUnavailable {
+		t.Errorf("a savepoint of an app that stopped: %v", err)
+	}
+}
+
+func mustOpen(t *testing.T, url string) checkpoint.Store {
+	t.Helper()
+	s, err := checkpoint.OpenStore(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// slowStore lets nothing of a savepoint through until it is told to.
+type slowStore struct {
+	checkpoint.Store
+	begun, goOn chan struct{}
+}
+
+func (s *slowStore) Put(ctx context.Context, name string, data []byte) error {
+	if strings.HasPrefix(name, "savepoint/") {
+		select {
+		case s.begun <- struct{}{}:
+		default:
+		}
+		select {
+		case <-s.goOn:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.Store.Put(ctx, name, data)
+}
+
+// Run doesn't return, and so take the process down, while the savepoint is copied for which
+// it was stopped.
+func TestRunWaitsForTheSavepointThatStoppedIt(t *testing.T) {
+	brokers := broker(t, 1, "lines", "counts")
+	produce(t, brokers, "lines", words(100, 10)...)
+	store := &slowStore{checkpoint.NewMem(), make(chan struct{}, 1), make(chan struct{})}
+	r := startCount(t, brokers, "mem://", weir.Store(store), weir.Admin("127.0.0.1:0"))
+	r.waitCommit(t)
+	made := make(chan error, 1)
+	c := asking(t, r.app)
+	go func() {
+		_, err := c.Savepoint(context.Background(), admin.SavepointRequest{Name: "last", Stop: true})
+		made <- err
+	}()
+	<-store.begun
+	select {
+	case err := <-r.done:
+		t.Fatalf("Run returned %v before the savepoint was made", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if s := r.app.Status(); s.State != "stopped" {
+		t.Errorf("meanwhile it is %s", s.State)
+	}
+	close(store.goOn)
+	if err := <-made; err != nil {
+		t.Error(err)
+	}
+	if err := <-r.done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAdminEndpointThatCannotListenIsAnErrorOfRun(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	app := weir.New("wordcount", weir.Brokers(broker(t, 1, "lines", "counts")...), weir.CheckpointStore("mem://"), weir.Drain(), weir.Admin(l.Addr().String()))
+	wordCount(app)
+	wantError(t, app.Run(t.Context()), "admin endpoint", l.Addr().String(), "weir.Admin", "WEIR_ADMIN")
+	wantErrors(t, weir.New("a", weir.Admin("8471")).Validate(), `weir.Admin("8471")`, "host:port")
+}
+
+func TestStatusOfStandbyAndBeforeRun(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	app := weir.New("app", weir.Parallelism(3))
+	if s := app.Status(); s.State != "not started" || s.Checkpoint != 0 || s.Parallelism != 3 || s.Backend != "memory" || s.Restored != nil {
+		t.Errorf("before Run: %+v", s)
+	}
+	store := checkpoint.NewMem()
+	active := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("first"))
+	produce(t, brokers, "in", "a:1")
+	await(active, 1, any1[event.CheckpointCommitted])
+	var standby *weir.App
+	r := start(t, "app", brokers, func(a *weir.App) { sums(same)(a); standby = a }, weir.Store(store), weir.InstanceID("second"))
+	awaitMembers(t, brokers, "app", 2)
+	for begun := time.Now(); standby.Status().State != "standby"; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > deadline {
+			t.Fatalf("the second instance is %s", standby.Status().State)
+		}
+	}
+	active.stop()
+	await(r, 1, any1[event.Restored])
+	for begun := time.Now(); standby.Status().State != "running"; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > deadline {
+			t.Fatalf("the second instance is %s", standby.Status().State)
+		}
+	}
+	if s := standby.Status(); s.Restored == nil || s.Restored.Checkpoint == 0 || s.Restored.How != "read" || s.Checkpoint != s.Restored.Checkpoint || s.CommittedAt == nil {
+		t.Errorf("after taking over: %+v", s)
+	}
+}
+
+// A page from elsewhere in an operator's browser must not stop the app.
+func TestAdminHandlerRefusesWhatIsNoRequestOfItsOwn(t *testing.T) {
+	h := weir.New("app").AdminHandler()
+	for _, c := range []struct {
+		method, path, body, contentType, site string
+		code                                  int
+	}{
+		{"GET", "/status", "", "", "", 200},
+		{"GET", "/", "", "", "", 404},
+		{"GET", "/savepoint", "", "", "", 405},
+		{"POST", "/status", "", "", "", 405},
+		{"POST", "/savepoint", `{"name":"x"}`, "text/plain", "", 400},
+		{"POST", "/savepoint", `{"name":"x"}`, "application/json", "cross-site", 403},
+		{"POST", "/savepoint", `{"name":"x"}`, "application/json", "", 503},
+		{"POST", "/savepoint", `{"nmae":"x"}`, "application/json", "", 400},
+		{"POST", "/savepoint", `{"name":"x"} {}`, "application/json", "", 400},
+		{"POST", "/savepoint", `{"name":"` + strings.Repeat("x", 1<<17) + `"}`, "application/json", "", 400},
+	} {
+		r := httptest.NewRequest(c.method, c.path, bytes.NewReader([]byte(c.body)))
+		r.Header.Set("Content-Type", c.contentType)
+		if c.site != "" {
+			r.Header.Set("Sec-Fetch-Site", c.site)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		b, _ := io.ReadAll(w.Result().Body)
+		if w.Code != c.code || w.Header().Get("Content-Type") != "application/json" || !bytes.HasPrefix(b, []byte("{")) {
+			t.Errorf("%s %s %.40s: %d %s", c.method, c.path, c.body, w.Code, b)
+		}
+	}
+}

@@ -1,0 +1,325 @@
+package weir_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
+	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/pebble"
+)
+
+// archive keeps a copy of each manifest, whatever becomes of it in the store.
+type archive struct {
+	checkpoint.Store
+	manifests *checkpoint.Mem
+}
+
+func (a *archive) Put(ctx context.Context, name string, data []byte) error {
+	err := a.Store.Put(ctx, name, data)
+	if err == nil && strings.HasPrefix(name, "ckpt/") {
+		err = a.manifests.Put(ctx, name, data)
+	}
+	return err
+}
+
+// positions returns where the input stood at each checkpoint that was written.
+func (a *archive) positions(t *testing.T) map[int64]map[offsets.Partition]offsets.Position {
+	t.Helper()
+	infos, err := checkpoint.ListManifests(t.Context(), a.manifests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := map[int64]map[offsets.Partition]offsets.Position{}
+	for _, i := range infos {
+		m, _, err := checkpoint.Inspect(t.Context(), a.manifests, i.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at[m.Checkpoint] = m.Positions
+	}
+	return at
+}
+
+// backends runs a test with each backend.
+func backends(t *testing.T, test func(t *testing.T, b pebble.Backend)) {
+	t.Run("memory", func(t *testing.T) { test(t, pebble.Backend{}) })
+	t.Run("pebble", func(t *testing.T) { test(t, pebble.Dir(t.TempDir())) })
+}
+
+func queryCount(ctx context.Context, app *weir.App, word string) (weir.Result[int64], error) {
+	return weir.Query(ctx, app, "count", "acc", word, codec.String, codec.Int64)
+}
+
+// Queries run beside an app that processes, commits, merges, collects and restarts. What
+// each of them says is compared with what the input says of its checkpoint.
+func TestQueriesSeeCommittedCheckpointsOnly(t *testing.T) {
+	backends(t, func(t *testing.T, backend pebble.Backend) {
+		const keys, rounds, perRound = 60, 20, 200
+		brokers := broker(t, 4, "lines", "counts")
+		store := &archive{checkpoint.NewMem(), checkpoint.NewMem()}
+		var mu sync.Mutex
+		committed := map[int64]bool{}
+		var restarts atomic.Int32
+		app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.InstanceID("a"), weir.Parallelism(2),
+			weir.CheckpointEvery(5*time.Millisecond), weir.Retain(1), weir.StateBackend(backend),
+			weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 5, Quiet: time.Minute}),
+			weir.Listen(weir.Listener{
+				CheckpointCommitted: func(i event.CheckpointCommitted) { mu.Lock(); committed[i.Checkpoint] = true; mu.Unlock() },
+				Restarting:          func(event.Restarting) { restarts.Add(1) },
+			}))
+		var stumble, stumbled atomic.Bool
+		lines := weir.Map(weir.From(app, "lines", source.Values("lines", codec.String)), "stumble", func(l string) (string, error) {
+			if stumble.Load() && stumbled.CompareAndSwap(false, true) {
+				return l, weir.Retry(errors.New("stumbled"))
+			}
+			return l, nil
+		})
+		byWord := weir.KeyBy(lines, "by-word", func(w string) string { return w }, codec.String)
+		weir.To(weir.Aggregate(byWord, "count", weir.Count[string]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
+		ctx, stop := context.WithTimeout(t.Context(), 60*time.Second)
+		defer stop()
+		done := make(chan error, 1)
+		go func() { done <- app.Run(ctx) }()
+
+		type seen struct {
+			word       string
+			checkpoint int64
+			value      int64
+			ok         bool
+		}
+		var askers sync.WaitGroup
+		answers := make([][]seen, 3)
+		asking, stopAsking := context.WithCancel(ctx)
+		defer stopAsking()
+		for i := range answers {
+			askers.Go(func() {
+				rng := rand.New(rand.NewPCG(uint64(i), 7))
+				last := map[string]seen{}
+				for asking.Err() == nil {
+					word := fmt.Sprint("key-", rng.IntN(keys+5)) // some are in no record
+					r, err := queryCount(asking, app, word)
+					switch {
+					case errors.Is(err, weir.ErrNotActive), errors.Is(err, weir.ErrNothingCommitted), errors.Is(err, weir.ErrNotRunning):
+						continue
+					case asking.Err() != nil:
+						return
+					case err != nil:
+						t.Error(err)
+						return
+					}
+					s := seen{word, r.Checkpoint, r.Value, r.OK}
+					if before := last[word]; s.checkpoint < before.checkpoint || s.value < before.value {
+						t.Errorf("%v was seen after %v", s, before)
+					} else if s != before {
+						answers[i] = append(answers[i], s)
+					}
+					last[word] = s
+				}
+			})
+		}
+
+		var words []string
+		for round := range rounds {
+			if round == rounds/2 {
+				stumble.Store(true)
+			}
+			batch := make([]string, perRound)
+			for i := range batch {
+				batch[i] = fmt.Sprint("key-", rand.IntN(keys))
+			}
+			produce(t, brokers, "lines", batch...)
+			words = append(words, batch...)
+		}
+		want := wordCounts(words)
+		for word, n := range want {
+			for {
+				r, err := queryCount(ctx, app, word)
+				if err == nil && r.Value == n {
+					break
+				}
+				if ctx.Err() != nil {
+					t.Fatalf("%s is %+v (%v), want %d", word, r, err, n)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		stopAsking()
+		askers.Wait()
+		stop()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if restarts.Load() == 0 {
+			t.Error("the app did not restart")
+		}
+		if _, err := queryCount(t.Context(), app, "key-1"); !errors.Is(err, weir.ErrNotRunning) {
+			t.Errorf("a query of an app that stopped: %v", err)
+		}
+
+		at := store.positions(t)
+		input := map[offsets.Partition][]string{}
+		for _, r := range consumeAt(t, kgo.ReadUncommitted(), brokers, "lines", len(words)) {
+			p := offsets.Partition{Topic: r.Topic, Partition: r.Partition}
+			if int64(len(input[p])) != r.Offset {
+				t.Fatalf("offset %d of %v came after %d records", r.Offset, p, len(input[p]))
+			}
+			input[p] = append(input[p], string(r.Value))
+		}
+		checkpoints, total := map[int64]bool{}, 0
+		for _, list := range answers {
+			for _, s := range list {
+				total++
+				checkpoints[s.checkpoint] = true
+				if !committed[s.checkpoint] {
+					t.Fatalf("%v is of a checkpoint that was not committed", s)
+				}
+				n := int64(0)
+				for p, pos := range at[s.checkpoint] {
+					for _, w := range input[p][:pos.Offset] {
+						if w == s.word {
+							n++
+						}
+					}
+				}
+				if s.value != n || s.ok != (n > 0) {
+					t.Fatalf("%v: the input up to that checkpoint says %d", s, n)
+				}
+			}
+		}
+		if total < 200 || len(checkpoints) < 10 {
+			t.Errorf("%d answers of %d checkpoints: too few to tell anything", total, len(checkpoints))
+		}
+		t.Logf("%d different answers of %d checkpoints, %d committed", total, len(checkpoints), len(committed))
+	})
+}
+
+// A query doesn't see what was processed and is not committed.
+func TestQueryDoesNotSeeWhatIsNotCommitted(t *testing.T) {
+	backends(t, func(t *testing.T, backend pebble.Backend) {
+		brokers := broker(t, 1, "in", "out")
+		counted := make(chan int64, 16)
+		committed := make(chan int64, 16)
+		app := weir.New("app", weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"), weir.Parallelism(1),
+			weir.CheckpointEvery(time.Hour), weir.AfterRecords(3), weir.StateBackend(backend),
+			weir.Listen(weir.Listener{CheckpointCommitted: func(i event.CheckpointCommitted) { committed <- i.Checkpoint }}))
+		byKey := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by-key", func(w string) string { return w }, codec.String)
+		weir.To(weir.Process(byKey, "count", func(s *weir.Setup) weir.Handler[string, string, string] {
+			n := state.Value(s, "n", codec.Int64)
+			return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+				n.Set(n.Get() + 1)
+				counted <- n.Get()
+				return nil
+			})
+		}), "out", kafka.Values("out", kafka.NoKey, codec.String))
+		query := func() (weir.Result[int64], error) {
+			return weir.Query(t.Context(), app, "count", "n", "a", codec.String, codec.Int64)
+		}
+		if _, err := query(); !errors.Is(err, weir.ErrNotRunning) {
+			t.Errorf("before Run: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- app.Run(ctx) }()
+		produce(t, brokers, "in", "a", "a")
+		<-counted
+		<-counted
+		if r, err := query(); !errors.Is(err, weir.ErrNothingCommitted) {
+			t.Errorf("before the first commit: %+v, %v", r, err)
+		}
+		produce(t, brokers, "in", "a")
+		<-counted
+		first := <-committed
+		for {
+			r, err := query()
+			if errors.Is(err, weir.ErrNothingCommitted) { // it is just being taken over
+				continue
+			}
+			if err != nil || r.Value != 3 || !r.OK || r.Checkpoint != first {
+				t.Errorf("after the commit: %+v, %v", r, err)
+			}
+			break
+		}
+		produce(t, brokers, "in", "a")
+		if n := <-counted; n != 4 {
+			t.Errorf("the handler has %d", n)
+		}
+		if r, err := query(); err != nil || r.Value != 3 || r.Checkpoint != first {
+			t.Errorf("with a record that is not committed: %+v, %v", r, err)
+		}
+		if r, err := weir.Query(t.Context(), app, "count", "n", "never", codec.String, codec.Int64); err != nil || r.OK || r.Checkpoint != first {
+			t.Errorf("a key without a value: %+v, %v", r, err)
+		}
+		cancelled, cancelQuery := context.WithCancel(t.Context())
+		cancelQuery()
+		if _, err := weir.Query(cancelled, app, "count", "n", "a", codec.String, codec.Int64); !errors.Is(err, context.Canceled) {
+			t.Errorf("with a context that is done: %v", err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A query for what is not there says what is.
+func TestQueryNamesWhatItCannotAsk(t *testing.T) {
+	brokers := broker(t, 1, "lines", "counts", "maps")
+	app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"), weir.Drain())
+	wordCount(app)
+	other := weir.KeyBy(weir.From(app, "maps", source.Values("maps", codec.String)), "by-line", func(w string) string { return w }, codec.String)
+	weir.To(weir.Process(other, "maps-of", func(s *weir.Setup) weir.Handler[string, string, string] {
+		state.Map(s, "m", codec.String, codec.Int64)
+		return weir.OnRecord(func(*weir.Context[string, string], string) error { return nil })
+	}), "out", kafka.Values("counts", kafka.NoKey, codec.String))
+	if err := app.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(op, name string) error {
+		_, err := weir.Query(t.Context(), app, op, name, "k", codec.String, codec.Int64)
+		return err
+	}
+	for _, c := range []struct {
+		err   error
+		is    error
+		texts []string
+	}{
+		{ask("cuont", "acc"), weir.ErrNoSuchState, []string{`operator "cuont"`, "count/acc", "maps-of/m"}},
+		{ask("count", "n"), weir.ErrNoSuchState, []string{`state "n"`, "count/acc"}},
+		{ask("maps-of", "m"), errors.ErrUnsupported, []string{"map state"}},
+		{func() error {
+			_, err := weir.Query(t.Context(), app, "count", "acc", "k", codec.String, codec.String)
+			return err
+		}(), weir.ErrWrongCodec, []string{"values", `"int64"`, `"string"`}},
+		{func() error {
+			_, err := weir.Query(t.Context(), app, "count", "acc", int64(1), codec.Int64, codec.Int64)
+			return err
+		}(), weir.ErrWrongCodec, []string{"keys", `"int64"`, `"string"`}},
+		{func() error {
+			_, err := weir.Query[string, int64](t.Context(), app, "count", "acc", "k", codec.String, nil)
+			return err
+		}(), nil, []string{"value codec"}},
+		{ask("count", "acc"), weir.ErrNotRunning, nil},
+	} {
+		if c.is != nil && !errors.Is(c.err, c.is) {
+			t.Errorf("%v is not %v", c.err, c.is)
+		}
+		wantError(t, c.err, c.texts...)
+	}
+}
