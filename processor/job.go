@@ -184,7 +184,11 @@ func sessionConfig(cfg *Config, plan *Plan) txn.Config {
 	}
 }
 
-func (inc *incarnation) sessionConfig() txn.Config { return sessionConfig(inc.cfg, inc.plan) }
+func (inc *incarnation) sessionConfig() txn.Config {
+	cfg := sessionConfig(inc.cfg, inc.plan)
+	cfg.Events.Idle = func() { inc.duty.CompareAndSwap(int32(dutyUnknown), int32(dutyStandby)) }
+	return cfg
+}
 
 // isFatal tells whether a restart cannot mend err.
 func isFatal(err error) bool {

@@ -45,7 +45,6 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 	<-inc.opened
 	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Assigned: sortedPartitions(committed)})
 	if len(committed) == 0 {
-		inc.duty.CompareAndSwap(int32(dutyUnknown), int32(dutyStandby))
 		return nil, nil
 	}
 	inc.duty.Store(int32(dutyActive))

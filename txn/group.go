@@ -62,6 +62,12 @@ func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[st
 	}
 	parts := flatten(assigned)
 	if len(parts) == 0 {
+		s.mu.Lock()
+		idle := len(s.assigned) == 0
+		s.mu.Unlock()
+		if idle && s.cfg.Events.Idle != nil {
+			s.cfg.Events.Idle()
+		}
 		return
 	}
 	s.log.Info("partitions assigned", zap.Stringers("partitions", parts))

@@ -90,6 +90,7 @@ type Config struct {
 // session's goroutines, must be quick and must not call the session.
 type Events struct {
 	Assigned  func(parts []offsets.Partition)
+	Idle      func() // the group has no partition for this member now
 	Revoked   func(parts []offsets.Partition)
 	Lost      func(parts []offsets.Partition)
 	Unstable  func(UnstableInfo)

@@ -2,6 +2,7 @@
 //
 //	weir demo         word count against an embedded Kafka, killed again and again
 //	weir checkpoint   list, show and verify the checkpoints in a store
+//	weir status       where a running app stands
 //	weir savepoint    create, list, copy, change and remove savepoints
 //	weir state        look into state, take it out and put it in
 //	weir gc           delete from a store what no checkpoint needs
@@ -64,6 +65,7 @@ func newCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		checkpointCommand(),
+		statusCommand(),
 		savepointCommand(),
 		stateCommand(),
 		gcCommand(),

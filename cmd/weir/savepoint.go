@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weirstream/weir/admin"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offline"
 )
@@ -47,7 +48,7 @@ func reportSavepoint(cmd *cobra.Command, f *storeFlags, to checkpoint.Store, inf
 	return err
 }
 
-// source makes a savepoint: from a store, as here, or by asking a running app.
+// source makes a savepoint from what is in a store. A running app is asked by createByApp.
 type source interface {
 	// create returns what was created and says of what.
 	create(ctx context.Context, to checkpoint.Store, name string, progress func(checkpoint.Progress)) (checkpoint.SavepointInfo, string, error)
@@ -89,19 +90,35 @@ func openTarget(to string, from checkpoint.Store) (checkpoint.Store, error) {
 
 func savepointCreateCommand() *cobra.Command {
 	var f storeFlags
-	var which, name, to string
+	var which, name, to, at string
+	var stop bool
 	cmd := &cobra.Command{
 		Use:   "create [APP]",
-		Short: "Make a savepoint of the newest checkpoint",
+		Short: "Make a savepoint of a running app, or of the newest checkpoint",
 		Long: `Create makes a savepoint of the newest checkpoint in the store, or of --checkpoint.
 The app may run meanwhile. Without --brokers the newest checkpoint may be one that
 was not committed; to be sure, stop the app or give --brokers.
 
-APP, if given, must be the app whose checkpoints the store holds.`,
+APP, if given, must be the app whose checkpoints the store holds.
+
+With --admin the running app is asked, at its admin endpoint: it takes a checkpoint
+and makes a savepoint of that. With --stop it stops, and the savepoint is of its last
+checkpoint.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkpoint.CheckSavepointName(name); err != nil {
 				return fmt.Errorf("--name: %w", err)
+			}
+			if at != "" {
+				for _, other := range []string{"store", "checkpoint", "brokers"} {
+					if cmd.Flags().Changed(other) {
+						return fmt.Errorf("--admin asks the app, which knows its checkpoints: leave --%s out", other)
+					}
+				}
+				return createByApp(cmd, &f, at, argOr(args, ""), admin.SavepointRequest{Name: name, To: to, Stop: stop})
+			}
+			if stop {
+				return errors.New("--stop: who is to be stopped? Give the app's admin endpoint with --admin")
 			}
 			store, err := f.open()
 			if err != nil {
@@ -129,6 +146,8 @@ APP, if given, must be the app whose checkpoints the store holds.`,
 	cmd.Flags().StringVar(&which, "checkpoint", offline.Latest, "checkpoint id, or latest")
 	cmd.Flags().StringVar(&name, "name", "", "name of the savepoint")
 	cmd.Flags().StringVar(&to, "to", "", "URL of the store to put it into (default: the same store)")
+	cmd.Flags().StringVar(&at, "admin", "", "URL of the running app's admin endpoint, such as http://localhost:8471")
+	cmd.Flags().BoolVar(&stop, "stop", false, "with --admin: stop the app, and make a savepoint of its last checkpoint")
 	_ = cmd.MarkFlagRequired("name")
 	return cmd
 }

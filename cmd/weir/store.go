@@ -42,9 +42,16 @@ func (f *storeFlags) add(fs *pflag.FlagSet) {
 // json tells whether the output is for programs.
 func (f *storeFlags) json() bool { return f.output == "json" }
 
-func (f *storeFlags) check() error {
+func (f *storeFlags) checkOutput() error {
 	if f.output != "text" && f.output != "json" {
 		return fmt.Errorf("--output is %q: it takes text or json", f.output)
+	}
+	return nil
+}
+
+func (f *storeFlags) check() error {
+	if err := f.checkOutput(); err != nil {
+		return err
 	}
 	if f.url == "" {
 		return errors.New("which store? Give its URL with --store or in WEIR_STORE")
