@@ -2,6 +2,7 @@ package segment
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"testing"
 )
@@ -48,5 +49,52 @@ func TestIterJumpsForwardAndBack(t *testing.T) {
 	}
 	if !it.Seek(AppendKey(nil, 0, 0, nil)) {
 		t.Error("no way back from the end")
+	}
+}
+
+func TestGetFindsValuesAndTombstonesAndNothingElse(t *testing.T) {
+	var b Builder
+	for n := range 3000 {
+		if key := fmt.Sprintf("%05d", 2*n); n%10 == 0 {
+			b.DeleteDone(append(b.BeginDelete(3, 1), key...))
+		} else {
+			b.ValueDone(append(b.KeyDone(append(b.BeginPut(3, 1), key...)), "v"+key...))
+		}
+	}
+	var buf bytes.Buffer
+	if _, err := Write(&buf, b.Finish()); err != nil {
+		t.Fatal(err)
+	}
+	whole := open(t, buf.Bytes())
+	parts, err := OpenAt(bytes.NewReader(buf.Bytes()), int64(buf.Len()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*Reader{whole, parts} {
+		for n := range 6010 {
+			key := fmt.Sprintf("%05d", n)
+			value, found, deleted, err := r.Get([]byte("x"), AppendKey(nil, 3, 1, []byte(key)))
+			want := "x"
+			if n%2 == 0 && n%20 != 0 && n < 6000 {
+				want += "v" + key
+			}
+			if err != nil || string(value) != want || found != (n%2 == 0 && n < 6000) || deleted != (found && n%20 == 0) {
+				t.Fatalf("%s: %q, found %t, deleted %t, %v", key, value, found, deleted, err)
+			}
+		}
+		if _, found, _, err := r.Get(nil, AppendKey(nil, 3, 2, []byte("00002"))); found || err != nil {
+			t.Errorf("a key of another state: found %t, %v", found, err)
+		}
+	}
+	damaged := bytes.Clone(buf.Bytes())
+	for i := range len(damaged) / 2 {
+		damaged[i] ^= 1
+	}
+	r, err := Open(damaged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, found, _, err := r.Get(nil, AppendKey(nil, 3, 1, []byte("00002"))); found || !errors.Is(err, ErrCorrupt) {
+		t.Errorf("of a damaged block: found %t, %v", found, err)
 	}
 }
