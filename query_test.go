@@ -17,6 +17,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
@@ -321,5 +322,103 @@ func TestQueryNamesWhatItCannotAsk(t *testing.T) {
 			t.Errorf("%v is not %v", c.err, c.is)
 		}
 		wantError(t, c.err, c.texts...)
+	}
+}
+
+// What has expired is absent, by the clock and by the watermark of the checkpoint.
+func TestQueryOfExpiredStateFindsNothing(t *testing.T) {
+	backends(t, func(t *testing.T, backend pebble.Backend) {
+		brokers := broker(t, 1, "in", "out")
+		now := clock.NewManual(time.UnixMilli(1_000_000_000_000))
+		var app *weir.App
+		topology := func(a *weir.App) {
+			app = a
+			in := weir.From(a, "in", source.Values("in", codec.Int64), weir.EventTime(func(ms int64) time.Time { return time.UnixMilli(ms) }))
+			byKey := weir.KeyBy(in, "by-key", func(ms int64) string { return fmt.Sprint("key-", ms) }, codec.String)
+			weir.To(weir.Process(byKey, "keep", func(s *weir.Setup) weir.Handler[string, int64, int64] {
+				byClock := state.Value(s, "by-clock", codec.Int64, state.TTL(time.Minute))
+				byEvents := state.Value(s, "by-events", codec.Int64, state.TTL(time.Minute, state.InEventTime))
+				return weir.OnRecord(func(c *weir.Context[string, int64], v int64) error {
+					byClock.Set(v)
+					byEvents.Set(v)
+					return nil
+				})
+			}), "out", kafka.Values("out", kafka.NoKey, codec.Int64))
+		}
+		r := start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.UseClock(now), weir.StateBackend(backend),
+			weir.CheckpointEvery(5*time.Millisecond))
+		put := func(ms int64) {
+			b, err := codec.Int64.Append(nil, ms)
+			if err != nil {
+				t.Fatal(err)
+			}
+			produce(t, brokers, "in", string(b))
+		}
+		// ask asks for the first key as of a checkpoint that has the last one.
+		ask := func(last int64, name string) bool {
+			t.Helper()
+			for begun := time.Now(); time.Since(begun) < deadline; time.Sleep(time.Millisecond) {
+				l, err := weir.Query(t.Context(), app, "keep", "by-clock", fmt.Sprint("key-", last), codec.String, codec.Int64)
+				if err != nil || !l.OK {
+					continue
+				}
+				got, err := weir.Query(t.Context(), app, "keep", name, "key-1000", codec.String, codec.Int64)
+				if err != nil || got.Checkpoint < l.Checkpoint {
+					t.Fatalf("%+v, %v", got, err)
+				}
+				return got.OK
+			}
+			t.Fatalf("%d was not committed; events: %v", last, r.list())
+			return false
+		}
+		put(1000)
+		if !ask(1000, "by-clock") || !ask(1000, "by-events") {
+			t.Error("fresh state was not found")
+		}
+		put(60_999)
+		put(60_500)
+		if !ask(60_500, "by-events") {
+			t.Error("state was not found before the watermark reached its expiry")
+		}
+		put(200_000)
+		if ask(200_000, "by-events") {
+			t.Error("state was found that had expired by the watermark")
+		}
+		if !ask(200_000, "by-clock") {
+			t.Error("the watermark changed what counts by the clock")
+		}
+		now.Advance(2 * time.Minute)
+		if q, err := weir.Query(t.Context(), app, "keep", "by-clock", "key-1000", codec.String, codec.Int64); err != nil || q.OK || q.Value != 0 || q.Checkpoint == 0 {
+			t.Errorf("after its time: %+v, %v", q, err)
+		}
+	})
+}
+
+func TestQueryOfAStandbyIsRefused(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	store := checkpoint.NewMem()
+	active := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("first"))
+	produce(t, brokers, "in", "a:7")
+	await(active, 1, any1[event.CheckpointCommitted])
+	var app *weir.App
+	standby := start(t, "app", brokers, func(a *weir.App) { sums(same)(a); app = a }, weir.Store(store), weir.InstanceID("second"))
+	awaitMembers(t, brokers, "app", 2)
+	ask := func() (weir.Result[int64], error) {
+		return weir.Query(t.Context(), app, "sum", "total", "a", codec.String, codec.Int64)
+	}
+	if r, err := ask(); !errors.Is(err, weir.ErrNotActive) {
+		t.Errorf("a standby answers %+v, %v", r, err)
+	}
+	active.stop()
+	restored := await(standby, 1, any1[event.Restored])
+	for begun := time.Now(); ; time.Sleep(time.Millisecond) {
+		r, err := ask()
+		if errors.Is(err, weir.ErrNotActive) && time.Since(begun) < deadline {
+			continue // about to start
+		}
+		if err != nil || !r.OK || r.Value != 7 || r.Checkpoint != restored.Checkpoint {
+			t.Errorf("after taking over: %+v, %v", r, err)
+		}
+		break
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -525,6 +527,81 @@ func TestListenerHearsOfRestarts(t *testing.T) {
 	}
 	if n := len(committed(t, brokers, "out")); n != 1 {
 		t.Errorf("%d outputs", n)
+	}
+}
+
+// serveCounts answers GET /?word=... with what is committed.
+func serveCounts(app *weir.App) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		count, err := weir.Query(r.Context(), app, "count", "acc", r.FormValue("word"), codec.String, codec.Int64)
+		switch {
+		case errors.Is(err, weir.ErrNotActive), errors.Is(err, weir.ErrNotRunning), errors.Is(err, weir.ErrNothingCommitted):
+			http.Error(w, err.Error(), http.StatusServiceUnavailable) // another instance may know
+		case err != nil:
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		default:
+			fmt.Fprintf(w, "%d as of checkpoint %d\n", count.Value, count.Checkpoint)
+		}
+	}
+}
+
+// routes are those of the service's own server, which asks who is there.
+func routes(app *weir.App, signedIn func(http.Handler) http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if s := app.Status(); s.State != "running" && s.State != "standby" {
+			http.Error(w, s.State, http.StatusServiceUnavailable)
+		}
+	})
+	mux.Handle("/weir/", signedIn(http.StripPrefix("/weir", app.AdminHandler())))
+	return mux
+}
+
+func TestCountsAndStatusAreServed(t *testing.T) {
+	brokers := cluster(t, "lines", "counts")
+	committed := make(chan int64, 1)
+	app := weir.New("wordcount", weir.Brokers(brokers...), weir.CheckpointStore("mem://"),
+		weir.Listen(weir.Listener{CheckpointCommitted: func(i event.CheckpointCommitted) {
+			select {
+			case committed <- i.Checkpoint:
+			default:
+			}
+		}}))
+	wordcount(app)
+	get := func(h http.Handler, url string) (int, string) {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", url, nil))
+		return w.Code, w.Body.String()
+	}
+	own := routes(app, func(h http.Handler) http.Handler { return h })
+	if code, text := get(own, "/healthz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "not started") {
+		t.Errorf("health before Run: %d %s", code, text)
+	}
+	if code, _ := get(serveCounts(app), "/?word=a"); code != http.StatusServiceUnavailable {
+		t.Errorf("a count before Run: %d", code)
+	}
+	produce(t, brokers, "lines", "a b a")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- app.Run(ctx) }()
+	select {
+	case <-committed:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	if code, text := get(serveCounts(app), "/?word=a"); code != http.StatusOK || !strings.HasPrefix(text, "2 as of checkpoint 1") {
+		t.Errorf("the count: %d %s", code, text)
+	}
+	if code, text := get(own, "/healthz"); code != http.StatusOK {
+		t.Errorf("health: %d %s", code, text)
+	}
+	if code, text := get(own, "/weir/status"); code != http.StatusOK || !strings.Contains(text, `"state": "running"`) {
+		t.Errorf("status: %d %s", code, text)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 
