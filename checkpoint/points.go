@@ -121,7 +121,7 @@ func (p *Points) get(ctx context.Context, s SegmentRef, key []byte) (value []byt
 		}
 	}
 	if err != nil {
-		p.forget(o) // it would give the same error again
+		p.forget(o) // a later error of its reader would be taken for this one
 		return nil, false, false, segmentFault(p.store, s, err)
 	}
 	return value, found, deleted, nil
