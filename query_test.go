@@ -423,3 +423,89 @@ func TestQueryOfAStandbyIsRefused(t *testing.T) {
 		break
 	}
 }
+
+// heldUp is a store of which reads wait while they are held up, and which tells of deletes.
+type heldUp struct {
+	checkpoint.Store
+	mu      sync.Mutex
+	hold    chan struct{} // nil: reads go on
+	waiting chan string
+	deleted map[string]bool
+}
+
+func (s *heldUp) wait(name string) {
+	s.mu.Lock()
+	hold := s.hold
+	s.mu.Unlock()
+	if hold != nil {
+		s.waiting <- name
+		<-hold
+	}
+}
+
+func (s *heldUp) GetRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	s.wait(name)
+	return s.Store.GetRange(ctx, name, off, n)
+}
+
+func (s *heldUp) Delete(ctx context.Context, name string) error {
+	err := s.Store.Delete(ctx, name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deleted[name] = true
+	return err
+}
+
+func (s *heldUp) deletedAny() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.deleted)
+}
+
+// What a query reads stays until it has read it, however long that takes.
+func TestQueryHoldsTheCheckpointThatItReads(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	store := &heldUp{Store: checkpoint.NewMem(), waiting: make(chan string, 64), deleted: map[string]bool{}}
+	var app *weir.App
+	r := start(t, "app", brokers, func(a *weir.App) { sums(same)(a); app = a }, weir.Store(store), weir.Retain(1), weir.Parallelism(1))
+	produce(t, brokers, "in", "a:7")
+	await(r, 1, any1[event.CheckpointCommitted])
+	for begun := time.Now(); app.Status().Checkpoint == 0; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > deadline {
+			t.Fatal("nothing is committed")
+		}
+	}
+	hold := make(chan struct{})
+	store.mu.Lock()
+	store.hold = hold
+	store.mu.Unlock()
+	type answer struct {
+		weir.Result[int64]
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		a, err := weir.Query(t.Context(), app, "sum", "total", "a", codec.String, codec.Int64)
+		got <- answer{a, err}
+	}()
+	reads := <-store.waiting // the query is about to read
+	store.mu.Lock()
+	store.hold = nil
+	store.mu.Unlock()
+	// A merge makes what is being read superfluous, and collection comes by.
+	for n := 2; store.deletedAny() < 8; n++ {
+		if n > 200 {
+			t.Fatal("nothing was collected")
+		}
+		produce(t, brokers, "in", "a:1")
+		await(r, n, any1[event.CheckpointCommitted])
+	}
+	if store.mu.Lock(); store.deleted[reads] {
+		t.Errorf("%s was deleted under a query", reads)
+	}
+	store.mu.Unlock()
+	close(hold)
+	if a := <-got; a.err != nil || a.Value != 7 || !a.OK || a.Checkpoint != 1 {
+		t.Errorf("the query says %+v", a)
+	}
+}
