@@ -15,7 +15,10 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state/pebble"
 )
 
@@ -195,5 +198,41 @@ func TestSavepointThatCannotBeUsedIsRefused(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A start that is refused leaves the group, so that an operator can act on its offsets.
+func TestRefusedStartLeavesTheGroup(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	produce(t, brokers, "lines", words(100, 10)...)
+	store := t.TempDir()
+	r := startCount(t, brokers, store)
+	consume(t, brokers, "counts", 100)
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Fatal(err)
+	}
+	refused := startCount(t, brokers, store, weir.KeyGroups(64))
+	if err := <-refused.done; err == nil {
+		t.Fatal("another number of key-groups was taken")
+	}
+	// Without the operator the topology lacks the state.
+	app := weir.New("wordcount", weir.Brokers(brokers...), weir.CheckpointStore(store), weir.InstanceID("a"))
+	lines := weir.From(app, "lines", source.Values("lines", codec.String))
+	weir.To(lines, "counts", kafka.Values("counts", kafka.NoKey, codec.String))
+	if err := app.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "AllowDroppedState") {
+		t.Fatalf("state that the topology lacks: %v", err)
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	groups, err := kadm.NewClient(cl).DescribeGroups(t.Context(), "wordcount")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := groups["wordcount"]; len(g.Members) != 0 {
+		t.Errorf("%d members are left in the group after a refused start", len(g.Members))
 	}
 }

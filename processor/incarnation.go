@@ -107,6 +107,7 @@ type ack struct {
 	hasRun    bool
 	positions []position
 	held      time.Duration // the longest time that the subtask was held for it
+	records   int64         // input since the barrier before
 	stage     string        // of a keyed subtask
 	watermark int64         // of the stage, at the barrier
 }
@@ -222,10 +223,11 @@ func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
 }
 
 // leave tells the group that this instance goes, so that a standby takes over at
-// once, and offsets can be reset. Failing that, they wait for the session timeout. A
-// session that failed has nothing to leave: its place may be another's.
+// once, and offsets can be reset. Failing that, they wait for the session timeout. Who
+// was thrown out has nothing to leave: its place may be another's.
 func (inc *incarnation) leave() {
-	if inc.sess.Err() != nil {
+	var te *txn.Error
+	if errors.As(inc.sess.Err(), &te) && (te.Kind == txn.Fenced || te.Kind == txn.Lost) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
@@ -438,7 +440,6 @@ func (d *driver) observe(now time.Time) (over bool, err error) {
 	if r == 0 {
 		return false, nil
 	}
-	d.epochRecords += r
 	return d.do(now, d.co.Observe(now, r, b))
 }
 
@@ -470,6 +471,7 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			// more on the subtask, so the next checkpoint has to carry them.
 			d.runs = append(d.runs, e.run)
 		}
+		d.epochRecords += e.records // of one that was given up, too: the next one covers them
 		if e.id == d.pending {
 			d.held = max(d.held, e.held)
 			for _, p := range e.positions {

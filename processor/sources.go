@@ -106,6 +106,8 @@ type sourceRunner struct {
 
 	want atomic.Int64 // newest barrier that the loop injected
 	cut  int64        // newest barrier at which positions were cut
+
+	records int64 // processed since then
 }
 
 func (r *sourceRunner) subtask() *Subtask { return r.sub }
@@ -183,6 +185,7 @@ func (r *sourceRunner) process(s slice) {
 				if rec.Attrs.IsControl() {
 					continue // a transaction marker: it moves the position, nothing else
 				}
+				r.records++
 				r.sub.raw = rec
 				chain(rec)
 			}
@@ -223,7 +226,8 @@ func (r *sourceRunner) barrier() {
 	}
 	r.sub.barrier(id)
 	if r.sub.err == nil {
-		r.sub.inc.send(ack{subtask: r.sub.id, id: id, positions: ps})
+		r.sub.inc.send(ack{subtask: r.sub.id, id: id, positions: ps, records: r.records})
+		r.records = 0
 	}
 }
 

@@ -257,6 +257,9 @@ func (ks *Keyspace[K]) slot(create bool) (uint32, bool) {
 			for _, c := range ks.columns {
 				c.unknown(slot)
 			}
+			if !ks.flatKey && slot%weighEvery == 0 {
+				weigh(ks, ks.codec, ks.cur, &ks.keySize)
+			}
 		}
 	}
 	ks.at(slot).used = true

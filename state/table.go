@@ -43,6 +43,7 @@ type entryTable[V any] struct {
 	entries, groups, keyBytes int // in memory
 	flat                      bool
 	mean                      mean // bytes of an encoded value
+	sets                      uint // to measure some values before they are encoded
 }
 
 // group is what is in memory of the entries of one key.
@@ -307,6 +308,11 @@ func (h *entryTable[V]) put(sub string, v V, fresh bool) {
 	e.v = codec.Clone(h.codec, v)
 	e.flags |= cellSet | entryUsed
 	h.renew(e)
+	if !h.flat && h.back != nil {
+		if h.sets++; h.sets%weighEvery == 1 {
+			weigh(h.keys, h.codec, v, &h.mean)
+		}
+	}
 }
 
 // del removes the current key's entry under sub.

@@ -25,6 +25,7 @@ type OfValue[V any] struct {
 
 	flat bool // a V holds no pointers
 	mean mean // bytes of an encoded value
+	sets uint // calls of Set, to measure some values before they are encoded
 }
 
 // cell is one key's value.
@@ -97,6 +98,24 @@ func (h *OfValue[V]) Set(v V) {
 	c.flags |= cellSet
 	if h.opts.domain != segment.Forever {
 		h.renew(slot)
+	}
+	if !h.flat && h.keys.backing() != nil {
+		if h.sets++; h.sets%weighEvery == 1 {
+			weigh(h.keys, h.codec, v, &h.mean)
+		}
+	}
+}
+
+// weighEvery is how often a value is measured when it is set. Without it what changes in
+// the first epoch, of which nothing was encoded yet, would weigh nothing.
+const weighEvery = 64
+
+// weigh adds the encoded size of v to m. That v can't be encoded is found out later.
+func weigh[V any](keys slots, c codec.Codec[V], v V, m *mean) {
+	buf := keys.scratch()
+	if b, err := c.Append((*buf)[:0], v); err == nil {
+		m.add(len(b))
+		*buf = b[:0]
 	}
 }
 
@@ -324,8 +343,14 @@ type mean struct{ scaled int }
 
 const meanShift = 6 // of 1<<meanShift values, about
 
-func (m *mean) add(n int) { m.scaled += n - m.scaled>>meanShift }
-func (m *mean) get() int  { return m.scaled >> meanShift }
+func (m *mean) add(n int) {
+	if m.scaled == 0 {
+		m.scaled = n << meanShift
+	}
+	m.scaled += n - m.scaled>>meanShift
+}
+
+func (m *mean) get() int { return m.scaled >> meanShift }
 
 // flat tells whether values of a type hold no memory but their own.
 func flat(t reflect.Type) bool {
