@@ -130,7 +130,7 @@ func (a *App) serveAdmin(cfg processor.Config) (end func(), err error) {
 		go func() {
 			defer close(waited)
 			app.stops.Lock() // when nobody stops the app any more
-			app.stops.Unlock()
+			defer app.stops.Unlock()
 			defer time.AfterFunc(adminGrace, cancel).Stop()
 			<-ctx.Done()
 		}()

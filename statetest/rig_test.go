@@ -123,7 +123,7 @@ type life struct {
 	changed  chan struct{} // capacity 1
 }
 
-const appName = "app"
+const appName = "statetest"
 
 // start runs the app until the test ends or stop is called.
 func (l *life) start(t *testing.T) {
