@@ -26,16 +26,18 @@ type keyedLife struct {
 
 	mu       sync.Mutex
 	restored event.Restored
+	followed bool
 	reasons  map[string]int // of checkpoints begun
 }
 
 func (l *keyedLife) run(t *testing.T) {
 	t.Helper()
-	l.reasons = map[string]int{}
+	l.reasons, l.followed = map[string]int{}, false
 	opts := append([]weir.Option{weir.Brokers(l.brokers...), weir.Store(l.store), weir.InstanceID("a"), weir.StateBackend(l.backend),
 		weir.Parallelism(max(l.parallelism, 1)), weir.CheckpointEvery(20 * time.Millisecond), weir.Drain(),
 		weir.Listen(weir.Listener{
 			Restored:        func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock() },
+			Followed:        func(event.Followed) { l.mu.Lock(); l.followed = true; l.mu.Unlock() },
 			CheckpointBegun: func(i event.CheckpointBegun) { l.mu.Lock(); l.reasons[i.Reason]++; l.mu.Unlock() },
 		})}, l.opts...)
 	app := weir.New("wordcount", opts...)
@@ -118,7 +120,8 @@ func TestS28_BackendIsSwitchedThroughACheckpointBothWays(t *testing.T) {
 				if got := counted(t, brokers, len(batch)*len(all)); !maps.Equal(got, wordCounts(all...)) {
 					t.Fatalf("run %d: the counts differ from those of the input", i)
 				}
-				if i > 0 && life.restored.How != c.how {
+				// On a slow machine the store may have followed before it was its turn.
+				if how := life.restored.How; i > 0 && how != c.how && (how != "reused" || !life.followed) {
 					t.Errorf("run %d: the state was %s, want %s", i, life.restored.How, c.how)
 				}
 			}

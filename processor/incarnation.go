@@ -73,9 +73,10 @@ type incarnation struct {
 	committed     atomic.Int64                        // its id, or that of what was used before
 	records       atomic.Int64                        // processed since the loop looked last
 	bytes         atomic.Int64
-	quiet         atomic.Bool // the loop waits for the first record of an epoch
-	touched       atomic.Bool // timers fired since the loop looked last
-	inputEnded    atomic.Bool // the input was drained
+	quiet         atomic.Bool  // the loop waits for the first record of an epoch
+	touched       atomic.Bool  // timers fired since the loop looked last
+	processing    atomic.Int64 // source subtasks that process records not counted yet
+	inputEnded    atomic.Bool  // the input was drained
 	undrained     atomic.Int64
 	handedOver    chan struct{} // closed when the checkpoint for a revoke is committed
 	revokeStarted atomic.Bool
@@ -419,6 +420,9 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 			shutdown = false
 			now = time.Now()
 			// What was processed until now has to count, or a dirty job looks idle.
+			if inc.processing.Load() > 0 {
+				inc.touched.Store(true)
+			}
 			if over, err := d.observe(now); over {
 				return err
 			}

@@ -165,6 +165,8 @@ func (r *sourceRunner) process(s slice) {
 	if c.how != nil {
 		r.awake(c, s.part)
 	}
+	r.sub.inc.processing.Add(1)
+	defer r.sub.inc.processing.Add(-1)
 	var bytes int64
 	for done := 0; done < len(s.records) && r.sub.err == nil; {
 		r.sub.guarded(func() {
