@@ -62,7 +62,7 @@ func (i CommitInfo) String() string {
 //  1. Produce the commit record, flush, and check the promise of every record since
 //     the transaction began. Without a record in the transaction the client would send
 //     no EndTxn, and the staged offsets would dangle until the next commit commits
-//     them.
+//     them. Then wait until the client itself knows of the records: see settle.
 //  2. Read producer id and epoch, then member and generation, and only then the lost
 //     flag. A member that was thrown out rejoins under a new id; read in the other
 //     order, the flag could be clear and the new membership good for a commit of
@@ -253,10 +253,27 @@ func (s *Session) flush(ctx context.Context, c Commit) error {
 	}
 	select {
 	case err := <-acked:
-		return err
+		if err != nil {
+			return err
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	return s.settle(ctx)
+}
+
+// settle returns when the client knows all partitions that it has produced to.
+//
+// The client sends the first records to a topic a moment before it takes note of the
+// topic's partitions. EndTransaction asks those that it took note of whether anything
+// was produced. If the acknowledgement of the first records beats the note, they have
+// none: the client aborts the transaction, and returns no error. Both happen under the
+// lock that AbortBufferedRecords takes, and there is nothing left that it could abort.
+func (s *Session) settle(ctx context.Context) error {
+	if guard.Broken(guard.KnownPartitions) {
+		return nil
+	}
+	return s.cl.AbortBufferedRecords(ctx)
 }
 
 // commitOffsets stages the offsets in the transaction. It returns how often it tried.

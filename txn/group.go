@@ -127,7 +127,17 @@ func (s *Session) onFetched(ctx context.Context, _ *kgo.Client, resp *kmsg.Offse
 	}
 	rctx, cancel := s.until(ctx)
 	defer cancel()
+	// Before Restore, not after it: the handler commits as soon as it has restored, which
+	// may be before its answer reached us.
+	s.own(committed)
 	starts, err := s.h.Restore(rctx, committed)
+	if err != nil {
+		s.mu.Lock()
+		for p := range committed {
+			delete(s.owned, p)
+		}
+		s.mu.Unlock()
+	}
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -140,13 +150,19 @@ func (s *Session) onFetched(ctx context.Context, _ *kgo.Client, resp *kmsg.Offse
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.Copy(s.starts, starts)
+	return nil
+}
+
+// own lets positions of the partitions be committed.
+func (s *Session) own(committed map[offsets.Partition]offsets.Committed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for p, c := range committed {
 		s.owned[p] = true
 		if ptr, err := offsets.ParsePointer(c.Metadata); err == nil {
 			s.last.Store(max(s.last.Load(), ptr.Manifest.Checkpoint))
 		}
 	}
-	return nil
 }
 
 // opaque strips err of what it wraps: the client takes any context.Canceled for a

@@ -201,7 +201,7 @@ type Session struct {
 	mu       sync.Mutex
 	assigned map[offsets.Partition]bool // by the group, restored or not
 	rejoined bool                       // once for topics that an old assignment lacks
-	owned    map[offsets.Partition]bool // restored, not yet revoked
+	owned    map[offsets.Partition]bool // being restored or restored, not yet revoked
 	topicID  map[string][16]byte
 	epochs   map[offsets.Partition]int32            // leader epochs, learnt with the topic ids
 	starts   map[offsets.Partition]offsets.Position // positions that Restore asked for, until the client took them
@@ -334,7 +334,7 @@ func (s *Session) Client() *kgo.Client { return s.cl }
 // TransactionalID returns the session's transactional id.
 func (s *Session) TransactionalID() string { return s.txnID }
 
-// Owned returns the partitions that were restored and not revoked, sorted. Any
+// Owned returns the partitions that were handed to Restore and not revoked, sorted. Any
 // goroutine may call it.
 func (s *Session) Owned() []offsets.Partition {
 	s.mu.Lock()

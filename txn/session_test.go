@@ -73,6 +73,30 @@ func TestIdlePartitionDoesNotHoldUpTheOthersAtStart(t *testing.T) {
 	})
 }
 
+// Whoever has restored may have nothing to do before its first checkpoint.
+func TestCommitMayComeBeforeRestoreReturned(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		done := make(chan error, 1)
+		var w *worker
+		w = r.start("a", func(_ *Config, w *worker) {
+			w.onRestore = func(_ context.Context, c map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+				w.mu.Lock()
+				for p := range c {
+					w.at[p] = offsets.Position{LeaderEpoch: -1}
+				}
+				w.mu.Unlock()
+				done <- w.commit(1)
+				return nil, nil
+			}
+		})
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		w.up()
+		r.wantOffsets(0, 0)
+	})
+}
+
 func TestRestoreErrorFailsTheSession(t *testing.T) {
 	boom := errors.New("manifest 7 is damaged")
 	for name, err := range map[string]error{"own error": boom, "wrapped cancellation": errors.Join(boom, context.Canceled)} {

@@ -17,6 +17,7 @@ var controls = map[guard.Guard]struct{ pkg, test string }{
 	guard.BarrierPosition:     {".", "TestCommittedPositionIsThatOfTheBarrierNotThatOfThePoll"},
 	guard.LostAfterMember:     {"txn", "TestCommitOfALostGroupIsRefused"},
 	guard.CommitRecord:        {"txn", "TestCommitWithNothingProducedMovesTheOffsets"},
+	guard.KnownPartitions:     {"txn", "TestFirstCommitIsNoAbortWhenTheClientIsSlow"},
 	guard.Checksum:            {"checkpoint", "TestS04_DamageIsRefusedByName"},
 }
 

@@ -15,9 +15,11 @@ const (
 	LostAfterMember Guard = "lost-after-member"
 	// CommitRecord: every transaction contains an acknowledged commit record.
 	CommitRecord Guard = "commit-record"
+	// KnownPartitions: a transaction ends after the client took note of the partitions it produced to.
+	KnownPartitions Guard = "known-partitions"
 	// Checksum: what is read from the store is verified.
 	Checksum Guard = "checksum"
 )
 
 // All lists every guard.
-var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, Checksum}
+var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum}
