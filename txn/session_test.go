@@ -77,8 +77,7 @@ func TestIdlePartitionDoesNotHoldUpTheOthersAtStart(t *testing.T) {
 func TestCommitMayComeBeforeRestoreReturned(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		done := make(chan error, 1)
-		var w *worker
-		w = r.start("a", func(_ *Config, w *worker) {
+		w := r.start("a", func(_ *Config, w *worker) {
 			w.onRestore = func(_ context.Context, c map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
 				w.mu.Lock()
 				for p := range c {
