@@ -442,7 +442,9 @@ func (t *Timers) read(lo, hi int) error {
 		}
 		kg := uint16(lo + i)
 		prefix = segment.AppendKey(prefix[:0], kg, t.id, nil)
-		seek = appendTime(append(seek[:0], prefix...), t.cursors[i])
+		if seek = append(seek[:0], prefix...); t.cursors[i] != math.MinInt64 { // else from what is too short for a time
+			seek = appendTime(seek, t.cursors[i])
+		}
 		cursor, last, n := int64(noTime), int64(0), 0
 		for ok := iter.SeekGE(seek); ok && bytes.HasPrefix(iter.Key(), prefix); ok = iter.Next() {
 			userKey := iter.Key()[len(prefix):]
@@ -451,6 +453,9 @@ func (t *Timers) read(lo, hi int) error {
 			}
 			// A time is read to its end, so that its timers can be put in order.
 			ms := cutTime(userKey)
+			if ms == NoTimer {
+				return t.errorf("%x is not the key of a timer", userKey)
+			}
 			if n >= want && ms > last {
 				cursor = ms
 				break
@@ -585,7 +590,11 @@ func (t *Timers) restore(slot uint32, at, value []byte) error {
 	if _, _, err := segment.CutHeader(value); err != nil {
 		return t.errorf("%w", err)
 	}
-	t.found(timer{ms: cutTime(at), slot: slot})
+	ms := cutTime(at)
+	if ms == NoTimer {
+		return t.errorf("%x is not the time of a timer", at)
+	}
+	t.found(timer{ms: ms, slot: slot})
 	t.known = false
 	return nil
 }
