@@ -60,9 +60,10 @@ func TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind(t *testing.T) {
 	onEachBackend(t, "", func(t *testing.T, b backend) {
 		t.Parallel()
 		const (
-			restarts = 20
+			restarts = 100
 			each     = 10 // checkpoints between them
 			warm     = 5  // restarts until it is in its stride
+			window   = 20 // restarts that are compared with as many others
 		)
 		w := newWorld(t, []string{needBroker(t)}, 500)
 		w.args = append(w.at(b), "-restarts", "-1", "-restart-delay", "100ms", "-interval", "10ms", "-ballast", "600")
@@ -86,28 +87,30 @@ func TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind(t *testing.T) {
 		if committed < restarts*each {
 			t.Fatalf("%d checkpoints, want %d", committed, restarts*each)
 		}
-		early, late := us[warm:(restarts+warm)/2], us[(restarts+warm)/2:]
+		// How much there is just now depends on how far merging and collecting are, and on
+		// what else the machine does. What leaks is there in the best moment, too.
+		early, late := us[warm:warm+window], us[restarts-window:]
 		flat := func(what string, of func(usage) int64, factor float64, slack int64) {
 			t.Helper()
-			most := func(us []usage) int64 {
+			least := func(us []usage) int64 {
 				var all []int64
 				for _, u := range us {
 					all = append(all, of(u))
 				}
-				return slices.Max(all)
+				return slices.Min(all)
 			}
-			bound := int64(float64(most(early))*factor) + slack
-			if got := most(late); got > bound {
-				t.Errorf("%s: at most %d up to restart %d, later %d; want at most %d\n%v", what, most(early), warm+len(early), got, bound, us)
+			bound := int64(float64(least(early))*factor) + slack
+			if got := least(late); got > bound {
+				t.Errorf("%s: at least %d before restarts %d to %d, and %d before the last %d; want at most %d\n%v", what, least(early), warm+1, warm+window, got, window, bound, us)
 			}
 		}
 		// One for each restart is more than the slack.
 		flat("goroutines", func(u usage) int64 { return int64(u.goroutines) }, 1, 4)
 		flat("descriptors beside the segments of the local store", func(u usage) int64 { return int64(u.descriptors - u.localFiles) }, 1, 5)
 		flat("resident bytes", func(u usage) int64 { return u.resident }, 1.2, 8<<20)
-		flat("files of the checkpoint store", func(u usage) int64 { return int64(u.storeFiles) }, 1.5, 8)
-		flat("bytes of the checkpoint store", func(u usage) int64 { return u.storeBytes }, 1.5, 256<<10)
-		flat("files of the local store", func(u usage) int64 { return int64(u.localFiles) }, 1.5, 8)
-		flat("bytes of the local store", func(u usage) int64 { return u.localBytes }, 1.5, 256<<10)
+		flat("files of the checkpoint store", func(u usage) int64 { return int64(u.storeFiles) }, 1, 8)
+		flat("bytes of the checkpoint store", func(u usage) int64 { return u.storeBytes }, 1.2, 256<<10)
+		flat("files of the local store", func(u usage) int64 { return int64(u.localFiles) }, 1, 8)
+		flat("bytes of the local store", func(u usage) int64 { return u.localBytes }, 1.2, 256<<10)
 	})
 }
