@@ -212,6 +212,9 @@ func To[T any](in Stream[T], id string, to sink.Sink[T]) {
 	if t, ok := to.(sink.Topics); ok {
 		app.outputs = append(app.outputs, t.Topics()...)
 	}
+	if _, ok := to.(sink.WriteAhead); ok {
+		app.errorf("sink %q: this build does not run write-ahead sinks (%s)", id, n.where)
+	}
 	in.out.add(func(s *processor.Subtask) func(T) {
 		op := s.Operator(id)
 		w, err := to.Open(s.SinkEnv(id))
@@ -219,6 +222,7 @@ func To[T any](in Stream[T], id string, to sink.Sink[T]) {
 			s.Abort(fmt.Errorf("opening sink %q: %w", id, err))
 			return func(T) {}
 		}
+		op.Barriers(w)
 		return func(v T) {
 			outer := op.Enter()
 			err := w.Write(v)

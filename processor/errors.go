@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/sink"
 )
 
 // Skip marks an error after which the input record is dropped and counted.
@@ -24,10 +25,7 @@ func (e *DeadLetter) Unwrap() error { return e.Err }
 
 // Retriable marks an error after which the job restarts from its last checkpoint
 // under the restart policy.
-type Retriable struct{ Err error }
-
-func (e *Retriable) Error() string { return e.Err.Error() }
-func (e *Retriable) Unwrap() error { return e.Err }
+type Retriable = sink.Retriable
 
 // HandlerError is a user function's error or panic, with the place where it
 // happened.
@@ -36,6 +34,9 @@ type HandlerError struct {
 	Operator  string
 	Partition offsets.Partition
 	Offset    int64
+	// Barrier is the checkpoint at whose barrier it happened, in a sink; zero if it was a
+	// record or a timer. Partition and Offset say nothing then.
+	Barrier int64
 	// Timer is the time of the timer on which it happened, or which emitted what it
 	// happened on; zero if that was a record. TimerOperator is whose timer it was, Key
 	// its key unless another subtask failed. Partition and Offset say nothing then.
@@ -56,9 +57,12 @@ func (e *HandlerError) Error() string {
 	if e.Panic {
 		verb = "panicked"
 	}
-	if e.Timer.IsZero() {
+	switch {
+	case e.Barrier != 0:
+		fmt.Fprintf(&b, "sink %q %s at the barrier of checkpoint %d: %v", e.Operator, verb, e.Barrier, e.Err)
+	case e.Timer.IsZero():
 		fmt.Fprintf(&b, "operator %q %s on %s at offset %d: %v", e.Operator, verb, e.Partition, e.Offset, e.Err)
-	} else {
+	default:
 		fmt.Fprintf(&b, "operator %q %s on %s: %v", e.Operator, verb, e.describeTimer(e.TimerOperator), e.Err)
 	}
 	if e.Checkpoint == 0 {
@@ -66,9 +70,12 @@ func (e *HandlerError) Error() string {
 	} else {
 		fmt.Fprintf(&b, "\n  the last committed checkpoint is %d; nothing after it was published", e.Checkpoint)
 	}
-	if e.Timer.IsZero() {
+	switch {
+	case e.Barrier != 0:
+		// There is nothing to skip.
+	case e.Timer.IsZero():
 		fmt.Fprintf(&b, "\n  to skip this record: return weir.Skip(err) from the handler, or start with WEIR_SKIP=%s@%d", e.Partition, e.Offset)
-	} else {
+	default:
 		b.WriteString("\n  to skip this timer: return weir.Skip(err) from the handler")
 	}
 	if e.Stack != "" {

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/record"
-	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -36,6 +36,9 @@ type Subtask struct {
 	key       func() any // the current key
 
 	hearing []func(any) // handlers of broadcast records, by number
+
+	flushers []flusher
+	flushed  time.Duration // what that took at the last barrier
 
 	frozen   segment.Builder // keeps the memory of runs that were written
 	out      output
@@ -201,11 +204,7 @@ func (s *Subtask) guarded(f func()) {
 		if s.op != nil {
 			op = s.op.ID
 		}
-		err, ok := p.(error)
-		if !ok {
-			err = fmt.Errorf("%v", p)
-		}
-		he := s.handlerError(op, err)
+		he := s.handlerError(op, asError(p))
 		he.Panic, he.Stack = true, string(debug.Stack())
 		if s.raw != nil && s.inc.cfg.Skip[SkipRecord{he.Partition, he.Offset}] {
 			s.inc.skipped(op, he.Partition, he.Offset, he)
@@ -239,18 +238,9 @@ func (s *Subtask) barrier(id int64) {
 		o.barrier(id)
 	}
 	s.out.barrier(id)
+	// Last, so that no receiver waits for its barrier while a sink flushes.
+	s.flushSinks(id)
 }
-
-// env is what a sink's writer sees of its subtask.
-type env struct{ op *Operator }
-
-// SinkEnv returns the environment of the sink with this operator ID.
-func (s *Subtask) SinkEnv(id string) sink.Env { return env{s.Operator(id)} }
-
-func (e env) Operator() string    { return e.op.ID }
-func (e env) Subtask() int        { return e.op.sub.index }
-func (e env) Meta() record.Meta   { return e.op.sub.Meta() }
-func (e env) Output() sink.Output { return &e.op.sub.out }
 
 // notify wakes the subtask if it waits for input.
 func (s *Subtask) notify() {

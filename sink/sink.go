@@ -1,6 +1,8 @@
 package sink
 
 import (
+	"context"
+
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/record"
@@ -35,10 +37,17 @@ type Env interface {
 	Operator() string
 	// Subtask is the index of the subtask, from 0.
 	Subtask() int
-	// Meta is the input record being processed.
+	// Meta is the input record being processed. It says nothing in Flush and Log.
 	Meta() record.Meta
 	// Output takes records for the transaction of the current epoch.
 	Output() Output
+	// Context ends with the incarnation: for a Write that waits.
+	Context() context.Context
+	// Applier is the sink's, nil if it is no [WriteAhead]: so that a Write can wait while
+	// too much is to be applied. It may wait only for what was handed to the applier: what
+	// it logs itself is handed over after a barrier that the waiting subtask has yet to
+	// see. While it waits, no checkpoint is completed, and one that was begun times out.
+	Applier() Applier
 }
 
 // Output takes records for the Kafka transaction of the current epoch, in order.
