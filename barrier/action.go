@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Action is something that a Coordinator wants done: one of Inject, Persist, Commit,
-// Cancel, Completed, Fail and Stopped. The package's contract says what each asks for.
+// Action is something that a Coordinator wants done: one of Inject, Unalign, Persist,
+// Commit, Cancel, Completed, Fail and Stopped. The package's contract says what each asks for.
 // New kinds of action only come with configuration that asks for them; a driver that
 // meets one it doesn't know must fail.
 type Action interface {
@@ -23,6 +23,11 @@ type Inject struct {
 	// each once. If it is cancelled they come again with the next.
 	Requests []Reason
 }
+
+// Unalign makes checkpoint ID, which was injected, unaligned: barriers overtake. It comes
+// at most once for a checkpoint, before its Persist, and only if the configuration has
+// Unaligned.
+type Unalign struct{ ID int64 }
 
 // Persist makes checkpoint ID durable. Every subtask acknowledged it.
 type Persist struct{ ID int64 }
@@ -54,6 +59,7 @@ type Fail struct {
 type Stopped struct{}
 
 func (Inject) action()    {}
+func (Unalign) action()   {}
 func (Persist) action()   {}
 func (Commit) action()    {}
 func (Cancel) action()    {}
@@ -67,6 +73,7 @@ func (a Inject) String() string {
 	}
 	return fmt.Sprintf("inject %d: %s, requests %s", a.ID, a.Reason, join(a.Requests))
 }
+func (a Unalign) String() string { return fmt.Sprintf("unalign %d", a.ID) }
 func (a Persist) String() string { return fmt.Sprintf("persist %d", a.ID) }
 func (a Commit) String() string  { return fmt.Sprintf("commit %d", a.ID) }
 func (a Cancel) String() string  { return fmt.Sprintf("cancel %d: %v", a.ID, a.Err) }

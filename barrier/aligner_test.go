@@ -15,8 +15,10 @@ import (
 //	barrier input=I id=N
 //	end input=I
 //	cancel id=N
+//	unalign id=N
 //
-// Each prints the effect, then what the aligner waits for and which inputs it holds.
+// Each prints the effect, then what the aligner waits for and which inputs it holds, or
+// captures.
 type alignerScript struct{ a *Aligner }
 
 func (s *alignerScript) run(t *testing.T, d *datadriven.TestData) string {
@@ -32,6 +34,8 @@ func (s *alignerScript) run(t *testing.T, d *datadriven.TestData) string {
 		e, err = s.a.EndOfInput(int(scanInt(t, d, "input")))
 	case "cancel":
 		e, err = s.a.Cancel(scanInt(t, d, "id"))
+	case "unalign":
+		e, err = s.a.Unalign(scanInt(t, d, "id"))
 	default:
 		d.Fatalf(t, "no such command: %s", d.Cmd)
 	}
@@ -45,9 +49,13 @@ func (s *alignerScript) run(t *testing.T, d *datadriven.TestData) string {
 		fmt.Fprintln(&b, effectString(e))
 	}
 	if id, ok := s.a.Pending(); ok {
-		fmt.Fprintf(&b, "aligning %d, held:", id)
-		for i := range s.a.blocked {
-			if s.a.Blocked(i) {
+		what, which := "aligning %d, held:", s.a.Blocked
+		if s.a.capturing {
+			what, which = "capturing %d, from:", s.a.Capturing
+		}
+		fmt.Fprintf(&b, what, id)
+		for i := range s.a.came {
+			if which(i) {
 				fmt.Fprintf(&b, " %d", i)
 			}
 		}
@@ -63,6 +71,9 @@ func effectString(e Effect) string {
 	}
 	if e.Snapshot != 0 {
 		parts = append(parts, fmt.Sprintf("snapshot %d", e.Snapshot))
+	}
+	if e.Captured != 0 {
+		parts = append(parts, fmt.Sprintf("captured %d", e.Captured))
 	}
 	if e.Unblock {
 		parts = append(parts, "unblock")
@@ -122,9 +133,16 @@ func TestAlignerAllocatesNothing(t *testing.T) {
 		if _, err := a.Cancel(id); err != nil {
 			t.Fatal(err)
 		}
+		id++
+		if _, err := a.Unalign(id); err != nil {
+			t.Fatal(err)
+		}
+		if alignRound(a, inputs, id) != 0 || a.Capturing(0) {
+			t.Fatalf("barrier %d was not captured on every input", id)
+		}
 	})
 	if allocs != 0 {
-		t.Errorf("%v allocations for a checkpoint and a cancelled one, want none", allocs)
+		t.Errorf("%v allocations for an aligned checkpoint, a cancelled and an unaligned one, want none", allocs)
 	}
 }
 

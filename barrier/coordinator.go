@@ -24,6 +24,13 @@ type CoordinatorConfig struct {
 	// TolerableFailures is how many checkpoints may fail in a row; one more ends the
 	// job. 0 tolerates none.
 	TolerableFailures int
+	// Unaligned makes checkpoints that turn unaligned: with an Unalign for each, at its
+	// Inject or after AlignmentTimeout. One that serves a savepoint or a shutdown, the
+	// requests Requested and Shutdown, is always aligned: it has nothing in flight.
+	Unaligned bool
+	// AlignmentTimeout is for how long after Inject a checkpoint stays aligned, 0 for not
+	// at all. It has no effect without Unaligned.
+	AlignmentTimeout time.Duration
 	// Trigger says when checkpoints are due.
 	Trigger TriggerConfig
 }
@@ -42,6 +49,9 @@ func (c CoordinatorConfig) Validate() error {
 	}
 	if c.TolerableFailures < 0 {
 		errs = append(errs, fmt.Errorf("tolerable checkpoint failures are %d: must not be negative, 0 tolerates none", c.TolerableFailures))
+	}
+	if c.AlignmentTimeout < 0 {
+		errs = append(errs, fmt.Errorf("alignment timeout is %s: must not be negative, 0 means unaligned from the begin", c.AlignmentTimeout))
 	}
 	return errors.Join(append(errs, c.Trigger.Validate())...)
 }
@@ -81,6 +91,8 @@ type Coordinator struct {
 	requests []Reason
 	final    bool      // the newest checkpoint serves a shutdown: nothing follows it
 	deadline time.Time // of pending, before Committing
+	aligned  bool      // pending is aligned, and may turn unaligned at alignBy
+	alignBy  time.Time
 
 	acked    []int64 // by subtask: the newest id it acknowledged
 	finished []bool  // by subtask
@@ -133,11 +145,16 @@ func (c *Coordinator) Next(now time.Time) (time.Time, bool) {
 		return time.Time{}, false
 	case c.pending == 0:
 		return c.trigger.Next(now)
+	case c.mayUnalign() && (c.cfg.Timeout == 0 || c.alignBy.Before(c.deadline)):
+		return later(now, c.alignBy), true
 	case c.cfg.Timeout == 0:
 		return time.Time{}, false
 	}
 	return later(now, c.deadline), true
 }
+
+// mayUnalign tells whether time makes the checkpoint in flight unaligned.
+func (c *Coordinator) mayUnalign() bool { return c.phase == Aligning && c.aligned }
 
 // Observe adds records and bytes that a source emitted to the open epoch.
 func (c *Coordinator) Observe(now time.Time, records, bytes int64) []Action {
@@ -154,12 +171,15 @@ func (c *Coordinator) MarkDirty(now time.Time) []Action {
 	return c.settle(now)
 }
 
-// Tick says what time it is. Only a Tick gives up a checkpoint that has run out of time: an
-// event that came before it is still in time.
+// Tick says what time it is. Only a Tick gives up a checkpoint that has run out of time, or
+// makes it unaligned: an event that came before it is still in time.
 func (c *Coordinator) Tick(now time.Time) []Action {
 	c.begin()
 	if expiring := c.phase == Aligning || c.phase == Persisting; expiring && c.cfg.Timeout > 0 && !now.Before(c.deadline) {
 		c.giveUp(now, &TimeoutError{Checkpoint: c.pending, Phase: c.phase, Limit: c.cfg.Timeout, Missing: c.unacknowledged()})
+	}
+	if c.mayUnalign() && !now.Before(c.alignBy) {
+		c.unalign()
 	}
 	return c.settle(now)
 }
@@ -314,8 +334,18 @@ func (c *Coordinator) inject(now time.Time, reason Reason) {
 	c.final = asked.has(Shutdown)
 	c.deadline = now.Add(c.cfg.Timeout)
 	c.missing = c.running
+	c.aligned = c.cfg.Unaligned && !asked.has(Requested) && !asked.has(Shutdown)
+	c.alignBy = now.Add(c.cfg.AlignmentTimeout)
 	c.do(Inject{ID: c.pending, Reason: reason, Requests: c.requests})
+	if c.aligned && c.cfg.AlignmentTimeout == 0 && c.missing > 0 {
+		c.unalign()
+	}
 	c.persist()
+}
+
+func (c *Coordinator) unalign() {
+	c.aligned = false
+	c.do(Unalign{ID: c.pending})
 }
 
 // persist goes on to the next phase once nobody's acknowledgement is missing.
@@ -345,6 +375,7 @@ func (c *Coordinator) land() {
 	c.phase = 0
 	c.requests = nil
 	c.missing = 0
+	c.aligned = false
 }
 
 func (c *Coordinator) stop() { c.end(Stopped{}) }

@@ -21,6 +21,7 @@ type ledger struct {
 	id          int64 // newest that was injected
 	phase       Phase // of id, 0 = landed
 	final       bool
+	mayUnalign  bool // id was aligned until now
 	injectedAt  time.Time
 	pausedUntil time.Time // nothing but a request may start before
 	retryFrom   time.Time // what failed may not start before
@@ -73,6 +74,12 @@ func (l *ledger) handle(actions []Action) {
 		switch a := a.(type) {
 		case Inject:
 			l.inject(a)
+		case Unalign:
+			l.in(a, a.ID, Aligning)
+			if !l.mayUnalign || l.now.Before(l.injectedAt.Add(l.cfg.AlignmentTimeout)) || l.cfg.AlignmentTimeout > 0 && l.event.kind != "tick" {
+				l.Fatalf("%v %s after its begin, by %+v", a, l.now.Sub(l.injectedAt), l.event)
+			}
+			l.mayUnalign = false
 		case Persist:
 			l.in(a, a.ID, Aligning)
 			for s := range l.cfg.Subtasks {
@@ -161,6 +168,7 @@ func (l *ledger) inject(a Inject) {
 	l.id = a.ID
 	l.phase = Aligning
 	l.final = l.open.asked[Shutdown]
+	l.mayUnalign = l.cfg.Unaligned && !l.final && !l.open.asked[Requested]
 	l.injectedAt = l.now
 	l.acked = map[int]bool{}
 	l.taken, l.open = l.open, held{}
@@ -308,8 +316,16 @@ func (d *drive) check() {
 		if d.phase == Aligning && !slices.ContainsFunc(d.acks, func(a ackOf) bool { return a.id == d.id && !d.finished[a.subtask] }) {
 			d.Fatalf("%d waits for acknowledgements and there are none", d.id)
 		}
-		if ok != (d.cfg.Timeout > 0) || ok && next.Before(d.injectedAt.Add(d.cfg.Timeout)) {
-			d.Fatalf("timeout of %d at %v, %v", d.id, next, ok)
+		unaligns := d.phase == Aligning && d.mayUnalign
+		if unaligns && (d.cfg.AlignmentTimeout == 0 || d.event.kind == "tick" && !d.now.Before(d.injectedAt.Add(d.cfg.AlignmentTimeout))) {
+			d.Fatalf("%d is still aligned %s after its begin", d.id, d.now.Sub(d.injectedAt))
+		}
+		first := d.cfg.Timeout
+		if unaligns && (first == 0 || d.cfg.AlignmentTimeout < first) {
+			first = d.cfg.AlignmentTimeout
+		}
+		if ok != (first > 0) || ok && !next.Equal(later(d.now, d.injectedAt.Add(first))) {
+			d.Fatalf("timeout of %d at %v, %v, want %s after %v", d.id, next, ok, first, d.injectedAt)
 		}
 		if d.event.kind == "tick" && d.expired() {
 			d.Fatalf("%d ran out of time and is still %s", d.id, d.phase)
@@ -398,6 +414,8 @@ func checkCoordinator(t *rapid.T) {
 		LastID:            rapid.Int64Range(0, 100).Draw(t, "last id"),
 		Timeout:           drawDuration(t, "timeout"),
 		TolerableFailures: rapid.IntRange(0, 3).Draw(t, "tolerable"),
+		Unaligned:         rapid.Bool().Draw(t, "unaligned"),
+		AlignmentTimeout:  drawDuration(t, "alignment timeout"),
 		Trigger:           drawTrigger(t),
 	}
 	c, err := NewCoordinator(cfg, epoch0)

@@ -12,7 +12,7 @@ import (
 
 // coordinatorScript drives a Coordinator on a clock of its own:
 //
-//	new subtasks=N [last-id=N] [timeout=D] [tolerable=N] [every=D] [records=N] [bytes=N] [min-pause=D] [retry-pause=D]
+//	new subtasks=N [last-id=N] [timeout=D] [align=D] [tolerable=N] [every=D] [records=N] [bytes=N] [min-pause=D] [retry-pause=D]
 //	observe [records=N] [bytes=N]
 //	dirty
 //	request reason=R
@@ -52,6 +52,8 @@ func (s *coordinatorScript) run(t *testing.T, d *datadriven.TestData) string {
 			LastID:            scanInt(t, d, "last-id"),
 			Timeout:           scanDuration(t, d, "timeout"),
 			TolerableFailures: int(scanInt(t, d, "tolerable")),
+			Unaligned:         d.HasArg("align"),
+			AlignmentTimeout:  scanDuration(t, d, "align"),
 			Trigger:           scanTrigger(t, d),
 		}, s.now)
 		if err != nil {
@@ -140,11 +142,11 @@ func (s *coordinatorScript) subtasks(t *testing.T, d *datadriven.TestData) []int
 }
 
 func TestCoordinatorConfigReportsEverythingThatIsWrong(t *testing.T) {
-	_, err := NewCoordinator(CoordinatorConfig{LastID: -1, Timeout: -1, TolerableFailures: -1, Trigger: TriggerConfig{Every: -1}}, epoch0)
+	_, err := NewCoordinator(CoordinatorConfig{LastID: -1, Timeout: -1, TolerableFailures: -1, AlignmentTimeout: -1, Trigger: TriggerConfig{Every: -1}}, epoch0)
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, part := range []string{"subtasks", "last checkpoint id", "timeout", "tolerable", "interval"} {
+	for _, part := range []string{"subtasks", "last checkpoint id", "checkpoint timeout", "tolerable", "alignment timeout", "interval"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is missing in: %v", part, err)
 		}

@@ -19,6 +19,9 @@ import (
 var scenarioScripts = []string{
 	"aligner_two_inputs.txt",
 	"aligner_end_of_input.txt",
+	"aligner_unaligned.txt",
+	"aligner_timeout.txt",
+	"coordinator_alignment_timeout.txt",
 	"coordinator_late_ack.txt",
 	"coordinator_late_persist.txt",
 	"coordinator_persist_fails.txt",
@@ -54,6 +57,18 @@ func TestS08_FailingStoreCountsEveryFailureAndCommitsNothing(t *testing.T) {
 
 func TestS08_HangingStoreCountsEveryFailureAndCommitsNothing(t *testing.T) {
 	runScript(t, "coordinator_persist_hangs.txt")
+}
+
+func TestS24_UnalignedSnapshotIsTakenAheadOfEveryBarrier(t *testing.T) {
+	runScript(t, "aligner_unaligned.txt")
+}
+
+func TestS24_TimeoutRacesTheBarriersOfASubtask(t *testing.T) {
+	runScript(t, "aligner_timeout.txt")
+}
+
+func TestS24_TimeoutRacesTheAcknowledgements(t *testing.T) {
+	runScript(t, "coordinator_alignment_timeout.txt")
 }
 
 func TestS24_InputIsHeldUntilBarrierCameOnAll(t *testing.T) {
