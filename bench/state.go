@@ -59,6 +59,7 @@ func init() {
 			fs.IntVar(&s.job.ValueBytes, "value", 100, "`bytes` of a key's value, at least 8")
 			fs.StringVar(&s.job.Backend, "backend", "pebble", "memory or pebble")
 			fs.Int64Var(&s.job.MemoryBytes, "memory", pebble.DefaultMemoryBytes, "`bytes` of memory for the pebble backend's typed state")
+			fs.Int64Var(&s.limit, "limit", 1<<30, "`bytes` of memory for the process: the pebble backend's block cache, and GOMEMLIMIT for what is left of it")
 			fs.IntVar(&s.updates, "updates", 2_000_000, "updates of random keys")
 			fs.IntVar(&s.restarts, "restarts", 3, "restarts of each kind")
 			fs.IntVar(&s.job.Parallelism, "parallelism", 0, "subtasks of each stage (default: Weir's own)")
@@ -105,6 +106,7 @@ type stateBench struct {
 	brokers    string
 	dir        string
 	keys       int
+	limit      int64
 	updates    int
 	restarts   int
 	cpuProfile string
@@ -316,12 +318,19 @@ func (s *stateBench) start(ctx context.Context, drain bool, prof string) (*exec.
 	}
 	cmd := exec.CommandContext(ctx, self, stateWorkerCommand, string(text))
 	cmd.Stderr = os.Stderr
+	if heap := s.limit - pebble.DefaultCacheBytes - besideHeap; s.job.Backend == "pebble" && heap > 0 {
+		cmd.Env = append(os.Environ(), fmt.Sprintf("GOMEMLIMIT=%d", heap))
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, nil, err
 	}
 	return cmd, bufio.NewReader(out), cmd.Start()
 }
+
+// besideHeap is memory for what neither GOMEMLIMIT nor the block cache counts: the
+// program itself, and what the C allocator loses to fragmentation.
+const besideHeap = 160 << 20
 
 // drain runs a worker over what is in the topic.
 func (s *stateBench) drain(ctx context.Context, r *report, phase string, records int, prof string) (cost stateCost, rss int64, err error) {

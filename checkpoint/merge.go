@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -61,6 +62,8 @@ type lane struct {
 	behind   bool // so far that the budget no longer counts
 	failures int  // in a row
 	skip     int  // commits to let pass before the next try
+
+	buffer bytes.Buffer // the lane's goroutine's
 }
 
 const (
@@ -232,7 +235,10 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
 
 	start := w.cfg.Now()
 	info := event.Merged{App: w.cfg.App, Segments: len(m.inputs), Bytes: plan.bytes}
-	output, err := w.mergeSegments(ctx, m, plan, watermark, &info)
+	output, err := w.mergeSegments(ctx, m, plan, watermark, &info, &l.buffer)
+	if err != nil {
+		l.buffer = bytes.Buffer{} // a put that hangs may still be reading the old one
+	}
 
 	w.mu.Lock()
 	l.running = false
@@ -282,7 +288,7 @@ func shardsOf(bytes, target int64, limit int) int {
 	return n
 }
 
-func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, info *event.Merged) ([]SegmentRef, error) {
+func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, info *event.Merged, buffer *bytes.Buffer) ([]SegmentRef, error) {
 	levels := levelsOf(m.inputs)
 	coarse, fine := w.shardsFor(m, levels)
 	first, last := m.inputs[0].FirstCheckpoint, m.inputs[0].LastCheckpoint
@@ -295,7 +301,7 @@ func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, wa
 	var output []SegmentRef
 	err := segment.MergeLevels(segment.MergeOptions{
 		Base: plan.base, Processing: w.cfg.Now().UnixMilli(), Event: watermark,
-		KeyGroups: w.cfg.KeyGroups, Shards: fine, TargetBytes: w.cfg.MergeTarget, Pace: p.work,
+		KeyGroups: w.cfg.KeyGroups, Shards: fine, TargetBytes: w.cfg.MergeTarget, Pace: p.work, Buffer: buffer,
 	}, func(piece segment.Merged, data []byte) error {
 		w.mu.Lock()
 		name := mergedObject(w.named(), w.merge.made)

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,9 @@ func (p *pacer) work() error {
 	if err := p.ctx.Err(); err != nil {
 		return err
 	}
+	// On few cores a merge would keep a subtask from going on for the 10 ms that Go's
+	// scheduler gives a goroutine.
+	runtime.Gosched()
 	share := p.share()
 	busy := time.Since(p.begun) - time.Duration(p.waited.Load())
 	if share >= 1 || busy <= 0 {

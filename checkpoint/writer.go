@@ -29,8 +29,9 @@ const (
 	// DefaultMergeFanIn is how many segments of about one size become one.
 	DefaultMergeFanIn = 8
 	// DefaultMergeTarget is about how many bytes a piece of a merged level has: large
-	// enough that a manifest names few, small enough that a merge touches little.
-	DefaultMergeTarget = 64 << 20
+	// enough that a manifest names few, small enough that a merge touches little, and
+	// that the one that a merge holds in memory doesn't matter.
+	DefaultMergeTarget = 32 << 20
 	// DefaultMergeCPU is the share of one core that merging may take while it keeps up.
 	// 50,000 changed keys of 100 bytes in each epoch of 100 ms need about two thirds of
 	// one.
@@ -154,7 +155,9 @@ type Writer struct {
 	runs     []segment.Run
 	pending  *pending
 	deferred []object // writes put off because the guard is broken
-	err      error    // misuse; every Persist returns it
+
+	compressed float64 // bytes of the last segment for each byte of its runs; Persist's
+	err        error   // misuse; every Persist returns it
 
 	merge   mergeState
 	collect collectState
@@ -299,11 +302,19 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	var data []byte
 	var info segment.Info
 	if len(runs) > 0 {
-		var buf bytes.Buffer
-		if info, err = segment.Write(&buf, runs...); err != nil {
+		raw := 0
+		for _, r := range runs {
+			raw += r.Bytes()
+		}
+		// Segments of one job compress alike, and a buffer that grows is copied and cleared
+		// as often as it doubles.
+		buf := bytes.NewBuffer(make([]byte, 0, int(float64(raw)*w.compressed*5/4)+bytes.MinRead))
+		if info, err = segment.Write(buf, runs...); err != nil {
 			return none, Stats{}, err
 		}
-		data = buf.Bytes()
+		if data = buf.Bytes(); raw > 0 {
+			w.compressed = min(float64(len(data))/float64(raw), 1)
+		}
 	}
 	inline := data != nil && int64(len(data)) <= w.cfg.InlineLimit
 	var written []object

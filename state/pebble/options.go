@@ -29,10 +29,11 @@ type Options struct {
 	fs vfs.FS
 }
 
-const defaultCacheBytes = 128 << 20
+// DefaultCacheBytes is the default of [Options.CacheBytes].
+const DefaultCacheBytes = 128 << 20
 
 func (o Options) withDefaults() Options {
-	o.CacheBytes = cmp.Or(o.CacheBytes, defaultCacheBytes)
+	o.CacheBytes = cmp.Or(o.CacheBytes, DefaultCacheBytes)
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}

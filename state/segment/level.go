@@ -2,6 +2,7 @@ package segment
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -74,6 +75,11 @@ type MergeOptions struct {
 	// Pace is called once for each [PaceEntries] entries read; an error ends the merge
 	// and comes back. Nil is not called.
 	Pace func() error
+
+	// Buffer is for the pieces, one after the other; nil is a new one. Pieces are large, and
+	// new memory costs as much to clear as to fill, so it is worth keeping for the next merge.
+	// It grows to the largest piece.
+	Buffer *bytes.Buffer
 }
 
 // PaceEntries is how many entries a merge reads between two calls of Pace: some
@@ -97,7 +103,7 @@ func MergeLevels(o MergeOptions, out func(p Merged, data []byte) error, levels .
 		return err
 	}
 	defer m.close()
-	c := cutter{o: o, out: out}
+	c := cutter{o: o, out: out, buf: cmp.Or(o.Buffer, new(bytes.Buffer))}
 	for n := 1; ; n++ {
 		ok, err := m.next()
 		if err == nil && o.Pace != nil && n%PaceEntries == 0 {
@@ -121,7 +127,7 @@ type cutter struct {
 	out func(Merged, []byte) error
 
 	w     *writer // nil between pieces
-	buf   bytes.Buffer
+	buf   *bytes.Buffer
 	piece Merged
 	last  []byte // the last key of the piece
 }
@@ -147,7 +153,7 @@ func (c *cutter) add(key, value []byte, deleted bool) error {
 	}
 	if c.w == nil {
 		c.buf.Reset()
-		c.w = newWriter(&c.buf)
+		c.w = newWriter(c.buf)
 		c.piece.MinKey = bytes.Clone(key)
 	}
 	if expired {

@@ -22,7 +22,7 @@ const (
 	// blockBytes is the uncompressed size of a data block: large enough that the
 	// index of a segment stays small and compresses well, small enough that a
 	// point read after a restore does not drag in much.
-	blockBytes = 32 << 10
+	blockBytes = 8 << 10
 	// indexBlockBytes keeps the index of all but huge segments in one level.
 	indexBlockBytes = 256 << 10
 	// bloomBitsPerKey gives one false positive in a hundred.
