@@ -70,6 +70,7 @@ type options struct {
 	retain int
 
 	mergeCPU       float64
+	bloomBits      int
 	mergeBandwidth int64
 
 	held int64
@@ -102,8 +103,8 @@ func defaults() options {
 		keyGroups: DefaultKeyGroups, parallelism: runtime.GOMAXPROCS(0),
 		every: DefaultCheckpointEvery, checkpointTimeout: DefaultCheckpointTimeout, tolerable: DefaultTolerableFailures,
 		retryPause: DefaultRetryPause,
-		mergeCPU:   checkpoint.DefaultMergeCPU,
-		retain:     DefaultRetain, held: DefaultHeldBytes,
+		mergeCPU:   checkpoint.DefaultMergeCPU(), bloomBits: checkpoint.DefaultBloomBits,
+		retain: DefaultRetain, held: DefaultHeldBytes,
 		sessionTimeout: DefaultSessionTimeout, commitReplication: -1,
 		stopTimeout: DefaultStopTimeout,
 		restart:     RestartPolicy{Initial: 100 * time.Millisecond, Max: 10 * time.Second, Limit: 10, Quiet: time.Minute},
@@ -222,10 +223,17 @@ func Retain(n int) Option { return option(func(o *options) { o.retain = n }) }
 
 // MergeBudget bounds the merging of segments in the background: by a share of one core,
 // and by the bytes a second that are read and written, where 0 is no bound. Merging that
-// has fallen far behind takes a whole core. Default: half a core.
+// has fallen far behind takes a whole core. Default: an eighth of the cores that Go may
+// use, at least half a core and at most two.
 func MergeBudget(cores float64, bytesPerSecond int64) Option {
 	return option(func(o *options) { o.mergeCPU, o.mergeBandwidth = cores, bytesPerSecond })
 }
+
+// BloomBits sets how many bits the filter of a segment has for each key. More make reads of
+// keys that are not in memory cheaper, since fewer segments are looked into in vain, and
+// take more memory and store. It counts for segments that are written from now on.
+// Default 10: one look in a hundred is in vain.
+func BloomBits(n int) Option { return option(func(o *options) { o.bloomBits = n }) }
 
 // HeldBytes bounds the outputs that may wait in memory, in bytes, while the
 // checkpoint before them is being committed. At the bound, processing waits.
@@ -375,7 +383,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		KeyGroups: o.keyGroups, Parallelism: o.parallelism,
 		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause, RetryPause: o.retryPause},
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
-		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, Backend: o.backend, HeldBytes: o.held,
+		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, BloomBits: o.bloomBits, Backend: o.backend, HeldBytes: o.held,
 		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
 		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
 		CommitTopic:       or(o.commitTopic, app+"-checkpoints"), CommitTopicReplication: o.commitReplication,
@@ -422,7 +430,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		bad(err != nil, "weir.Admin(%q): want host:port, for example localhost:8471", o.admin)
 	}
 	bad(o.recovery == RecoverSavepoint && o.fromURL == "", "weir.OnMismatch(weir.RecoverSavepoint): no savepoint is named: set weir.FromSavepoint")
-	bad(o.backend.Dir != "" && o.backend.MemoryBytes <= 0, "weir.StateBackend: %d bytes of memory for state in %s: want more than 0, for example pebble.DefaultMemoryBytes", o.backend.MemoryBytes, o.backend.Dir)
+	bad(o.backend.Dir != "" && o.backend.MemoryBytes <= 0, "weir.StateBackend: %d bytes of memory for state in %s: want more than 0, for example pebble.DefaultMemoryBytes()", o.backend.MemoryBytes, o.backend.Dir)
 	bad(o.keyGroups < 1 || o.keyGroups > keygroup.Max, "weir.KeyGroups(%d): want 1 to %d", o.keyGroups, keygroup.Max)
 	bad(o.parallelism < 1, "weir.Parallelism(%d): want at least 1", o.parallelism)
 	bad(o.parallelism > o.keyGroups && o.keyGroups >= 1, "weir.Parallelism(%d): there are only %d key-groups to divide; raise weir.KeyGroups before the first run", o.parallelism, o.keyGroups)
@@ -431,6 +439,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	bad(o.checkpointTimeout <= 0, "weir.CheckpointTimeout(%v): want more than 0", o.checkpointTimeout)
 	bad(o.tolerable < 0, "weir.TolerableFailures(%d): want 0 or more", o.tolerable)
 	bad(o.retain < 1, "weir.Retain(%d): the checkpoint that the pointer names has to be kept: want 1 or more", o.retain)
+	bad(o.bloomBits < 1 || o.bloomBits > checkpoint.MaxBloomBits, "weir.BloomBits(%d): want 1 to %d bits for each key", o.bloomBits, checkpoint.MaxBloomBits)
 	bad(o.mergeCPU <= 0 || o.mergeBandwidth < 0, "weir.MergeBudget(%v, %d): want a share of a core above 0, and bytes a second, or 0 for no bound", o.mergeCPU, o.mergeBandwidth)
 	bad(o.held < 1, "weir.HeldBytes(%d): want more than 0", o.held)
 	bad(o.stopTimeout <= 0, "weir.StopTimeout(%v): want more than 0", o.stopTimeout)

@@ -58,7 +58,7 @@ func init() {
 			fs.IntVar(&s.keys, "keys", 10_000_000, "keys in the state")
 			fs.IntVar(&s.job.ValueBytes, "value", 100, "`bytes` of a key's value, at least 8")
 			fs.StringVar(&s.job.Backend, "backend", "pebble", "memory or pebble")
-			fs.Int64Var(&s.job.MemoryBytes, "memory", pebble.DefaultMemoryBytes, "`bytes` of memory for the pebble backend's typed state")
+			fs.Int64Var(&s.job.MemoryBytes, "memory", pebble.DefaultMemoryBytes(), "`bytes` of memory for the pebble backend's typed state")
 			fs.Int64Var(&s.limit, "limit", 1<<30, "`bytes` of memory for the process: the pebble backend's block cache, and GOMEMLIMIT for what is left of it")
 			fs.IntVar(&s.updates, "updates", 2_000_000, "updates of random keys")
 			fs.IntVar(&s.restarts, "restarts", 3, "restarts of each kind")
@@ -318,7 +318,7 @@ func (s *stateBench) start(ctx context.Context, drain bool, prof string) (*exec.
 	}
 	cmd := exec.CommandContext(ctx, self, stateWorkerCommand, string(text))
 	cmd.Stderr = os.Stderr
-	if heap := s.limit - pebble.DefaultCacheBytes - besideHeap; s.job.Backend == "pebble" && heap > 0 {
+	if heap := s.limit - pebble.DefaultCacheBytes() - besideHeap; s.job.Backend == "pebble" && heap > 0 {
 		cmd.Env = append(os.Environ(), fmt.Sprintf("GOMEMLIMIT=%d", heap))
 	}
 	out, err := cmd.StdoutPipe()

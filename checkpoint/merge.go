@@ -301,7 +301,7 @@ func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, wa
 	var output []SegmentRef
 	err := segment.MergeLevels(segment.MergeOptions{
 		Base: plan.base, Processing: w.cfg.Now().UnixMilli(), Event: watermark,
-		KeyGroups: w.cfg.KeyGroups, Shards: fine, TargetBytes: w.cfg.MergeTarget, Pace: p.work, Buffer: buffer,
+		KeyGroups: w.cfg.KeyGroups, Shards: fine, TargetBytes: w.cfg.MergeTarget, Pace: p.work, Buffer: buffer, BloomBits: w.cfg.BloomBits,
 	}, func(piece segment.Merged, data []byte) error {
 		w.mu.Lock()
 		name := mergedObject(w.named(), w.merge.made)

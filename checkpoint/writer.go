@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -32,14 +33,20 @@ const (
 	// enough that a manifest names few, small enough that a merge touches little, and
 	// that the one that a merge holds in memory doesn't matter.
 	DefaultMergeTarget = 32 << 20
-	// DefaultMergeCPU is the share of one core that merging may take while it keeps up.
-	// 50,000 changed keys of 100 bytes in each epoch of 100 ms need about two thirds of
-	// one.
-	DefaultMergeCPU = 0.5
+	// DefaultBloomBits is how many bits the filter of a segment has for each key: one look
+	// in a hundred is in vain. With more than MaxBloomBits hardly any would be.
+	DefaultBloomBits = 10
+	MaxBloomBits     = 32
 	// DefaultGrace is how old an object must be before somebody who doesn't know its
 	// writer calls it garbage.
 	DefaultGrace = time.Hour
 )
+
+// DefaultMergeCPU is the share of one core that merging may take while it keeps up: an
+// eighth of the cores that Go may use, at least half of one, and not more than the two
+// that its two goroutines can use. 50,000 changed keys of 100 bytes in each epoch of 100 ms
+// need about half of one.
+func DefaultMergeCPU() float64 { return max(0.5, min(float64(runtime.GOMAXPROCS(0))/8, 2)) }
 
 // Config says what a Writer works on.
 type Config struct {
@@ -63,6 +70,10 @@ type Config struct {
 	Retain      int   // committed checkpoints to keep; default DefaultRetain
 	InlineLimit int64 // bytes; default DefaultInlineLimit, negative: never inline
 	MergeFanIn  int   // at least 2; default DefaultMergeFanIn
+
+	// BloomBits is how many bits the filter of a segment has for each key; default
+	// DefaultBloomBits.
+	BloomBits int
 
 	MergeTarget int64 // bytes of a piece; default DefaultMergeTarget
 	// MergeCPU is the share of one core that merging may take; 1 or more is all that it
@@ -187,7 +198,8 @@ func NewWriter(cfg Config) (*Writer, error) {
 	cfg.InlineLimit = cmp.Or(cfg.InlineLimit, DefaultInlineLimit)
 	cfg.MergeFanIn = cmp.Or(cfg.MergeFanIn, DefaultMergeFanIn)
 	cfg.MergeTarget = cmp.Or(cfg.MergeTarget, DefaultMergeTarget)
-	cfg.MergeCPU = cmp.Or(cfg.MergeCPU, DefaultMergeCPU)
+	cfg.MergeCPU = cmp.Or(cfg.MergeCPU, DefaultMergeCPU())
+	cfg.BloomBits = cmp.Or(cfg.BloomBits, DefaultBloomBits)
 	cfg.Grace = cmp.Or(cfg.Grace, DefaultGrace)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -309,7 +321,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 		// Segments of one job compress alike, and a buffer that grows is copied and cleared
 		// as often as it doubles.
 		buf := bytes.NewBuffer(make([]byte, 0, int(float64(raw)*w.compressed*5/4)+bytes.MinRead))
-		if info, err = segment.Write(buf, runs...); err != nil {
+		if info, err = segment.WriteFiltered(buf, w.cfg.BloomBits, runs...); err != nil {
 			return none, Stats{}, err
 		}
 		if data = buf.Bytes(); raw > 0 {

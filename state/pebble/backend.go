@@ -9,14 +9,11 @@ type Backend struct {
 	// MemoryBytes is what the typed state of all subtasks together may take in memory:
 	// what was used lately, and what changed and is not committed. When the latter
 	// fills it a checkpoint is taken before its time, and at twice the amount
-	// processing waits for it. 256 MiB by default.
+	// processing waits for it. By default [DefaultMemoryBytes].
 	MemoryBytes int64
 	Options
 }
 
-// DefaultMemoryBytes is the default of [Backend.MemoryBytes].
-const DefaultMemoryBytes = 256 << 20
-
 // Dir returns a backend with its local store in the directory at path, which is made
 // if it is missing. Change what it returns to set more than that.
-func Dir(path string) Backend { return Backend{Dir: path, MemoryBytes: DefaultMemoryBytes} }
+func Dir(path string) Backend { return Backend{Dir: path, MemoryBytes: DefaultMemoryBytes()} }

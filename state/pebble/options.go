@@ -8,13 +8,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// Options are those of [Open]. The zero Options are right for a machine of a few
-// cores and some gigabytes of memory.
+// Options are those of [Open]. The zero Options fit themselves to a small machine; on a
+// large one that is there for the app alone, more cache makes reads cheaper.
 type Options struct {
 	// CacheBytes is the size of the cache of uncompressed blocks, in bytes. It is
-	// memory beside the Go heap. 128 MiB by default: state that is hot lives in the
-	// typed cache above; this one is for filters (10 bits for each key) and indexes,
-	// and for what is read again soon.
+	// memory beside the Go heap. State that is hot lives in the typed cache above; this
+	// one is for filters (10 bits for each key, unless the app says otherwise) and
+	// indexes, and for what is read again soon. By default [DefaultCacheBytes].
 	CacheBytes int64
 	// DownloadRate bounds how fast segments that are read where they are get copied, in
 	// bytes a second. Reads of state are never held back. Zero is no bound.
@@ -29,11 +29,8 @@ type Options struct {
 	fs vfs.FS
 }
 
-// DefaultCacheBytes is the default of [Options.CacheBytes].
-const DefaultCacheBytes = 128 << 20
-
 func (o Options) withDefaults() Options {
-	o.CacheBytes = cmp.Or(o.CacheBytes, DefaultCacheBytes)
+	o.CacheBytes = cmp.Or(o.CacheBytes, DefaultCacheBytes())
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}

@@ -76,6 +76,9 @@ type MergeOptions struct {
 	// and comes back. Nil is not called.
 	Pace func() error
 
+	// BloomBits is how many bits the filter has for each key; 0 is the default.
+	BloomBits int
+
 	// Buffer is for the pieces, one after the other; nil is a new one. Pieces are large, and
 	// new memory costs as much to clear as to fill, so it is worth keeping for the next merge.
 	// It grows to the largest piece.
@@ -153,7 +156,7 @@ func (c *cutter) add(key, value []byte, deleted bool) error {
 	}
 	if c.w == nil {
 		c.buf.Reset()
-		c.w = newWriter(c.buf)
+		c.w = newWriter(c.buf, c.o.BloomBits)
 		c.piece.MinKey = bytes.Clone(key)
 	}
 	if expired {

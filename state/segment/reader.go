@@ -84,7 +84,7 @@ func (r *Reader) Close() error {
 
 var tableOptions = sstable.ReaderOptions{
 	ReaderOptions: block.ReaderOptions{},
-	Filters:       map[string]sstable.FilterPolicy{bloom.FilterPolicy(bloomBitsPerKey).Name(): bloom.FilterPolicy(bloomBitsPerKey)},
+	Filters:       map[string]sstable.FilterPolicy{bloom.FilterPolicy(bloomBits).Name(): bloom.FilterPolicy(bloomBits)},
 }
 
 // checkFooter looks at the end of a segment of size bytes. The formats before this

@@ -25,8 +25,8 @@ const (
 	blockBytes = 8 << 10
 	// indexBlockBytes keeps the index of all but huge segments in one level.
 	indexBlockBytes = 256 << 10
-	// bloomBitsPerKey gives one false positive in a hundred.
-	bloomBitsPerKey = 10
+	// bloomBits for each key give one false positive in a hundred. It is the default.
+	bloomBits = 10
 )
 
 // compression was measured on entries of 116 bytes, half of them random: 234 ns and
@@ -55,14 +55,18 @@ func (i Info) Empty() bool { return i.Entries+i.Tombstones == 0 }
 
 // Write writes runs as one segment. They are given oldest first: of several
 // entries with one key the one in the newest run counts. It does not release them.
-func Write(w io.Writer, runs ...Run) (Info, error) {
+func Write(w io.Writer, runs ...Run) (Info, error) { return WriteFiltered(w, bloomBits, runs...) }
+
+// WriteFiltered is Write with that many bits for each key in the segment's filter; 0 is
+// the default.
+func WriteFiltered(w io.Writer, bits int, runs ...Run) (Info, error) {
 	live := make([]Run, 0, len(runs))
 	for _, r := range runs {
 		if r.Len() > 0 {
 			live = append(live, r)
 		}
 	}
-	sw := newWriter(w)
+	sw := newWriter(w, bits)
 	if disjoint, ok := disjointOrder(live); ok {
 		// Subtasks own contiguous key-groups: one run after the other, no comparison.
 		for _, r := range disjoint {
@@ -102,7 +106,7 @@ func disjointOrder(runs []Run) ([]Run, bool) {
 // dropTombstones deleted keys vanish; that is right only if no older segment is
 // left for them to hide.
 func Merge(w io.Writer, dropTombstones bool, readers ...*Reader) (Info, error) {
-	sw := newWriter(w)
+	sw := newWriter(w, bloomBits)
 	m, err := openMerger(nil, nil, readers)
 	if err != nil {
 		return Info{}, sw.abort(err)
@@ -118,14 +122,14 @@ type writer struct {
 	info  Info
 }
 
-func newWriter(w io.Writer) *writer {
+func newWriter(w io.Writer, bits int) *writer {
 	s := &sink{w: w}
 	return &writer{sink: s, table: sstable.NewWriter(s, sstable.WriterOptions{
 		TableFormat:        TableFormat,
 		BlockSize:          blockBytes,
 		IndexBlockSize:     indexBlockBytes,
 		Compression:        compression,
-		FilterPolicy:       bloom.FilterPolicy(bloomBitsPerKey),
+		FilterPolicy:       bloom.FilterPolicy(cmp.Or(bits, bloomBits)),
 		DisableValueBlocks: true,
 	})}
 }
