@@ -43,8 +43,9 @@ type about struct {
 }
 
 // Store is a local store. Get, Iter, Snapshot, ID, Needs and Metrics may be called from any
-// goroutine at any time, and do not wait for anything but the disk; Attach, Ingest and
-// Close exclude each other by themselves.
+// goroutine at any time, and do not wait for anything but the disk; Needs waits for an
+// Attach or an Ingest that goes on, too. Attach, Ingest and Close exclude each other by
+// themselves.
 type Store struct {
 	dir   string
 	opts  Options
@@ -66,7 +67,7 @@ type Store struct {
 	broken     atomic.Pointer[damage]
 	closed     atomic.Bool
 
-	mu    sync.Mutex        // held by Attach, Ingest, Close, and when a copy arrives
+	mu    lock              // held by Attach, Ingest, Close, and when a copy arrives
 	files map[string]bool   // in segmentsName
 	pool  map[string]*table // open, by what their file is called, or will be
 	chain []Segment         // of the checkpoint that the store equals
@@ -78,6 +79,13 @@ type Store struct {
 
 	wake chan struct{} // there may be something to copy
 }
+
+// lock is a mutex that may be held for as long as a checkpoint store takes to answer.
+// Made of a channel, it lets the virtual time of a test pass for those who wait for it.
+type lock chan struct{}
+
+func (l lock) Lock()   { l <- struct{}{} }
+func (l lock) Unlock() { <-l }
 
 // Open opens the local store of app in dir, which it makes if there is none, and
 // takes its lock. It can be read once it is attached.
@@ -91,7 +99,7 @@ func Open(dir, app string, opts Options) (_ *Store, err error) {
 	opts = opts.withDefaults()
 	s := &Store{
 		dir: dir, opts: opts, fs: opts.fs, log: opts.Logger.With(zap.String("dir", dir)),
-		files: map[string]bool{}, pool: map[string]*table{}, wake: make(chan struct{}, 1),
+		mu: make(lock, 1), files: map[string]bool{}, pool: map[string]*table{}, wake: make(chan struct{}, 1),
 	}
 	if err := s.fs.MkdirAll(dir, 0o755); err != nil {
 		return nil, s.failed("open", "", err)

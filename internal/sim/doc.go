@@ -1,0 +1,67 @@
+// Package sim is a simulator: it runs whole apps against an embedded broker in virtual
+// time, breaks everything around them at times that a seed decides, and holds what they
+// did against an independent model. It has tests only.
+//
+// # A run
+//
+// A script (script_test.go) says all that is decided about a run: the size of the world,
+// the options of each life of an instance, the input, and the faults, each with the time
+// or the request at which it happens. generate makes the script of a seed. The world
+// (world_test.go) plays it inside a testing/synctest bubble:
+//
+//  1. An embedded broker (kfake) with one to three nodes begins, and one to three
+//     instances of the app of ledger_test.go, which move money between accounts. Each is
+//     a real weir.App. A supervisor starts an instance again whenever it ended, each time
+//     with other options: parallelism, backend, triggers, timeouts.
+//  2. Input and faults happen as the script says (faults_test.go). An instance has a
+//     network of its own (net_test.go), in which requests and answers can be lost, late
+//     or held, and a handle of its own on the store that all share (disk_test.go), whose
+//     operations can fail, hang, or be done without anybody being told.
+//  3. All faults end. The app has to be done with its input within a bound of virtual
+//     time, then to process a little more as if nothing had been, and to stop cleanly.
+//  4. The checkers (check_test.go) have their say.
+//
+// # What is checked
+//
+// State, as read offline from the checkpoint that the committed offsets name, and every
+// read_committed output equal what a loop over the input gives; entries of one sender keep
+// their order within an account. The commits, as the commit topic tells them, are one
+// line: each checkpoint is made of the one that was committed before it, ids and positions
+// only grow. So no two instances commit for the same key-groups. No life ends with an
+// error that says that offsets, state and input don't fit together, that something is
+// damaged or missing, or that there is a bug. No transaction is left open, and no
+// goroutine.
+//
+// # How a process dies
+//
+// A process that is killed can't be taken out of the test's own process. Its world stops
+// instead: its connections end, no new one is made, and its store does nothing more. What
+// it had written into a connection before still gets to the broker; a put that was under
+// way may have happened or not. Its goroutines run on until they notice, without effect on
+// anything. The next life gets a copy of its local store as it was at that moment. A
+// process that is stopped (SIGSTOP) and wakes later has its network, store, handlers and
+// listeners held up; its timers run on, so it wakes to timeouts, and what it had sent
+// arrives when it wakes.
+//
+// # What is deterministic
+//
+// A script is: a seed and a number of steps always give the same one. What comes of it is
+// not wholly: which goroutine runs first in a bubble is up to the scheduler, the client and
+// kfake choose at random in places, and instances name their checkpoints at random. Times
+// are virtual, so most runs of a script are the same up to such choices. That is why
+// -tries runs a script several times, and why a failure prints what happened.
+//
+// # Running it
+//
+//	go test ./internal/sim -run 'TestSim$' -seed=1 -seeds=500 -steps=30
+//
+// A script that fails is shrunk first (shrink_test.go): faults are left out as long as it
+// still fails. It is then printed with what happened, by time, and with the command that
+// runs it again. -script=FILE runs a script from a file.
+//
+// # What it leaves out
+//
+// kfake decides transactions at once, has no replication and keeps no log on disk: faults
+// of brokers themselves are the matter of package integration. It also has a fault of its
+// own that a world has to get around, see loosen.
+package sim

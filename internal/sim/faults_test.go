@@ -1,0 +1,275 @@
+package sim
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// brokerErrors are what a broker may say to each request, rightly or in passing, of which
+// the app has to recover by itself or by being started again.
+var brokerErrors = map[kmsg.Key][]*kerr.Error{
+	kmsg.Produce:         {kerr.NotLeaderForPartition, kerr.RequestTimedOut, kerr.NotEnoughReplicasAfterAppend, kerr.NotEnoughReplicas, kerr.InvalidProducerEpoch},
+	kmsg.InitProducerID:  {kerr.ConcurrentTransactions, kerr.CoordinatorLoadInProgress, kerr.NotCoordinator, kerr.CoordinatorNotAvailable},
+	kmsg.AddOffsetsToTxn: {kerr.ConcurrentTransactions, kerr.CoordinatorLoadInProgress, kerr.NotCoordinator},
+	kmsg.TxnOffsetCommit: {kerr.CoordinatorLoadInProgress, kerr.NotCoordinator, kerr.RequestTimedOut, kerr.UnknownMemberID, kerr.IllegalGeneration, kerr.RebalanceInProgress, kerr.ConcurrentTransactions},
+	kmsg.EndTxn:          {kerr.CoordinatorLoadInProgress, kerr.NotCoordinator, kerr.CoordinatorNotAvailable, kerr.ConcurrentTransactions, kerr.InvalidProducerEpoch, kerr.InvalidTxnState, kerr.UnknownServerError},
+	kmsg.Heartbeat:       {kerr.RebalanceInProgress, kerr.UnknownMemberID, kerr.IllegalGeneration, kerr.NotCoordinator, kerr.CoordinatorNotAvailable},
+	kmsg.JoinGroup:       {kerr.RebalanceInProgress, kerr.UnknownMemberID, kerr.NotCoordinator, kerr.CoordinatorLoadInProgress},
+	kmsg.SyncGroup:       {kerr.RebalanceInProgress, kerr.UnknownMemberID, kerr.IllegalGeneration, kerr.NotCoordinator},
+	kmsg.OffsetFetch:     {kerr.CoordinatorLoadInProgress, kerr.NotCoordinator, kerr.UnstableOffsetCommit},
+	kmsg.Fetch:           {kerr.NotLeaderForPartition, kerr.KafkaStorageError, kerr.UnknownServerError},
+}
+
+func brokerError(key kmsg.Key, name string) *kerr.Error {
+	for _, e := range brokerErrors[key] {
+		if e.Message == name {
+			return e
+		}
+	}
+	return nil
+}
+
+var (
+	// killedAt are requests at which an instance is killed, stopped or cut off: those of a
+	// commit most of all.
+	killedAt = []kmsg.Key{kmsg.TxnOffsetCommit, kmsg.TxnOffsetCommit, kmsg.EndTxn, kmsg.EndTxn, kmsg.EndTxn, kmsg.Produce,
+		kmsg.InitProducerID, kmsg.OffsetFetch, kmsg.JoinGroup, kmsg.SyncGroup, kmsg.Fetch}
+	// lostAt are requests that get lost, or whose answers do.
+	lostAt   = append(slices.Clone(killedAt), kmsg.Heartbeat, kmsg.FindCoordinator, kmsg.AddOffsetsToTxn)
+	storeOps = []string{"put", "put", "put", "get", "list", "delete", "any"}
+)
+
+// apply makes a step happen, or waits in the background for what it is to happen at.
+func (w *world) apply(ctx context.Context, s step) {
+	if s.verb == verbFeed {
+		w.feed(ctx, s)
+		return
+	}
+	w.note(s.who, "%v", s)
+	if s.verb == verbMove {
+		if s.mode == "leaders" {
+			w.c.ShufflePartitionLeaders()
+		} else {
+			w.c.RehashCoordinators()
+		}
+		return
+	}
+	i := slices.IndexFunc(w.instances, func(in *instance) bool { return in.name == s.who || s.who == active && in == w.active() })
+	if i < 0 {
+		w.violate("%v: no such instance", s)
+		return
+	}
+	in := w.instances[i]
+	l := in.current()
+	if l == nil {
+		return // it has not begun
+	}
+	key, isRequest := requestKey(s.on)
+	n := max(1, s.n)
+	switch s.verb {
+	case verbBroker:
+		e := brokerError(key, s.mode)
+		if e == nil {
+			w.violate("%v: no such error", s)
+			return
+		}
+		top := key == kmsg.InitProducerID || key == kmsg.EndTxn || key == kmsg.Heartbeat || key == kmsg.JoinGroup || key == kmsg.SyncGroup || key == kmsg.AddOffsetsToTxn
+		h := w.c.Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: e, Count: n, TopLevel: top, When: in.is})
+		w.mu.Lock()
+		w.faults = append(w.faults, h)
+		w.mu.Unlock()
+	case verbKill:
+		l.at(s, func() { l.kill(s.dur) })
+	case verbPause:
+		l.at(s, func() { l.freeze(s.dur) })
+	case verbCut:
+		l.at(s, func() { l.cut(s.mode, s.dur) })
+	case verbStop:
+		l.asked.Store(true)
+		l.mu.Lock()
+		l.again = s.dur
+		l.mu.Unlock()
+		l.stop()
+	case verbLose, verbDrop:
+		if isRequest {
+			l.nic.addRule(&rule{key: key, answer: s.verb == verbLose, left: n, act: func(*wire) bool {
+				w.note(l.String(), "%v", s)
+				return false
+			}})
+		}
+	case verbDelay:
+		if isRequest {
+			l.nic.addRule(&rule{key: key, answer: s.mode == "answer", left: n, act: func(*wire) bool {
+				w.note(l.String(), "%v", s)
+				select {
+				case <-time.After(s.dur):
+				case <-w.healed:
+				}
+				return true
+			}})
+		}
+	case verbSlow:
+		l.slow.Store(int64(time.Duration(n) * time.Millisecond))
+		w.watching.Go(func() {
+			time.Sleep(s.dur)
+			l.slow.Store(0)
+		})
+	case verbStore:
+		l.store.addRule(&storeRule{op: s.on, mode: s.mode, left: n, dur: s.dur, act: func() {}})
+	default:
+		w.violate("%v: no such verb", s)
+	}
+}
+
+// active stands for the instance that committed last.
+const active = "active"
+
+func (w *world) active() *instance {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, in := range w.instances {
+		if n := len(w.commits); n > 0 && w.commits[n-1].Instance == in.name {
+			return in
+		}
+	}
+	return w.instances[0]
+}
+
+// at calls do now, or at the n-th request or store operation that s names.
+func (l *life) at(s step, do func()) {
+	if s.on == "" {
+		do()
+		return
+	}
+	noted := func() {
+		l.in.w.note(l.String(), "%v", s)
+		do()
+	}
+	if key, ok := requestKey(s.on); ok {
+		after := s.mode == "after"
+		l.nic.addRule(&rule{key: key, answer: after, skip: max(1, s.n) - 1, left: 1, act: func(*wire) bool {
+			noted()
+			// A request of one that was killed before it wrote it doesn't get out, an
+			// answer doesn't get in; one that was only stopped finds both later.
+			return s.verb == verbPause
+		}})
+		return
+	}
+	mode := "before"
+	if s.mode == "after" {
+		mode = "after"
+	}
+	l.store.addRule(&storeRule{op: s.on, mode: mode, skip: max(1, s.n) - 1, left: 1, act: noted})
+}
+
+// cut takes the network away for some time.
+func (l *life) cut(mode string, d time.Duration) {
+	var release func()
+	switch mode {
+	case "reset":
+		release = l.nic.refuses()
+	case "deaf":
+		release = l.nic.hold(false, true)
+	case "mute":
+		release = l.nic.hold(true, false)
+	default:
+		release = l.nic.hold(true, true)
+	}
+	l.in.w.watching.Go(func() {
+		time.Sleep(d)
+		release()
+		l.in.w.note(l.String(), "has its network again")
+	})
+}
+
+// generate makes the script of a seed with that many steps.
+func generate(seed uint64, steps int) script {
+	r := rand.New(rand.NewPCG(seed, 1))
+	sc := script{
+		seed: seed, brokers: 1 + r.IntN(3), partitions: 1 + r.IntN(4), accounts: 2 + r.IntN(12), instances: 1 + r.IntN(3),
+		latency: pick(r, 100*time.Microsecond, time.Millisecond, 5*time.Millisecond), v1: r.IntN(4) == 0,
+	}
+	for range 4 {
+		sc.lives = append(sc.lives, settings{
+			parallelism: pick(r, 1, 2, 3, 5), backend: pick(r, "memory", "memory", "pebble", "fresh"),
+			every: pick[time.Duration](r, 5, 20, 100, 500) * time.Millisecond, records: pick[int64](r, 0, 0, 1, 10),
+			timeout: pick[time.Duration](r, 500, 2000, 10000) * time.Millisecond, txn: pick[time.Duration](r, 4, 10, 30) * time.Second, session: pick[time.Duration](r, 6, 10) * time.Second,
+			tolerable: r.IntN(4), retain: 1 + r.IntN(3), held: pick[int64](r, 1, 1000, 1<<20),
+		})
+	}
+	now := time.Duration(0)
+	step1 := func(s step) { s.at = now; sc.steps = append(sc.steps, s) }
+	for range steps {
+		now += pick[time.Duration](r, 0, 3, 30, 200, 1000, 3000) * time.Millisecond * time.Duration(1+r.IntN(3)) / 2
+		if r.IntN(40) == 0 {
+			now += time.Duration(10+r.IntN(50)) * time.Second
+		}
+		if r.IntN(2) == 0 {
+			step1(step{verb: verbFeed, mode: pick(r, "plain", "plain", "plain", "commit", "abort"), n: 1 + r.IntN(pick(r, 3, 30, 200))})
+			continue
+		}
+		step1(fault(r, sc.instances))
+	}
+	now += 100 * time.Millisecond
+	step1(step{verb: verbFeed, mode: "plain", n: 20})
+	return sc
+}
+
+func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
+
+// fault makes a fault.
+func fault(r *rand.Rand, instances int) step {
+	s := step{verb: pick(r, verbKill, verbKill, verbKill, verbPause, verbCut, verbLose, verbLose, verbDrop, verbDelay, verbSlow, verbStore, verbStore, verbBroker, verbBroker, verbMove, verbStop),
+		who: string(rune('a' + r.IntN(instances)))}
+	if r.IntN(3) > 0 {
+		s.who = active // nothing much happens to one that stands by
+	}
+	long := func() time.Duration {
+		return pick[time.Duration](r, 20, 200, 2000, 8000, 15000, 40000) * time.Millisecond * time.Duration(1+r.IntN(4)) / 4
+	}
+	switch s.verb {
+	case verbKill, verbPause:
+		if r.IntN(4) > 0 {
+			s.on, s.mode, s.n = pick(r, killedAt...).Name(), pick(r, "before", "after"), 1+r.IntN(4)
+			if r.IntN(4) == 0 {
+				s.on = pick(r, storeOps...)
+			}
+		}
+		s.dur = long()
+	case verbCut:
+		s.mode, s.dur = pick(r, "silent", "silent", "reset", "deaf", "mute"), long()
+		if r.IntN(2) == 0 {
+			s.on, s.n = pick(r, killedAt...).Name(), 1+r.IntN(4)
+		}
+	case verbLose, verbDrop:
+		s.on, s.n = pick(r, lostAt...).Name(), pick(r, 1, 1, 2, 5)
+	case verbDelay:
+		s.on, s.mode, s.n, s.dur = pick(r, lostAt...).Name(), pick(r, "request", "answer"), pick(r, 1, 1, 2, 5), long()
+	case verbSlow:
+		s.n, s.dur = 1+r.IntN(20), long()
+	case verbStore:
+		s.on, s.mode, s.n, s.dur = pick(r, storeOps...), pick(r, "fail", "unknown", "hang", "stall", "slow"), pick(r, 1, 1, 2, 6), long()
+	case verbBroker:
+		key := pick(r, sortedKeys...)
+		s.on, s.mode, s.n = key.Name(), pick(r, brokerErrors[key]...).Message, pick(r, 1, 1, 2, 5)
+	case verbMove:
+		s.who, s.mode = "", pick(r, "leaders", "coordinators")
+	case verbStop:
+		s.dur = long()
+	}
+	return s
+}
+
+var sortedKeys = func() (keys []kmsg.Key) {
+	for k := range brokerErrors {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}()

@@ -1,0 +1,218 @@
+package sim
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// script is all that is decided about a run before it begins. Its text form is what a
+// failure prints and what testdata/record holds.
+type script struct {
+	seed       uint64 // of the input and of the jitter
+	brokers    int
+	partitions int // of the input topic
+	accounts   int
+	instances  int           // named a, b, c
+	latency    time.Duration // the longest that a frame is under way
+	v1         bool          // brokers with transaction.version 1
+	lives      []settings    // of an instance's lives, in turn
+	steps      []step        // by time
+}
+
+// settings are the options of one life.
+type settings struct {
+	parallelism int
+	backend     string // memory; pebble, with the directory of the life before; or fresh
+	every       time.Duration
+	records     int64 // AfterRecords; 0: no
+	timeout     time.Duration
+	txn         time.Duration
+	session     time.Duration
+	tolerable   int
+	retain      int
+	held        int64 // bytes
+}
+
+// step is something that happens at a time.
+type step struct {
+	at   time.Duration
+	verb string
+	who  string        // instance
+	on   string        // request or store operation that it waits for or acts on
+	mode string        // what of several ways
+	n    int           // at the n-th, or how often, or how many
+	dur  time.Duration // for how long, or after what time
+}
+
+// The verbs. A step with on waits for the n-th such request or operation of the instance.
+const (
+	verbFeed   = "feed"   // n records of input; mode plain, commit (in a transaction) or abort
+	verbKill   = "kill"   // kill -9, restarted after dur; mode before or after the request
+	verbStop   = "stop"   // SIGTERM, restarted after dur
+	verbPause  = "pause"  // SIGSTOP for dur; mode before or after the request
+	verbCut    = "cut"    // no network for dur; mode silent, reset, deaf (no answers) or mute (no requests)
+	verbLose   = "lose"   // n requests are applied and their answers lost
+	verbDrop   = "drop"   // n requests are lost
+	verbDelay  = "delay"  // n frames take dur longer; mode request or answer
+	verbSlow   = "slow"   // handlers take some milliseconds for each record, for dur
+	verbStore  = "store"  // n store operations; mode fail, unknown (done, error), hang, stall or slow
+	verbBroker = "broker" // n requests are answered with the error mode
+	verbMove   = "move"   // leaders move; mode leaders or coordinators
+)
+
+func (s step) isFault() bool { return s.verb != verbFeed }
+
+func (s step) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "at %v %s", s.at, s.verb)
+	put := func(name string, v any, ok bool) {
+		if ok {
+			fmt.Fprintf(&b, " %s=%v", name, v)
+		}
+	}
+	put("who", s.who, s.who != "")
+	put("on", s.on, s.on != "")
+	put("mode", s.mode, s.mode != "")
+	put("n", s.n, s.n != 0)
+	put("for", s.dur, s.dur != 0)
+	return b.String()
+}
+
+func (s settings) String() string {
+	return fmt.Sprintf("life parallelism=%d backend=%s every=%v records=%d timeout=%v txn=%v session=%v tolerable=%d retain=%d held=%d",
+		s.parallelism, s.backend, s.every, s.records, s.timeout, s.txn, s.session, s.tolerable, s.retain, s.held)
+}
+
+// String is the text form, which parse reads.
+func (sc script) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "world seed=%d brokers=%d partitions=%d accounts=%d instances=%d latency=%v v1=%v\n",
+		sc.seed, sc.brokers, sc.partitions, sc.accounts, sc.instances, sc.latency, sc.v1)
+	for _, l := range sc.lives {
+		fmt.Fprintln(&b, l)
+	}
+	for _, s := range sc.steps {
+		fmt.Fprintln(&b, s)
+	}
+	return b.String()
+}
+
+// parse reads the text form. Lines that begin with # and empty ones are comments.
+func parse(text string) (sc script, err error) {
+	for i, line := range strings.Split(text, "\n") {
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		if e := sc.parseLine(line); e != nil {
+			err = errors.Join(err, fmt.Errorf("line %d: %q: %w", i+1, line, e))
+		}
+	}
+	if err == nil && (sc.brokers < 1 || sc.partitions < 1 || sc.accounts < 1 || sc.instances < 1 || len(sc.lives) == 0) {
+		err = errors.New("a script needs a world line and a life line")
+	}
+	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
+	return sc, err
+}
+
+func (sc *script) parseLine(line string) error {
+	words := strings.Fields(line)
+	switch words[0] {
+	case "world":
+		return fields(words[1:], map[string]any{
+			"seed": &sc.seed, "brokers": &sc.brokers, "partitions": &sc.partitions, "accounts": &sc.accounts,
+			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1,
+		})
+	case "life":
+		var l settings
+		sc.lives = append(sc.lives, l)
+		p := &sc.lives[len(sc.lives)-1]
+		return fields(words[1:], map[string]any{
+			"parallelism": &p.parallelism, "backend": &p.backend, "every": &p.every, "records": &p.records, "timeout": &p.timeout,
+			"txn": &p.txn, "session": &p.session, "tolerable": &p.tolerable, "retain": &p.retain, "held": &p.held,
+		})
+	case "at":
+		if len(words) < 3 {
+			return errors.New("want: at TIME VERB")
+		}
+		at, err := time.ParseDuration(words[1])
+		if err != nil {
+			return err
+		}
+		s := step{at: at, verb: words[2]}
+		err = fields(words[3:], map[string]any{"who": &s.who, "on": &s.on, "mode": &s.mode, "n": &s.n, "for": &s.dur})
+		sc.steps = append(sc.steps, s)
+		return err
+	}
+	return errors.New("want world, life or at")
+}
+
+// fields sets what words of the form name=value name.
+func fields(words []string, into map[string]any) error {
+	for _, w := range words {
+		name, value, _ := strings.Cut(w, "=")
+		var err error
+		switch p := into[name].(type) {
+		case *string:
+			*p = value
+		case *int:
+			*p, err = strconv.Atoi(value)
+		case *int64:
+			*p, err = strconv.ParseInt(value, 10, 64)
+		case *uint64:
+			*p, err = strconv.ParseUint(value, 10, 64)
+		case *bool:
+			*p, err = strconv.ParseBool(value)
+		case *time.Duration:
+			*p, err = time.ParseDuration(value)
+		default:
+			err = fmt.Errorf("no such field: %s", name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// only returns the script with those faults that keep says, by their number, and all of
+// the input.
+func (sc script) only(keep func(fault int) bool) script {
+	var steps []step
+	i := 0
+	for _, s := range sc.steps {
+		if !s.isFault() || keep(i) {
+			steps = append(steps, s)
+		}
+		if s.isFault() {
+			i++
+		}
+	}
+	sc.steps = steps
+	return sc
+}
+
+func (sc script) faults() (n int) {
+	for _, s := range sc.steps {
+		if s.isFault() {
+			n++
+		}
+	}
+	return n
+}
+
+// requestKey returns the key of a request by its name, as in "EndTxn".
+func requestKey(name string) (kmsg.Key, bool) {
+	for k := range kmsg.Key(kmsg.MaxKey + 1) {
+		if k.Name() == name {
+			return k, true
+		}
+	}
+	return -1, false
+}

@@ -1,0 +1,138 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	seedFlag   = flag.Uint64("seed", 1, "the first seed")
+	seedsFlag  = flag.Int("seeds", 0, "how many seeds, from the first one on; by default 20, and 5 with -short")
+	stepsFlag  = flag.Int("steps", 30, "how many steps a script has")
+	onlyFlag   = flag.String("only", "", "the numbers of the faults that happen, by commas; by default all")
+	scriptFlag = flag.String("script", "", "a file with a script to run instead of seeds")
+	triesFlag  = flag.Int("tries", 1, "how often each script is run")
+	shrinkFlag = flag.Duration("shrink", time.Minute, "for how long to look for fewer faults with which a script still fails; 0: not at all")
+	forFlag    = flag.Duration("for", 0, "after what time to begin no further seed; by default never")
+)
+
+// TestSim runs seeds, or the script that -script names.
+func TestSim(t *testing.T) {
+	if *scriptFlag != "" {
+		text, err := os.ReadFile(*scriptFlag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sc, err := parse(string(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		simulate(t, sc, "-script="+*scriptFlag)
+		return
+	}
+	seeds := *seedsFlag
+	if seeds == 0 {
+		if seeds = 20; testing.Short() {
+			seeds = 5
+		}
+	}
+	begin, done := time.Now(), 0
+	var sum result
+	for seed := *seedFlag; seed < *seedFlag+uint64(seeds); seed++ {
+		if *forFlag > 0 && time.Since(begin) > *forFlag {
+			break
+		}
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			sc := generate(seed, *stepsFlag)
+			if *onlyFlag != "" {
+				sc = sc.only(chosen(t))
+			}
+			res := simulate(t, sc, fmt.Sprintf("-seed=%d -seeds=1 -steps=%d", seed, *stepsFlag))
+			done++
+			sum.took += res.took
+			sum.lives += res.lives
+			sum.commits += res.commits
+			sum.records += res.records
+		})
+	}
+	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v",
+		done, *seedFlag, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second))
+}
+
+// chosen reads -only.
+func chosen(t *testing.T) func(int) bool {
+	var faults []int
+	for f := range strings.SplitSeq(*onlyFlag, ",") {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			t.Fatalf("-only=%s: %v", *onlyFlag, err)
+		}
+		faults = append(faults, n)
+	}
+	return func(i int) bool { return slices.Contains(faults, i) }
+}
+
+// simulate runs a script and reports it, with as few faults as it takes, if it fails.
+func simulate(t *testing.T, sc script, how string) *result {
+	t.Helper()
+	var res *result
+	for range max(1, *triesFlag) {
+		if res = play(t, sc); res.failed() {
+			break
+		}
+	}
+	t.Logf("%v of virtual time, %d processes, %d commits, %d records", res.took.Round(time.Millisecond), res.lives, res.commits, res.records)
+	if !res.failed() {
+		if testing.Verbose() {
+			t.Logf("the script:\n%v\nwhat happened:\n%s", sc, strings.Join(res.history, "\n"))
+		}
+		return res
+	}
+	if *shrinkFlag > 0 && *onlyFlag == "" {
+		faults, few := shrink(t, sc, 2, *shrinkFlag)
+		if few != nil {
+			var ns []string
+			for _, f := range faults {
+				ns = append(ns, strconv.Itoa(f))
+			}
+			t.Logf("it also fails with %d of its %d faults:", len(faults), sc.faults())
+			sc, res = sc.only(func(i int) bool { return slices.Contains(faults, i) }), few
+			how += " -only=" + strings.Join(ns, ",")
+		}
+	}
+	t.Logf("the script:\n%v\nwhat happened:\n%s", sc, strings.Join(res.history, "\n"))
+	for _, v := range res.violations {
+		t.Error(v)
+	}
+	t.Errorf("to run it again: go test ./internal/sim -run 'TestSim$' -tries=20 %s", how)
+	return res
+}
+
+func TestScriptsReadBackAsWritten(t *testing.T) {
+	for seed := range uint64(200) {
+		want := generate(seed, 30)
+		got, err := parse(want.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.String() != want.String() || !reflect.DeepEqual(got, want) {
+			t.Fatalf("seed %d: read back\n%v\nwritten\n%v", seed, got, want)
+		}
+	}
+	for _, bad := range []string{"", "world seed=1", "at 1s", "at soon kill", "life parallelism=x", "world color=red", "hello"} {
+		if _, err := parse(bad); err == nil {
+			t.Errorf("%q is a script", bad)
+		}
+	}
+}

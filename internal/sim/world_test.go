@@ -1,0 +1,678 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/pebble"
+)
+
+// Bounds, in virtual time.
+const (
+	// drainWithin is how long the app may take to be done with its input after the last
+	// fault: a session timeout, a transaction timeout with the broker's scan for it, and
+	// a few restarts with their delays.
+	drainWithin = 5 * time.Minute
+	// quiet is how long nothing happens between that and the last input.
+	quiet = 20 * time.Second
+	// stopWithin is how long a clean stop may take.
+	stopWithin = time.Minute
+	// goneWithin is how long what is left of a killed life may take to end.
+	goneWithin = 5 * time.Minute
+)
+
+// result is what came of a run.
+type result struct {
+	violations []string
+	history    []string
+	took       time.Duration // virtual
+	commits    int
+	lives      int
+	records    int // of input
+}
+
+func (r *result) failed() bool { return len(r.violations) > 0 }
+
+// world is a run of a script.
+type world struct {
+	t     testing.TB
+	sc    script
+	begin time.Time
+	net   *kfake.VirtualNetwork
+	c     *kfake.Cluster
+	cl    *kgo.Client // ours, without faults
+	adm   *kadm.Client
+	disk  *disk
+	dir   string // for local stores
+
+	instances []*instance
+	healed    chan struct{} // closed when the faults end
+	ending    chan struct{} // closed when nobody is to be started any more
+	lives     sync.WaitGroup
+	watching  sync.WaitGroup
+
+	mu      sync.Mutex
+	res     result
+	faults  []*kfake.FaultHandle
+	input   []fed // in the order in which it was produced
+	commits []offsets.CommitRecord
+	next    int64 // id of the next transfer
+}
+
+// fed is an input record that the app has to process.
+type fed struct {
+	transfer
+	partition int32
+}
+
+// leaked returns the goroutines of the bubble but this one.
+func leaked() []string {
+	buf := make([]byte, 1<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	all := strings.Split(string(buf), "\n\n")
+	_, bubble, ok := strings.Cut(strings.SplitN(all[0], "\n", 2)[0], "synctest bubble ")
+	if !ok {
+		return []string{"no bubble: " + all[0]}
+	}
+	bubble = "synctest bubble " + strings.TrimSuffix(bubble, "]:")
+	var found []string
+	for _, g := range all[1:] {
+		if head, _, _ := strings.Cut(g, "\n"); strings.Contains(head, bubble+"]") || strings.Contains(head, bubble+",") {
+			// synctest's own goroutine waits for the bubble's.
+			if !strings.Contains(g, "internal/synctest.Run(") && !strings.Contains(g, "testing/synctest.testingSynctestTest") {
+				found = append(found, g)
+			}
+		}
+	}
+	return found
+}
+
+// play runs a script to its end and tells what came of it.
+func play(t *testing.T, sc script) *result {
+	t.Helper()
+	var res *result
+	dir, err := os.MkdirTemp("", "weir-sim-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	var w *world
+	func() {
+		// A bubble in which nothing can happen any more panics.
+		defer func() {
+			if p := recover(); p != nil {
+				if w == nil {
+					panic(p)
+				}
+				w.violate("the bubble: %v", p)
+				res = &w.res
+			}
+		}()
+		synctest.Test(t, func(t *testing.T) {
+			w = &world{t: t, sc: sc, begin: time.Now(), dir: dir, disk: newDisk(), healed: make(chan struct{}), ending: make(chan struct{})}
+			w.run(t.Context())
+			res = &w.res
+		})
+	}()
+	return res
+}
+
+func (w *world) rng(what string, n int) *rand.Rand {
+	h := uint64(14695981039346656037)
+	for _, b := range []byte(fmt.Sprint(what, n)) {
+		h = (h ^ uint64(b)) * 1099511628211
+	}
+	return rand.New(rand.NewPCG(w.sc.seed, h))
+}
+
+func (w *world) note(who, format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "\n            ")
+	w.res.history = append(w.res.history, fmt.Sprintf("%10.3fs %-3s %s", time.Since(w.begin).Seconds(), who, text))
+}
+
+func (w *world) violate(format string, args ...any) {
+	w.note("!!", format, args...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.res.violations = append(w.res.violations, fmt.Sprintf(format, args...))
+}
+
+func (w *world) run(ctx context.Context) {
+	w.net = &kfake.VirtualNetwork{}
+	ports := make([]int, w.sc.brokers)
+	for i := range ports {
+		ports[i] = 9092 + i
+	}
+	defer func() {
+		// Whatever sleeps for a while may wake up; then nobody is to be left.
+		time.Sleep(goneWithin)
+		synctest.Wait()
+		if left := leaked(); len(left) > 0 {
+			w.violate("%d goroutines are left:\n%s", len(left), strings.Join(left, "\n\n"))
+		}
+	}()
+	opts := []kfake.Opt{
+		kfake.ListenFn(w.net.Listen), kfake.Ports(ports...), kfake.NumBrokers(w.sc.brokers),
+		kfake.SeedTopics(int32(w.sc.partitions), inTopic), kfake.SeedTopics(2, entryTopic, largeTopic, bucketTopic, deadTopic),
+	}
+	if w.sc.v1 {
+		opts = append(opts, kfake.MaxVersions(kversion.V3_9_0()))
+	}
+	c, err := kfake.NewCluster(opts...)
+	if err != nil {
+		w.violate("start the broker: %v", err)
+		return
+	}
+	defer c.Close()
+	w.c = c
+	w.cl = w.client()
+	defer w.cl.Close()
+	w.adm = kadm.NewClient(w.cl)
+	for i := range w.sc.instances {
+		in := &instance{w: w, name: string(rune('a' + i)), index: i}
+		w.instances = append(w.instances, in)
+		w.lives.Go(in.supervise)
+	}
+	watch, stopWatch := context.WithCancel(ctx)
+	w.watching.Go(func() { w.watchCommits(watch) })
+
+	for _, s := range w.sc.steps {
+		if d := s.at - time.Since(w.begin); d > 0 {
+			time.Sleep(d)
+		}
+		w.apply(ctx, s)
+	}
+	w.heal()
+	fine := w.drained(ctx)
+	if fine {
+		// What faults left behind, such as a commit that is late already, may still end a
+		// life; after that all has to be as if there had been none.
+		time.Sleep(quiet)
+		w.feed(ctx, step{verb: verbFeed, mode: "plain", n: 5})
+		fine = w.drained(ctx)
+	}
+	if fine {
+		w.stop()
+	} else {
+		for _, in := range w.instances {
+			in.kill(0)
+		}
+		close(w.ending)
+	}
+	gone := make(chan struct{})
+	go func() { w.lives.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-time.After(goneWithin):
+		w.violate("instances that were stopped or killed still run after %v", goneWithin)
+		<-gone
+	}
+	if !w.res.failed() {
+		w.check(ctx)
+	}
+	stopWatch()
+	w.watching.Wait()
+	w.res.took = time.Since(w.begin)
+	w.res.commits, w.res.records = len(w.commits), len(w.input)
+}
+
+func (w *world) client(opts ...kgo.Opt) *kgo.Client {
+	cl, err := kgo.NewClient(append([]kgo.Opt{
+		kgo.SeedBrokers(w.c.ListenAddrs()...), kgo.Dialer(w.net.DialContext), kgo.DisableClientMetrics(),
+		kgo.FetchMaxWait(100 * time.Millisecond), kgo.MetadataMinAge(100 * time.Millisecond),
+	}, opts...)...)
+	if err != nil {
+		panic(err) // the options are ours
+	}
+	return cl
+}
+
+// feed produces n transfers.
+func (w *world) feed(ctx context.Context, s step) {
+	var opts []kgo.Opt
+	if s.mode != "plain" {
+		opts = append(opts, kgo.TransactionalID("feeder"))
+	}
+	cl := w.client(opts...)
+	defer cl.Close()
+	if s.mode != "plain" {
+		if err := cl.BeginTransaction(); err != nil {
+			w.violate("feed: %v", err)
+			return
+		}
+	}
+	var rs []*kgo.Record
+	var ts []transfer
+	for range s.n {
+		t := transferOf(w.sc.seed, w.sc.accounts, w.next)
+		w.next++
+		rs, ts = append(rs, t.record()), append(ts, t)
+	}
+	err := cl.ProduceSync(ctx, rs...).FirstErr()
+	if s.mode != "plain" {
+		end := kgo.TryCommit
+		if s.mode == "abort" {
+			end = kgo.TryAbort
+		}
+		err = errors.Join(err, cl.EndTransaction(ctx, end))
+	}
+	if err != nil {
+		w.violate("feed: %v", err)
+		return
+	}
+	w.note("", "%v", s)
+	if s.mode == "abort" {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, t := range ts {
+		w.input = append(w.input, fed{t, rs[i].Partition})
+	}
+}
+
+// instance is one that its supervisor starts again whenever it ends.
+type instance struct {
+	w     *world
+	name  string
+	index int
+
+	mu   sync.Mutex
+	life *life
+	n    int // lives so far
+	dir  string
+}
+
+// life is one process of an instance.
+type life struct {
+	in    *instance
+	n     int
+	set   settings
+	nic   *nic
+	store *handle
+	app   *weir.App
+	slow  atomic.Int64 // nanoseconds that a handler takes
+
+	ctx    context.Context // of Run
+	stop   context.CancelFunc
+	done   chan struct{} // closed when Run returned
+	err    error         // of Run
+	over   chan struct{} // closed when it was killed
+	once   sync.Once
+	killed atomic.Bool
+	asked  atomic.Bool // to stop
+
+	mu    sync.Mutex
+	again time.Duration // after what time the next life begins
+}
+
+func (l *life) String() string { return fmt.Sprint(l.in.name, l.n) }
+
+// supervise starts a life whenever the last one has ended, as an orchestrator does.
+func (in *instance) supervise() {
+	rng := in.w.rng("supervisor of "+in.name, 0)
+	for {
+		l := in.start()
+		select {
+		case <-l.done:
+			if !l.killed.Load() {
+				in.judge(l)
+			}
+		case <-l.over:
+		}
+		l.mu.Lock()
+		pause := l.again
+		l.mu.Unlock()
+		if pause == 0 {
+			pause = time.Duration(50+rng.IntN(1000)) * time.Millisecond
+		}
+		select {
+		case <-time.After(pause):
+		case <-in.w.ending:
+			return
+		}
+	}
+}
+
+func (in *instance) start() *life {
+	w := in.w
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	set := w.sc.lives[(in.n+in.index)%len(w.sc.lives)]
+	l := &life{
+		in: in, n: in.n, set: set,
+		nic:   newNIC(w.net, w.sc.latency, w.rng("network of "+in.name, in.n)),
+		store: newHandle(w.disk, w.healed, w.sc.latency, w.rng("store of "+in.name, in.n)),
+		done:  make(chan struct{}), over: make(chan struct{}),
+	}
+	in.n++
+	w.mu.Lock()
+	w.res.lives++
+	w.mu.Unlock()
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	opts := append(set.options(),
+		weir.Brokers(w.c.ListenAddrs()...), weir.InstanceID(in.name), weir.Store(l.store),
+		weir.KafkaOptions(kgo.Dialer(l.nic.dial), kgo.DisableClientMetrics()), weir.Listen(l.listener()))
+	if set.backend != "memory" {
+		if set.backend == "fresh" || in.dir == "" {
+			in.dir = filepath.Join(w.dir, fmt.Sprint(in.name, in.n))
+		}
+		b := pebble.Dir(in.dir)
+		b.MemoryBytes = 1
+		opts = append(opts, weir.StateBackend(b))
+	}
+	l.app = weir.New(appName, opts...)
+	ledger(l.app, l.step)
+	in.life = l
+	w.note(l.String(), "starts: %v", set)
+	w.lives.Go(func() {
+		defer close(l.done)
+		l.err = l.app.Run(l.ctx)
+		if !l.killed.Load() {
+			w.note(l.String(), "ends: %v", l.err)
+		}
+	})
+	return l
+}
+
+func (in *instance) current() *life {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.life
+}
+
+// kill ends the present life at once. It is started again after that time, or after one
+// that the supervisor chooses.
+func (in *instance) kill(again time.Duration) {
+	if l := in.current(); l != nil {
+		l.kill(again)
+	}
+}
+
+// kill ends the process: nothing that it does from here on has an effect.
+func (l *life) kill(again time.Duration) {
+	l.once.Do(func() {
+		l.killed.Store(true)
+		l.mu.Lock()
+		l.again = again
+		l.mu.Unlock()
+		l.nic.kill()
+		l.store.kill()
+		l.in.w.note(l.String(), "is killed")
+		l.stop()
+		l.slow.Store(0)
+		if l.set.backend != "memory" {
+			l.in.mu.Lock()
+			l.in.dir = l.in.w.copyDir(l.in.dir, fmt.Sprint(l, "-after"))
+			l.in.mu.Unlock()
+		}
+		close(l.over)
+	})
+}
+
+// copyDir copies a directory as it is at this moment, for the life that follows one that
+// was killed: what is left of that one still has the directory open.
+func (w *world) copyDir(from, name string) string {
+	to := filepath.Join(w.dir, name)
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.MkdirAll(filepath.Join(to, rel), 0o755)
+		}
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(to, rel), b, 0o644)
+	})
+	if err != nil {
+		w.violate("copy %s: %v", from, err)
+	}
+	return to
+}
+
+// step is called by the handlers.
+func (l *life) step() {
+	l.store.running()
+	if d := l.slow.Load(); d > 0 {
+		time.Sleep(time.Duration(d))
+	}
+}
+
+// freeze stops the process for some time.
+func (l *life) freeze(d time.Duration) {
+	if l.killed.Load() {
+		return
+	}
+	l.in.w.note(l.String(), "is stopped for %v", d)
+	thaw := l.store.freeze()
+	release := l.nic.hold(true, true)
+	l.in.w.watching.Go(func() {
+		time.Sleep(d)
+		thaw()
+		release()
+		l.in.w.note(l.String(), "goes on")
+	})
+}
+
+func (l *life) listener() weir.Listener {
+	note := func(i fmt.Stringer) {
+		if !l.killed.Load() {
+			l.in.w.note(l.String(), "%v", i)
+		}
+		l.store.running()
+	}
+	return weir.Listener{
+		CheckpointBegun:     func(i event.CheckpointBegun) { l.store.running() },
+		CheckpointPersisted: func(i event.CheckpointPersisted) { l.store.running() },
+		CheckpointCommitted: func(i event.CheckpointCommitted) { note(i) },
+		CheckpointFailed:    func(i event.CheckpointFailed) { note(i) },
+		Restored:            func(i event.Restored) { note(i) },
+		Restarting:          func(i event.Restarting) { note(i) },
+		Rebalanced:          func(i event.Rebalanced) { note(i) },
+		Fenced:              func(i event.Fenced) { note(i) },
+	}
+}
+
+// heal ends all faults.
+func (w *world) heal() {
+	w.note("", "all faults end")
+	close(w.healed)
+	w.mu.Lock()
+	for _, h := range w.faults {
+		h.Remove()
+	}
+	w.faults = nil
+	w.mu.Unlock()
+	for _, in := range w.instances {
+		if l := in.current(); l != nil {
+			l.nic.heal()
+			l.store.heal()
+			l.slow.Store(0)
+		}
+	}
+}
+
+// drained waits until all input is committed.
+func (w *world) drained(ctx context.Context) bool {
+	begin, rebalancing, loosened := time.Now(), time.Now(), 0
+	for {
+		left, err := w.lag(ctx)
+		if err == nil && left == "" {
+			w.note("", "all input is committed")
+			return true
+		}
+		if time.Since(begin) > drainWithin {
+			w.violate("liveness: %v after the last fault, not all input is committed: %s (%v)", drainWithin, left, err)
+			return false
+		}
+		if g := w.c.GroupInfo(appName); g == nil || g.State != "PreparingRebalance" {
+			rebalancing = time.Now()
+		} else if time.Since(rebalancing) > stuckAfter && loosened < maxLoosened {
+			loosened++
+			begin, rebalancing = time.Now(), time.Now()
+			w.loosen()
+		}
+		time.Sleep(250 * time.Millisecond)
+	}
+}
+
+const (
+	// stuckAfter is longer than any rebalance may take: the rebalance timeout and the time
+	// that a client waits beyond it.
+	stuckAfter  = 80 * time.Second
+	maxLoosened = 3
+)
+
+// loosen gets a group of kfake out of a rebalance that never ends. kfake counts the
+// members that wait for a rebalance, and counts one too few after a static member was
+// replaced or removed while it waited for the answer to a SyncGroup. From then on every
+// rebalance takes the rebalance timeout, and each JoinGroup begins it anew: with three
+// members, of which each asks again after its own timeout, it never comes. It does when
+// nobody asks for a while.
+func (w *world) loosen() {
+	w.note("", "the broker doesn't count right who joins: everybody is killed and started again later")
+	for _, in := range w.instances {
+		in.kill(stuckAfter)
+	}
+}
+
+// lag says which partitions are not processed to their end.
+func (w *world) lag(ctx context.Context) (string, error) {
+	ends, err := w.adm.ListCommittedOffsets(ctx, inTopic)
+	if err != nil {
+		return "", err
+	}
+	at, err := w.adm.FetchOffsets(ctx, appName)
+	if err != nil {
+		return "", err
+	}
+	var left []string
+	ends.Each(func(e kadm.ListedOffset) {
+		o, ok := at.Lookup(e.Topic, e.Partition)
+		if e.Offset > 0 && (!ok || o.At < e.Offset) {
+			left = append(left, fmt.Sprintf("%s/%d at %d of %d", e.Topic, e.Partition, o.At, e.Offset))
+		}
+	})
+	slices.Sort(left)
+	return strings.Join(left, ", "), nil
+}
+
+// stop ends every instance in good order.
+func (w *world) stop() {
+	close(w.ending)
+	for _, in := range w.instances {
+		l := in.current()
+		l.asked.Store(true)
+		w.note(l.String(), "is asked to stop")
+		l.stop()
+		select {
+		case <-l.done:
+			if l.err != nil && !l.killed.Load() {
+				w.violate("%v: a stop without faults: %v", l, l.err)
+			}
+		case <-time.After(stopWithin):
+			w.violate("%v: a stop without faults is not done after %v", l, stopWithin)
+			l.kill(0)
+		}
+	}
+}
+
+// watchCommits follows the commit topic and holds each commit against the one before it.
+func (w *world) watchCommits(ctx context.Context) {
+	cl := w.client(kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.ConsumeTopics(commitTopic), kgo.UnknownTopicRetries(-1))
+	defer cl.Close()
+	next := int64(0)
+	for {
+		fs := cl.PollFetches(ctx)
+		if ctx.Err() != nil || fs.IsClientClosed() {
+			return
+		}
+		fs.EachRecord(func(r *kgo.Record) {
+			if r.Offset < next {
+				return // a new leader made the client begin anew
+			}
+			next = r.Offset + 1
+			rec, err := offsets.ParseCommitRecord(r.Value)
+			if err != nil {
+				w.violate("commit record at offset %d: %v", r.Offset, err)
+				return
+			}
+			w.committed(rec)
+		})
+	}
+}
+
+// at describes positions.
+func at(ps map[offsets.Partition]offsets.Position) string {
+	var texts []string
+	for _, p := range slices.SortedFunc(maps.Keys(ps), offsets.Partition.Compare) {
+		texts = append(texts, fmt.Sprintf("%d@%d", p.Partition, ps[p].Offset))
+	}
+	return strings.Join(texts, " ")
+}
+
+// is tells whether the request comes from the instance, as far as it says so.
+func (in *instance) is(req kmsg.Request) bool {
+	txnID := appName + "/" + in.name
+	same := func(p *string, v string) bool { return p != nil && *p == v }
+	switch r := req.(type) {
+	case *kmsg.ProduceRequest:
+		return same(r.TransactionID, txnID)
+	case *kmsg.InitProducerIDRequest:
+		return same(r.TransactionalID, txnID)
+	case *kmsg.TxnOffsetCommitRequest:
+		return r.TransactionalID == txnID
+	case *kmsg.AddOffsetsToTxnRequest:
+		return r.TransactionalID == txnID
+	case *kmsg.EndTxnRequest:
+		return r.TransactionalID == txnID
+	case *kmsg.HeartbeatRequest:
+		return same(r.InstanceID, in.name)
+	case *kmsg.JoinGroupRequest:
+		return same(r.InstanceID, in.name)
+	case *kmsg.SyncGroupRequest:
+		return same(r.InstanceID, in.name)
+	case *kmsg.OffsetFetchRequest:
+		return r.RequireStable
+	}
+	return false
+}
