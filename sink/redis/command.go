@@ -1,0 +1,346 @@
+package redis
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/weirstream/weir/codec"
+)
+
+// Key is an argument of a command that is a key: it gets the prefix of [Options], and on a
+// cluster it decides where the command goes.
+type Key string
+
+// commands collects the commands of the records of one subtask. The methods note a mistake
+// instead of returning it: the first one of a record is the error of that record, and
+// nothing of the record is written.
+type commands struct {
+	prefix  string
+	cluster bool
+
+	buf   []byte // operations
+	count int
+	last  int // where the last operation begins in buf
+
+	// Of the record.
+	err    error
+	joined bool // in a transaction
+	first  int  // index of the first operation of the transaction
+	txSlot uint16
+	guard  *int64
+
+	// Of the operation that is being built.
+	args    []byte
+	nargs   int
+	keys    []int
+	slot    uint16
+	crossed bool
+	idx     int
+}
+
+func (c *commands) fail(err error) {
+	if c.err == nil {
+		c.err = err
+	}
+}
+
+// begin begins a command.
+func (c *commands) begin(name string) {
+	c.args, c.nargs, c.keys, c.crossed = c.args[:0], 0, c.keys[:0], false
+	c.arg(name)
+}
+
+func (c *commands) arg(s string) {
+	c.args = append(appendStringHeader(c.args, len(s)), s...)
+	c.nargs++
+}
+
+func (c *commands) bytes(b []byte) {
+	c.args = append(appendStringHeader(c.args, len(b)), b...)
+	c.nargs++
+}
+
+func (c *commands) int(n int64) {
+	var text [20]byte
+	c.bytes(strconv.AppendInt(text[:0], n, 10))
+}
+
+func (c *commands) float(f float64) {
+	var text [32]byte
+	c.bytes(strconv.AppendFloat(text[:0], f, 'g', -1, 64))
+}
+
+func (c *commands) key(s string) {
+	c.args = append(append(appendStringHeader(c.args, len(c.prefix)+len(s)), c.prefix...), s...)
+	slot := slotOf(c.args[len(c.args)-len(c.prefix)-len(s):])
+	if len(c.keys) == 0 {
+		c.slot = slot
+	} else if slot != c.slot {
+		c.crossed = true
+	}
+	c.keys = append(c.keys, c.nargs)
+	c.nargs++
+}
+
+// end adds the command that was built.
+func (c *commands) end() {
+	switch {
+	case c.err != nil:
+		return
+	case c.nargs > maxArgs:
+		c.fail(fmt.Errorf("%w: %s has %d arguments; at most %d fit into one command: spread them over several", ErrCommand, c.name(), c.nargs, maxArgs))
+		return
+	case len(c.args) > maxCommandBytes:
+		c.fail(fmt.Errorf("%w: %s has %d bytes; at most %d fit into one command", ErrCommand, c.name(), len(c.args), maxCommandBytes))
+		return
+	case len(c.keys) == 0:
+		c.fail(fmt.Errorf("%w: %s names no key; say which arguments are keys: b.Do(name, redis.Key(k), ...)", ErrCommand, c.name()))
+		return
+	case c.cluster && c.crossed:
+		c.fail(fmt.Errorf("%w: the keys of a %s; give keys that belong together one hash tag: \"{user7}:name\" and \"{user7}:age\" share a slot", ErrCrossSlot, c.name()))
+		return
+	}
+	var flags byte
+	if c.joined {
+		if c.idx == c.first {
+			c.txSlot = c.slot
+		} else if c.cluster && c.slot != c.txSlot {
+			c.fail(fmt.Errorf("%w: the commands of a transaction; give keys that belong together one hash tag: \"{user7}:name\" and \"{user7}:age\" share a slot", ErrCrossSlot))
+			return
+		}
+		flags = flagJoined
+	}
+	if c.guard != nil {
+		flags |= flagGuarded
+	}
+	c.last = len(c.buf)
+	c.buf = append(c.buf, flags)
+	c.buf = binary.LittleEndian.AppendUint16(c.buf, c.slot)
+	if c.guard != nil {
+		c.buf = binary.LittleEndian.AppendUint64(c.buf, uint64(*c.guard))
+	}
+	c.buf = binary.AppendUvarint(c.buf, uint64(len(c.keys)))
+	for _, k := range c.keys {
+		c.buf = binary.AppendUvarint(c.buf, uint64(k))
+	}
+	header := 1
+	if c.nargs >= 16 {
+		header = 3
+	}
+	c.buf = binary.AppendUvarint(c.buf, uint64(header+len(c.args)))
+	c.buf = appendArrayHeader(c.buf, c.nargs)
+	c.buf = append(c.buf, c.args...)
+	c.count++
+	c.idx++
+}
+
+// name is that of the command being built.
+func (c *commands) name() string {
+	s, _, err := readString(c.args)
+	if err != nil {
+		return "a command"
+	}
+	return string(s)
+}
+
+// record collects the commands that f adds for one record, all or none of them.
+func (c *commands) record(f func()) error {
+	size, count, last := len(c.buf), c.count, c.last
+	c.err, c.joined, c.idx, c.guard = nil, false, 0, nil
+	f()
+	if c.err != nil {
+		c.buf, c.count, c.last = c.buf[:size], count, last
+	}
+	return c.err
+}
+
+// reset forgets what was collected. The memory is used again.
+func (c *commands) reset() { c.buf, c.count, c.last = c.buf[:0], 0, 0 }
+
+// strings builds a command of a key and strings.
+func (c *commands) strings(name, key string, rest []string) {
+	c.begin(name)
+	c.key(key)
+	for _, s := range rest {
+		c.arg(s)
+	}
+	c.end()
+}
+
+// pairs builds a command of a key and field-value pairs.
+func (c *commands) pairs(name, key string, rest []string) {
+	if len(rest) == 0 || len(rest)%2 != 0 {
+		c.fail(fmt.Errorf("%w: %s of key %q with %d strings; give a value for each field", ErrCommand, name, key, len(rest)))
+		return
+	}
+	c.strings(name, key, rest)
+}
+
+// Fail makes err the error of the record: nothing of the record is written. With
+// weir.Skip and weir.DeadLetter it decides what becomes of it.
+func (c *commands) Fail(err error) {
+	if err != nil {
+		c.fail(err)
+	}
+}
+
+// Set sets a string.
+func (c *commands) Set(key, value string) {
+	c.begin("SET")
+	c.key(key)
+	c.arg(value)
+	c.end()
+}
+
+// SetFor sets a string that expires, with a precision of milliseconds.
+func (c *commands) SetFor(key, value string, ttl time.Duration) {
+	c.begin("SET")
+	c.key(key)
+	c.arg(value)
+	c.arg("PX")
+	c.int(max(1, ttl.Milliseconds()))
+	c.end()
+}
+
+// HSet sets fields of a hash: field, value, field, value.
+func (c *commands) HSet(key string, fieldValues ...string) { c.pairs("HSET", key, fieldValues) }
+
+// HDel removes fields of a hash.
+func (c *commands) HDel(key string, fields ...string) { c.strings("HDEL", key, fields) }
+
+// SAdd adds members to a set.
+func (c *commands) SAdd(key string, members ...string) { c.strings("SADD", key, members) }
+
+// SRem removes members of a set.
+func (c *commands) SRem(key string, members ...string) { c.strings("SREM", key, members) }
+
+// ZAdd sets the score of a member of a sorted set.
+func (c *commands) ZAdd(key string, score float64, member string) {
+	c.begin("ZADD")
+	c.key(key)
+	c.float(score)
+	c.arg(member)
+	c.end()
+}
+
+// ZRem removes members of a sorted set.
+func (c *commands) ZRem(key string, members ...string) { c.strings("ZREM", key, members) }
+
+// PFAdd adds elements to a HyperLogLog.
+func (c *commands) PFAdd(key string, elements ...string) { c.strings("PFADD", key, elements) }
+
+// Del deletes keys.
+func (c *commands) Del(keys ...string) {
+	c.begin("DEL")
+	for _, k := range keys {
+		c.key(k)
+	}
+	c.end()
+}
+
+// Expire makes a key expire, with a precision of milliseconds.
+func (c *commands) Expire(key string, ttl time.Duration) {
+	c.begin("PEXPIRE")
+	c.key(key)
+	c.int(ttl.Milliseconds())
+	c.end()
+}
+
+// ExpireAt makes a key expire at a time, with a precision of milliseconds.
+func (c *commands) ExpireAt(key string, at time.Time) {
+	c.begin("PEXPIREAT")
+	c.key(key)
+	c.int(at.UnixMilli())
+	c.end()
+}
+
+// do adds any command.
+func (c *commands) do(name string, args []any) {
+	c.begin(strings.ToUpper(name))
+	for _, a := range args {
+		switch a := a.(type) {
+		case Key:
+			c.key(string(a))
+		case string:
+			c.arg(a)
+		case []byte:
+			c.bytes(a)
+		case int:
+			c.int(int64(a))
+		case int64:
+			c.int(a)
+		case float64:
+			c.float(a)
+		default:
+			c.fail(fmt.Errorf("%w: an argument of %s is a %T; use redis.Key, string, []byte, int, int64 or float64", ErrCommand, name, a))
+			return
+		}
+	}
+	c.end()
+}
+
+// set is what [Put] needs.
+func (c *commands) set(key string, value []byte, err error) {
+	if err != nil {
+		c.fail(fmt.Errorf("encoding the value of key %q: %w", key, err))
+		return
+	}
+	c.begin("SET")
+	c.key(key)
+	c.bytes(value)
+	c.end()
+}
+
+// Target is what a command can be added to: [Upserts].
+type Target interface {
+	set(key string, value []byte, err error)
+}
+
+// Put sets a string to the encoding of v, such as redis.Put(b, key, codec.JSON[User](), u).
+func Put[V any](to Target, key string, c codec.Codec[V], v V) {
+	b, err := c.Append(nil, v)
+	to.set(key, b, err)
+}
+
+// Upserts collects the commands of a record for [Upsert]: those that may be repeated
+// without harm, because their effect doesn't depend on what is there.
+type Upserts struct{ commands }
+
+// Guard puts the commands of this record that follow under a version guard: a command is
+// done only if no command on its first key was done under a higher version. So neither a
+// replay nor a process that was replaced shows an older value over a newer one. The
+// version is a number that grows with the values of a key, such as a revision or a time.
+// It is kept in a key beside the guarded one; see [VersionsFor].
+func (u *Upserts) Guard(v int64) { u.guard = &v }
+
+// Do adds any command that may be repeated without harm. One that is known not to be, such
+// as INCR, is the record's error. Which arguments are keys is said by [Key].
+func (u *Upserts) Do(name string, args ...any) {
+	if slices.Contains(repeats, strings.ToUpper(name)) {
+		u.fail(fmt.Errorf("%w: an idempotent sink cannot run %s, which a replay would repeat", ErrNotIdempotent, strings.ToUpper(name)))
+		return
+	}
+	u.do(name, args)
+}
+
+// repeats are commands whose effect adds up if they are repeated.
+var repeats = strings.Fields(`
+	APPEND BITFIELD BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN DECR DECRBY EVAL EVALSHA FCALL GETDEL
+	HINCRBY HINCRBYFLOAT INCR INCRBY INCRBYFLOAT LINSERT LMOVE LMPOP LPOP LPUSH LPUSHX LTRIM PUBLISH RENAME RENAMENX RPOP RPOPLPUSH
+	RPUSH RPUSHX SMOVE SPOP SPUBLISH XADD XREADGROUP ZINCRBY ZMPOP ZPOPMAX ZPOPMIN`)
+
+// Errors of commands that can't be written, found when the record is processed. Match
+// them with errors.Is.
+var (
+	// ErrCommand: the command can't be right, whatever Redis has.
+	ErrCommand = errors.New("malformed Redis command")
+	// ErrCrossSlot: keys that must be in one hash slot are not.
+	ErrCrossSlot = errors.New("keys in different hash slots")
+	// ErrNotIdempotent: an idempotent sink was given a command that a replay repeats.
+	ErrNotIdempotent = errors.New("command is not idempotent")
+)
