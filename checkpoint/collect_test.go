@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -76,20 +77,24 @@ func TestCollectDeletesOnlyOldGarbage(t *testing.T) {
 	})
 }
 
-// TestCollectBesideAWriterHarmsNothing collects, by a clock that calls everything old,
-// between the steps of a writer that merges in the background, persists without
-// committing, and is replaced.
+// TestCollectBesideAWriterHarmsNothing collects when the clock, which all share, has gone on
+// by more than the grace period, between the steps of a writer that merges in the
+// background, persists without committing, and is replaced.
 func TestCollectBesideAWriterHarmsNothing(t *testing.T) {
 	for seed := range uint64(60) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		mem := checkpoint.NewMem()
+		var ahead atomic.Int64
+		clock := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		mem.SetClock(clock)
 		want := model{}
 		var live offsets.ManifestRef
 		collect := func() {
 			if live.Checkpoint == 0 {
 				return
 			}
-			if _, err := checkpoint.Collect(context(), mem, checkpoint.CollectOptions{Live: []offsets.ManifestRef{live}, Retain: 2, Now: later}); err != nil {
+			ahead.Add(int64(2 * checkpoint.DefaultGrace))
+			if _, err := checkpoint.Collect(context(), mem, checkpoint.CollectOptions{Live: []offsets.ManifestRef{live}, Retain: 2, Now: clock}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -105,7 +110,7 @@ func TestCollectBesideAWriterHarmsNothing(t *testing.T) {
 			r := newRig(t, mem, func(c *checkpoint.Config) {
 				c.Base, c.BaseRef, c.Incarnation = base, live, incarnation
 				c.MergeFanIn, c.Retain, c.InlineLimit = 2, 2, int64(rng.IntN(2)*1500)
-				c.Listener = checkpoint.Listener{}
+				c.Listener, c.Now = checkpoint.Listener{}, clock
 			})
 			for range 12 {
 				id++

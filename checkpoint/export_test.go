@@ -1,5 +1,7 @@
 package checkpoint
 
+import "time"
+
 // Settle waits until the writer has no background work left.
 func (w *Writer) Settle() { w.settle() }
 
@@ -23,3 +25,6 @@ const TempAge = tempAge
 
 // SetLineage gives a writer that has made nothing yet another lineage.
 func SetLineage(w *Writer, lineage string) { w.lineage = lineage }
+
+// SetClock sets what time objects are written at.
+func (m *Mem) SetClock(now func() time.Time) { m.now = now }

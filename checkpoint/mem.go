@@ -16,6 +16,7 @@ import (
 // Mem is a store in memory, for tests.
 type Mem struct {
 	url string
+	now func() time.Time // time.Now, unless a test has a clock of its own
 
 	mu      sync.RWMutex
 	objects map[string]memObject
@@ -29,7 +30,7 @@ type memObject struct {
 // NewMem returns an empty store in memory.
 func NewMem() *Mem { return newMem("mem://") }
 
-func newMem(url string) *Mem { return &Mem{url: url, objects: map[string]memObject{}} }
+func newMem(url string) *Mem { return &Mem{url: url, now: time.Now, objects: map[string]memObject{}} }
 
 func (m *Mem) String() string { return m.url }
 
@@ -50,7 +51,7 @@ func (m *Mem) Put(ctx context.Context, name string, data []byte) error {
 	if _, ok := m.objects[name]; ok {
 		return m.err("put", name, ErrExists)
 	}
-	m.objects[name] = memObject{bytes.Clone(data), time.Now()}
+	m.objects[name] = memObject{bytes.Clone(data), m.now()}
 	return nil
 }
 

@@ -189,7 +189,8 @@ func (w *Writer) share() float64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	running := 0.0
-	for _, l := range w.merge.lanes {
+	for i := range w.merge.lanes {
+		l := &w.merge.lanes[i] // a copy would read the buffer, which is the goroutine's
 		if l.behind {
 			return 1 // a chain that grows costs more than the merging that it needs
 		}

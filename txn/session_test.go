@@ -76,7 +76,7 @@ func TestIdlePartitionDoesNotHoldUpTheOthersAtStart(t *testing.T) {
 // Whoever has restored may have nothing to do before its first checkpoint.
 func TestCommitMayComeBeforeRestoreReturned(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
-		done := make(chan error, 1)
+		done, opened := make(chan error, 1), make(chan struct{})
 		w := r.start("a", func(_ *Config, w *worker) {
 			w.onRestore = func(_ context.Context, c map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
 				w.mu.Lock()
@@ -84,10 +84,12 @@ func TestCommitMayComeBeforeRestoreReturned(t *testing.T) {
 					w.at[p] = offsets.Position{LeaderEpoch: -1}
 				}
 				w.mu.Unlock()
+				<-opened
 				done <- w.commit(1)
 				return nil, nil
 			}
 		})
+		close(opened)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
