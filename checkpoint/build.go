@@ -35,11 +35,21 @@ func (b *SavepointBuilder) Add(ctx context.Context, p segment.Merged, data []byt
 	return nil
 }
 
+// Logs takes over the logs of the snapshot that the savepoint is made of: m, whose
+// objects are in from. What it returns is for the manifest that Complete gets.
+func (b *SavepointBuilder) Logs(ctx context.Context, from Store, m *Manifest) ([]SinkLogs, error) {
+	taken := Manifest{Logs: m.Logs}
+	if err := b.w.copyLogs(ctx, from, &taken); err != nil {
+		return nil, fmt.Errorf("build savepoint %s in %s: %w", b.w.name, b.to, err)
+	}
+	return taken.Logs, nil
+}
+
 // Complete writes the manifest, which makes it a savepoint. Of m, the segments, parent
 // and lineage are set here, and the time of creation if there is none: it is a state of
 // its own.
 func (b *SavepointBuilder) Complete(ctx context.Context, m Manifest) (SavepointInfo, error) {
-	m.Parent, m.Lineage = offsets.ManifestRef{}, newLineage()
+	m.Parent, m.Lineage = offsets.ManifestRef{}, NewLineage()
 	if m.Created.IsZero() {
 		m.Created = time.Now().UTC().Round(0)
 	}

@@ -30,7 +30,7 @@ import (
 //
 //   - x is of c's chain and was inherited through z: then z refers to it, or is it,
 //     and Z spares it by (2).
-//   - x came after z, in c's chain or by N's own hand: segments and manifests carry
+//   - x came after z, in c's chain or by N's own hand: segments, logs and manifests carry
 //     the id of their checkpoint, higher than z's, and merged segments the id of the
 //     checkpoint that they were merged on, z's or a higher one. As the oldest that Z
 //     retains is not younger than z, Z spares x by (1).
@@ -199,7 +199,7 @@ func (w *Writer) recoverGarbage(ctx context.Context) error {
 		return err
 	}
 	found := map[string]int64{}
-	for _, prefix := range []string{manifestPrefix, segmentPrefix} {
+	for _, prefix := range []string{manifestPrefix, segmentPrefix, logPrefix} {
 		for o, err := range w.cfg.Store.List(ctx, prefix) {
 			if err != nil {
 				return fmt.Errorf("collect garbage: %w", err)
@@ -287,7 +287,7 @@ type CollectReport struct {
 // and a writer names no result of a merge that began to be written more than half the
 // grace period ago. As segments are listed before manifests, what a manifest names that
 // was written after they were listed is younger than the grace period when it is looked
-// at. Half a grace period is also how long a writer may be paused between choosing the
+// at; the same goes for logs. Half a grace period is also how long a writer may be paused between choosing the
 // chain of a checkpoint and committing it; brokers end a transaction long before.
 //
 // Savepoints are never touched. Errors are those of [Load] and *StoreError.
@@ -331,7 +331,7 @@ func collect(ctx context.Context, store Store, o CollectOptions) (r CollectRepor
 		}
 	}
 	var found []Object
-	for _, prefix := range []string{segmentPrefix, manifestPrefix} { // in this order, see above
+	for _, prefix := range []string{segmentPrefix, logPrefix, manifestPrefix} { // the manifests last, see above
 		for object, err := range store.List(ctx, prefix) {
 			if err != nil {
 				return r, err

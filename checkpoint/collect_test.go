@@ -35,10 +35,10 @@ func TestCollectDeletesOnlyOldGarbage(t *testing.T) {
 		}
 		r.close()
 		keep := names(t, s)
-		orphans := []string{"ckpt/0000000000000003-000000ff.manifest", "seg/0000000000000002-000000ff.sst", "seg/0000000000000003-000000ff-m7.sst"}
+		orphans := []string{"ckpt/0000000000000003-000000ff.manifest", "seg/0000000000000002-000000ff.sst", "seg/0000000000000003-000000ff-m7.sst", "log/0000000000000003-000000ff-1.log"}
 		// What a writer may be about to name, and what is none of ours.
-		keep = append(keep, "seg/0000000000000004-000000ff.sst", "seg/0000000000000009-000000ff.sst", "seg/x", "savepoint/half/seg/ab-000000.sst", "probe/x")
-		for _, name := range append(slices.Clone(orphans), keep[len(keep)-5:]...) {
+		keep = append(keep, "seg/0000000000000004-000000ff.sst", "log/0000000000000004-000000ff-0.log", "log/0000000000000001-000000ff-x.log", "seg/0000000000000009-000000ff.sst", "seg/x", "savepoint/half/seg/ab-000000.sst", "probe/x")
+		for _, name := range append(slices.Clone(orphans), keep[len(keep)-7:]...) {
 			if err := s.Put(t.Context(), name, []byte("12345")); err != nil {
 				t.Fatal(err)
 			}
@@ -52,7 +52,7 @@ func TestCollectDeletesOnlyOldGarbage(t *testing.T) {
 		o.Now, o.DryRun = later, true
 		o.Pinned = []string{orphans[2]}
 		report, err := checkpoint.Collect(t.Context(), s, o)
-		if err != nil || len(report.Deleted) != 2 || report.Bytes != 10 || !slices.Equal(names(t, s), before) {
+		if err != nil || len(report.Deleted) != 3 || report.Bytes != 15 || !slices.Equal(names(t, s), before) {
 			t.Errorf("dry run: %+v, %v", report, err)
 		}
 		o.DryRun, o.Pinned = false, nil
@@ -248,7 +248,7 @@ func TestCrashWhileCollecting(t *testing.T) {
 				t.Fatal(err)
 			}
 			expect(t, mem, ref, want)
-			if left := names(t, mem); len(left) != 2+6 {
+			if left := names(t, mem); len(left) != 2+6+6 {
 				t.Errorf("dead at %d (%v): left %v", k, effect, left)
 			}
 		}

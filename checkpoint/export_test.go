@@ -23,6 +23,12 @@ func PickMerge(chain []SegmentRef, fanIn int) (lo, hi int, ok bool) {
 
 const TempAge = tempAge
 
+// EncodeManifest returns the bytes of a manifest without an inline part.
+func EncodeManifest(m *Manifest) ([]byte, error) {
+	b, _, err := m.encode(nil)
+	return b, err
+}
+
 // SetLineage gives a writer that has made nothing yet another lineage.
 func SetLineage(w *Writer, lineage string) { w.lineage = lineage }
 

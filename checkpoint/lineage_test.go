@@ -14,7 +14,10 @@ func TestLineageIsInheritedUnlessAskedOtherwise(t *testing.T) {
 		t.Helper()
 		incarnation++
 		r := newRig(t, s, func(c *checkpoint.Config) {
-			c.Base, c.BaseRef, c.NewLineage, c.Incarnation = base, ref, anew, incarnation
+			c.Base, c.BaseRef, c.Incarnation = base, ref, incarnation
+			if anew {
+				c.Lineage = checkpoint.NewLineage()
+			}
 		})
 		r.commit(ref.Checkpoint+1, changes{"1/a": "1"})
 		ref = r.commit(ref.Checkpoint+2, changes{"1/b": "1"})

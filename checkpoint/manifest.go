@@ -50,6 +50,8 @@ type Manifest struct {
 	Segments []SegmentRef
 	// Sinks holds the state of sinks by operator ID.
 	Sinks map[string]json.RawMessage
+	// Logs lists the logs of write-ahead sinks that are kept, by operator ID.
+	Logs []SinkLogs
 }
 
 // NoWatermark is the watermark before any event time is known.
@@ -133,6 +135,11 @@ func (m *Manifest) objects(yield func(string) bool) {
 			return
 		}
 	}
+	for _, l := range m.logs {
+		if !yield(l.Object) {
+			return
+		}
+	}
 }
 
 const (
@@ -155,8 +162,8 @@ func mergedObject(ref offsets.ManifestRef, n int) string {
 	return segmentPrefix + ref.Object() + "-m" + strconv.Itoa(n) + segmentSuffix
 }
 
-// parseObject returns the checkpoint id and incarnation in the name of a manifest
-// or segment.
+// parseObject returns the checkpoint id and incarnation in the name of a manifest,
+// segment or log.
 func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 	switch {
 	case strings.HasPrefix(name, manifestPrefix) && strings.HasSuffix(name, manifestSuffix):
@@ -169,6 +176,16 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 			}
 			name = base
 		}
+	case strings.HasPrefix(name, logPrefix) && strings.HasSuffix(name, logSuffix):
+		name = name[len(logPrefix) : len(name)-len(logSuffix)]
+		i := strings.LastIndexByte(name, '-')
+		if i < 0 {
+			return 0, 0, false
+		}
+		if _, err := strconv.ParseUint(name[i+1:], 10, 32); err != nil {
+			return 0, 0, false
+		}
+		name = name[:i]
 	default:
 		return 0, 0, false
 	}
@@ -187,18 +204,21 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 	return int64(cp), uint32(inc), true
 }
 
-// An encoded manifest, version 1; numbers are big-endian:
+// An encoded manifest, versions 1 and 2; numbers are big-endian:
 //
 //	magic          "WEIRCKPT"
 //	version        4 bytes
 //	header length  4 bytes
 //	total length   8 bytes  of everything, checksum included
 //	header         JSON, for people and for fields to come; unknown ones are ignored
-//	inline         the bytes of an inline segment, or nothing
+//	inline         the bytes of an inline segment, then those of inline logs; or nothing
 //	crc32c         4 bytes  of everything before it
+//
+// Version 2 has logs. A build that doesn't know them must not restore it, or what they
+// hold would never be applied. A manifest without logs is of version 1.
 const (
 	manifestMagic   = "WEIRCKPT"
-	manifestVersion = 1
+	manifestVersion = 2
 	fixedBytes      = 8 + 4 + 4 + 8
 	trailerBytes    = 4
 )
@@ -219,6 +239,7 @@ type header struct {
 	States      []StateInfo                `json:"states"`
 	Segments    []SegmentRef               `json:"segments"`
 	Sinks       map[string]json.RawMessage `json:"sinks,omitempty"`
+	Logs        []sinkLogsJSON             `json:"logs,omitempty"` // from version 2 on
 }
 
 type refJSON struct {
@@ -236,14 +257,18 @@ type positionJSON struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encode returns the manifest's bytes and the reference to them. The last segment
-// refers to inline if its Object is empty; in m it gets the place that inline has
-// in the encoded manifest.
+// encode returns the manifest's bytes and the reference to them. Segments and logs whose
+// Object is empty refer to inline; in m they get the place that inline has in the encoded
+// manifest.
 func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	h := header{
 		App: m.App, Instance: m.Instance, Checkpoint: m.Checkpoint, Incarnation: m.Incarnation,
 		Created: m.Created, KeyGroups: m.KeyGroups, Lineage: m.Lineage, States: m.States, Segments: m.Segments, Sinks: m.Sinks,
-		Positions: make([]positionJSON, 0, len(m.Positions)),
+		Positions: make([]positionJSON, 0, len(m.Positions)), Logs: encodeSinkLogs(m),
+	}
+	version := uint32(1)
+	if len(m.Logs) > 0 {
+		version = 2
 	}
 	if m.Watermark != NoWatermark {
 		h.Watermark = &m.Watermark
@@ -268,7 +293,7 @@ func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	total := fixedBytes + len(text) + len(inline) + trailerBytes
 	b := make([]byte, 0, total)
 	b = append(b, manifestMagic...)
-	b = binary.BigEndian.AppendUint32(b, manifestVersion)
+	b = binary.BigEndian.AppendUint32(b, version)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
 	b = binary.BigEndian.AppendUint64(b, uint64(total))
 	b = append(b, text...)
@@ -285,6 +310,12 @@ func (m *Manifest) place(object string, inlineAt int64) {
 		if s := &m.Segments[i]; s.Object == "" {
 			s.Object = object
 			s.Offset += inlineAt
+		}
+	}
+	for _, l := range m.logs {
+		if l.Object == "" {
+			l.Object = object
+			l.Offset += inlineAt
 		}
 	}
 }
@@ -311,7 +342,7 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 		return nil, errors.New("it does not begin as a manifest does")
 	}
 	version := binary.BigEndian.Uint32(b[8:])
-	if version != manifestVersion {
+	if version < 1 || version > manifestVersion {
 		// The checksum has the same place in every version: a flipped bit is not
 		// mistaken for a newer build.
 		if verify && !sumMatches(b) {
@@ -372,6 +403,12 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 		if s.Object != "" && (!validName(s.Object) || !s.Inline() && !strings.HasPrefix(s.Object, segmentPrefix)) {
 			return nil, fmt.Errorf("header: segment %d has the object name %q", i, s.Object)
 		}
+	}
+	if version == 1 && len(h.Logs) > 0 {
+		return nil, errors.New("header: it lists logs, which a manifest of version 1 does not have")
+	}
+	if err := decodeSinkLogs(m, h.Logs, inline); err != nil {
+		return nil, err
 	}
 	m.place(object, int64(fixedBytes+headerLen))
 	return m, nil

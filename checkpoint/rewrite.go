@@ -81,6 +81,9 @@ func rewriteSavepoint(ctx context.Context, view Store, m *Manifest, to Store, na
 	}
 	out := *m
 	out.KeyGroups = o.KeyGroups
+	if err := sp.copyLogs(ctx, view, &out); err != nil {
+		return SavepointInfo{}, sp.giveUp(ctx, err)
+	}
 	return sp.complete(ctx, out)
 }
 

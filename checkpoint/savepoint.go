@@ -20,6 +20,7 @@ import (
 // never deleted but by [DeleteSavepoint]. In a store it is
 //
 //	savepoint/<name>/seg/<attempt>-<n>.sst    its segments
+//	savepoint/<name>/log/<attempt>-<n>.log    the logs of its sinks, if there are any
 //	savepoint/<name>/savepoint.manifest       a manifest whose objects are relative to it
 //
 // The manifest is written last, and only what has one is a savepoint. A crash before
@@ -34,7 +35,7 @@ const (
 // ErrSavepointExists says that the name of a savepoint is taken.
 var ErrSavepointExists = errors.New("there is a savepoint of this name; choose another one, or delete it first")
 
-// Progress says how far an operation is.
+// Progress says how far an operation is. Logs count as bytes only.
 type Progress struct {
 	Segments, SegmentsTotal int
 	Bytes, BytesTotal       int64
@@ -91,7 +92,7 @@ func createSavepoint(ctx context.Context, from Store, m *Manifest, to Store, nam
 	if err != nil {
 		return SavepointInfo{}, err
 	}
-	p := Progress{SegmentsTotal: len(m.Segments), BytesTotal: m.Bytes()}
+	p := Progress{SegmentsTotal: len(m.Segments), BytesTotal: m.Bytes() + m.LogBytes()}
 	for _, s := range m.Segments {
 		if err := sp.copy(ctx, from, s); err != nil {
 			return SavepointInfo{}, sp.giveUp(ctx, err)
@@ -100,7 +101,13 @@ func createSavepoint(ctx context.Context, from Store, m *Manifest, to Store, nam
 		p.Bytes += s.Length
 		report(progress, p)
 	}
-	return sp.complete(ctx, *m)
+	whole := *m
+	if err := sp.copyLogs(ctx, from, &whole); err != nil {
+		return SavepointInfo{}, sp.giveUp(ctx, err)
+	}
+	p.Bytes += m.LogBytes()
+	report(progress, p)
+	return sp.complete(ctx, whole)
 }
 
 func report(progress func(Progress), p Progress) {
@@ -115,6 +122,7 @@ type savepointWriter struct {
 	name     string
 	attempt  string
 	segments []SegmentRef // with names relative to view
+	logs     []string     // names of objects, relative to view
 }
 
 func beginSavepoint(ctx context.Context, to Store, name string) (*savepointWriter, error) {
@@ -148,6 +156,18 @@ func (w *savepointWriter) copy(ctx context.Context, from Store, s SegmentRef) er
 	return err
 }
 
+// copyLogs takes the logs of a manifest of another store.
+func (w *savepointWriter) copyLogs(ctx context.Context, from Store, m *Manifest) error {
+	return copyLogs(ctx, from, m, func(n int, data []byte) (string, error) {
+		object := fmt.Sprintf("%s%s-%06d%s", logPrefix, w.attempt, n, logSuffix)
+		err := w.view.Put(ctx, object, data)
+		if err == nil {
+			w.logs = append(w.logs, object)
+		}
+		return object, err
+	})
+}
+
 // put writes a piece.
 func (w *savepointWriter) put(ctx context.Context, p segment.Merged, data []byte) error {
 	object := w.next()
@@ -173,7 +193,7 @@ func (w *savepointWriter) complete(ctx context.Context, m Manifest) (SavepointIn
 		// It may be there although we were told otherwise: the segments stay.
 		return SavepointInfo{}, err
 	}
-	info := SavepointInfo{Name: w.name, Complete: true, Objects: len(w.segments) + 1, Bytes: m.Bytes() + int64(len(b)), Created: time.Now()}
+	info := SavepointInfo{Name: w.name, Complete: true, Objects: len(w.segments) + len(w.logs) + 1, Bytes: m.Bytes() + m.LogBytes() + int64(len(b)), Created: time.Now()}
 	return info, nil
 }
 
@@ -181,6 +201,9 @@ func (w *savepointWriter) complete(ctx context.Context, m Manifest) (SavepointIn
 func (w *savepointWriter) giveUp(ctx context.Context, cause error) error {
 	for _, s := range w.segments {
 		_ = w.view.Delete(context.WithoutCancel(ctx), s.Object)
+	}
+	for _, object := range w.logs {
+		_ = w.view.Delete(context.WithoutCancel(ctx), object)
 	}
 	return cause
 }
@@ -278,6 +301,11 @@ func decodeSavepoint(b []byte) (*Manifest, error) {
 			return nil, fmt.Errorf("header: segment %d is in %q, outside of the savepoint", i, s.Object)
 		}
 	}
+	for _, l := range m.logs {
+		if !strings.HasPrefix(l.Object, logPrefix) {
+			return nil, fmt.Errorf("header: the log of checkpoint %d is in %q, outside of the savepoint", l.Checkpoint, l.Object)
+		}
+	}
 	return m, nil
 }
 
@@ -328,7 +356,8 @@ type AdoptOptions struct {
 	AnyApp bool
 	// Checkpoint is the id of the checkpoint that is made. It must be higher than any
 	// that a pointer or a manifest of the store names, or a writer that still runs may
-	// take the objects for garbage.
+	// take the objects for garbage; and higher than that of the savepoint, or its logs
+	// would not be older than those to come.
 	Checkpoint  int64
 	Incarnation uint32 // a random number, as in Config
 	// DropPositions forgets where the input was read to, and event time with it: the job
@@ -338,7 +367,8 @@ type AdoptOptions struct {
 
 // AdoptSavepoint makes a checkpoint of a savepoint: its segments are linked or copied to
 // the names that segments of a checkpoint have in store, and the manifest has a lineage
-// of its own. What it returns is the base of the writer. The savepoint isn't changed and
+// of its own. Its logs keep the lineage that they have. What it returns is the base of the
+// writer. The savepoint isn't changed and
 // may be deleted afterwards. A crash leaves objects that the next incarnation collects.
 // Errors are *WrongAppError, *KeyGroupsError and as with [CreateSavepoint].
 func AdoptSavepoint(ctx context.Context, view Store, sp *Manifest, store Store, o AdoptOptions, progress func(Progress)) (*Manifest, offsets.ManifestRef, error) {
@@ -358,15 +388,18 @@ func adoptSavepoint(ctx context.Context, view Store, sp *Manifest, store Store, 
 	if err := sp.Check(view, app, o.KeyGroups); err != nil {
 		return nil, none, err
 	}
+	if len(sp.Logs) > 0 && o.Checkpoint <= sp.Checkpoint {
+		return nil, none, fmt.Errorf("checkpoint %d is not higher than that of the savepoint, %d, whose logs are older", o.Checkpoint, sp.Checkpoint)
+	}
 	m := *sp
 	m.App, m.Instance, m.Checkpoint, m.Incarnation = o.App, o.Instance, o.Checkpoint, o.Incarnation
-	m.Parent, m.Lineage, m.Created = none, newLineage(), time.Now().UTC().Round(0)
+	m.Parent, m.Lineage, m.Created = none, NewLineage(), time.Now().UTC().Round(0)
 	if o.DropPositions {
 		m.Positions, m.Watermark, m.EventTime = nil, NoWatermark, EventTime{}
 	}
 	m.Segments = slices.Clone(sp.Segments)
 	name := offsets.ManifestRef{Checkpoint: o.Checkpoint, Incarnation: o.Incarnation}
-	p := Progress{SegmentsTotal: len(m.Segments), BytesTotal: m.Bytes()}
+	p := Progress{SegmentsTotal: len(m.Segments), BytesTotal: m.Bytes() + m.LogBytes()}
 	for i := range m.Segments {
 		s := &m.Segments[i]
 		object := mergedObject(name, i)
@@ -377,6 +410,13 @@ func adoptSavepoint(ctx context.Context, view Store, sp *Manifest, store Store, 
 		p.Segments++
 		p.Bytes += s.Length
 		report(progress, p)
+	}
+	err := copyLogs(ctx, view, &m, func(n int, data []byte) (string, error) {
+		object := logObject(name, n)
+		return object, store.Put(ctx, object, data)
+	})
+	if err != nil {
+		return nil, none, err
 	}
 	b, ref, err := m.encode(nil)
 	if err != nil {

@@ -79,6 +79,9 @@ func expectSavepoint(t testing.TB, s checkpoint.Store, name string, want model) 
 	if err := checkpoint.Verify(context(), view, m, nil); err != nil {
 		t.Fatal(err)
 	}
+	if err := checkLogs(view, m); err != nil {
+		t.Fatalf("savepoint %s: %v", name, err)
+	}
 	if got := savepointState(t, view, m); !maps.Equal(got, want) {
 		t.Fatalf("savepoint %s restores\n%v, want\n%v", name, got, want)
 	}
@@ -93,7 +96,7 @@ func TestSavepointOutlivesItsCheckpointAndCanBeMoved(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !info.Complete || info.Name != "before-upgrade" || last.Segments != len(m.Segments) || last.Bytes != m.Bytes() || last.BytesTotal != m.Bytes() {
+		if !info.Complete || info.Name != "before-upgrade" || last.Segments != len(m.Segments) || m.LogBytes() == 0 || last.Bytes != m.Bytes()+m.LogBytes() || last.BytesTotal != last.Bytes {
 			t.Errorf("info %+v, progress %+v", info, last)
 		}
 		if _, err := checkpoint.CreateSavepoint(t.Context(), s, m, s, "before-upgrade", nil); !errors.Is(err, checkpoint.ErrSavepointExists) {
@@ -364,10 +367,13 @@ func TestAdoptedSavepointForgetsPositionsWhenAsked(t *testing.T) {
 	}
 	sp, view := expectSavepoint(t, s, "x", want)
 	m, ref, err := checkpoint.AdoptSavepoint(t.Context(), view, sp, checkpoint.NewMem(), checkpoint.AdoptOptions{
-		App: "fork", AnyApp: true, KeyGroups: keyGroups, Checkpoint: 1, DropPositions: true,
+		App: "fork", AnyApp: true, KeyGroups: keyGroups, Checkpoint: 5, DropPositions: true,
 	}, nil)
-	if err != nil || len(m.Positions) != 0 || m.Watermark != checkpoint.NoWatermark || m.App != "fork" || ref.Checkpoint != 1 {
+	if err != nil || len(m.Positions) != 0 || m.Watermark != checkpoint.NoWatermark || m.App != "fork" || ref.Checkpoint != 5 {
 		t.Errorf("%+v, %v", m, err)
+	}
+	if _, _, err := checkpoint.AdoptSavepoint(t.Context(), view, sp, checkpoint.NewMem(), checkpoint.AdoptOptions{App: app, KeyGroups: keyGroups, Checkpoint: 4}, nil); err == nil || !strings.Contains(err.Error(), "logs are older") {
+		t.Errorf("with an id that its logs have: %v", err)
 	}
 	var groups *checkpoint.KeyGroupsError
 	if _, _, err := checkpoint.AdoptSavepoint(t.Context(), view, sp, s, checkpoint.AdoptOptions{App: app, KeyGroups: 9, Checkpoint: 9}, nil); !errors.As(err, &groups) {
@@ -531,7 +537,7 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 	err := checkpoint.Verify(t.Context(), view, sp, func(checkpoint.Progress) { steps++ })
 	var damaged *checkpoint.DamagedError
 	var missing *checkpoint.MissingError
-	if !errors.As(err, &damaged) || !errors.As(err, &missing) || damaged.Object != sp.Segments[0].Object || missing.Object != sp.Segments[2].Object || steps != len(sp.Segments) {
+	if !errors.As(err, &damaged) || !errors.As(err, &missing) || damaged.Object != sp.Segments[0].Object || missing.Object != sp.Segments[2].Object || steps != len(sp.Segments)+len(sp.Logs[0].Logs) {
 		t.Errorf("%d steps: %v", steps, err)
 	}
 	// Sound bytes that are not what the manifest says.

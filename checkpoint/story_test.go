@@ -19,7 +19,8 @@ import (
 // store operations. The commands:
 //
 //	open [inline=BYTES] [retain=N] [fan-in=N]   start an incarnation on the last commit
-//	persist ID [KG/KEY=VALUE | KG/KEY- ]...     persist changes
+//	persist ID [KG/KEY=VALUE | KG/KEY- ]... [log=SINK/BYTES]... [keep=SINK/ID]...
+//	                                            persist changes and logs
 //	commit ID                                   the commit point of ID is behind us
 //	fail OP PREFIX | heal                       operations fail until healed
 //	restore                                     read the last committed checkpoint
@@ -72,14 +73,28 @@ func TestStories(t *testing.T) {
 				var id int64
 				fmt.Sscan(d.CmdArgs[0].Key, &id)
 				c := changes{}
+				snap := snapshot(id, nil)
+				snap.Logs, snap.Keep = nil, map[string]int64{}
 				for _, a := range d.CmdArgs[1:] {
+					if a.Key == "log" || a.Key == "keep" {
+						sink, number, _ := strings.Cut(a.Vals[0], "/")
+						var n int64
+						fmt.Sscan(number, &n)
+						if a.Key == "keep" {
+							snap.Keep[sink] = n
+						} else {
+							snap.Logs = append(snap.Logs, checkpoint.LogPart{Operator: sink, Bytes: make([]byte, n)})
+						}
+						continue
+					}
 					if k, ok := strings.CutSuffix(a.Key, "-"); ok {
 						c[k] = ""
 					} else {
 						c[a.Key] = a.Vals[0]
 					}
 				}
-				_, stats, err := r.Persist(context(), snapshot(id, c))
+				snap.Runs = freeze(c)
+				_, stats, err := r.Persist(context(), snap)
 				if err != nil {
 					if !errors.Is(err, errStore) {
 						t.Fatal(err)

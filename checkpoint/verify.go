@@ -12,7 +12,7 @@ import (
 
 // Verify reads every byte of a checkpoint or savepoint and compares it with what the
 // manifest says: checksums, numbers of entries, ranges of keys, and that each entry can
-// be read. It goes on after an error and returns all of them; each names its object.
+// be read, and the logs. It goes on after an error and returns all of them; each names its object.
 // They are *MissingError, *DamagedError and *StoreError. progress may be nil. It takes
 // the memory of one segment.
 func Verify(ctx context.Context, store Store, m *Manifest, progress func(Progress)) error {
@@ -21,7 +21,7 @@ func Verify(ctx context.Context, store Store, m *Manifest, progress func(Progres
 		states[s.ID] = true
 	}
 	var errs []error
-	p := Progress{SegmentsTotal: len(m.Segments), BytesTotal: m.Bytes()}
+	p := Progress{SegmentsTotal: len(m.Segments), BytesTotal: m.Bytes() + m.LogBytes()}
 	for _, s := range m.Segments {
 		if err := verifySegment(ctx, store, m, states, s); err != nil {
 			errs = append(errs, err)
@@ -31,6 +31,16 @@ func Verify(ctx context.Context, store Store, m *Manifest, progress func(Progres
 		}
 		p.Segments++
 		p.Bytes += s.Length
+		report(progress, p)
+	}
+	for _, l := range m.logs {
+		if ctx.Err() != nil {
+			break
+		}
+		if err := verifyLog(ctx, store, *l); err != nil {
+			errs = append(errs, err)
+		}
+		p.Bytes += l.Length
 		report(progress, p)
 	}
 	return wrap(fmt.Sprintf("verify checkpoint %d", m.Checkpoint), errors.Join(errs...))

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"runtime"
 	"slices"
 	"sync"
@@ -59,10 +60,10 @@ type Config struct {
 	// are zero if there was none.
 	Base    *Manifest
 	BaseRef offsets.ManifestRef
-	// NewLineage makes the checkpoints to come a lineage of their own although there
-	// is a base: where a job starts from a savepoint, or where a person chose the
-	// positions. Without a base there is always a new one.
-	NewLineage bool
+	// Lineage is that of the checkpoints to come, from [NewLineage], if they are to be one
+	// of their own although there is a base: where a job starts from a savepoint, or where
+	// a person chose the positions. Default that of the base; a new one if there is none.
+	Lineage string
 	// Incarnation distinguishes this writer's objects from those of every other
 	// that tried the same checkpoint ids: a random number.
 	Incarnation uint32
@@ -119,6 +120,14 @@ type Snapshot struct {
 	// them once they are part of a committed checkpoint.
 	Runs  []segment.Run
 	Sinks map[string]json.RawMessage
+	// Logs is what the writers of write-ahead sinks logged since the last Persist, those of
+	// one sink in the order in which they are to be read. The bytes must not change any
+	// more. They belong to the writer as the runs do.
+	Logs []LogPart
+	// Keep says for each write-ahead sink, by operator ID, which logs of the base it
+	// needs: those of that checkpoint and later ones; or KeepNone. A sink that isn't in it
+	// keeps all.
+	Keep map[string]int64
 }
 
 // Stats describes what Persist wrote.
@@ -129,12 +138,16 @@ type Stats struct {
 	ManifestBytes int64 // an inline segment included
 	Inline        bool  // the segment rides in the manifest
 	Segments      int   // length of the chain
+	LogBytes      int64 // of logs that were written as objects of their own
 	Took          time.Duration
 	// Segment is the segment's bytes, nil if nothing changed. It is a Pebble table,
 	// to be ingested after the commit, and must not be changed.
 	Segment []byte
 	// Manifest is what was written. It must not be changed.
 	Manifest *Manifest
+	// Parts are the parts of the checkpoint's logs by operator ID, as ReadLog gives them.
+	// They must not be changed.
+	Parts map[string][][]byte
 }
 
 // Writer makes checkpoints durable, one after the other, and keeps the store tidy.
@@ -148,8 +161,8 @@ type Stats struct {
 //
 //   - base is the last checkpoint known to be committed, and everything that it
 //     refers to is in the store.
-//   - runs holds, oldest first, every change since base. A Persist encodes all of
-//     them, so what it writes is complete whatever became of the ones before it:
+//   - runs and logs hold, oldest first, every change since base. A Persist encodes all
+//     of them, so what it writes is complete whatever became of the ones before it:
 //     failed, timed out, or persisted and never committed.
 //   - pending is the last one persisted. Only Committed makes it base.
 //   - Nothing that retained, pending or a merge refers to is deleted (collect.go).
@@ -164,6 +177,7 @@ type Writer struct {
 	baseRef  offsets.ManifestRef
 	last     offsets.ManifestRef // highest checkpoint id tried
 	runs     []segment.Run
+	logs     []LogPart
 	pending  *pending
 	deferred []object // writes put off because the guard is broken
 
@@ -185,6 +199,7 @@ type pending struct {
 	ref      offsets.ManifestRef
 	objects  []object // names only
 	runs     int      // how many of Writer.runs it holds
+	logs     int      // how many of Writer.logs
 }
 
 type object struct {
@@ -233,11 +248,11 @@ func NewWriter(cfg Config) (*Writer, error) {
 		return nil, fmt.Errorf("checkpoint writer: %w", err)
 	}
 	w := &Writer{cfg: cfg, base: cfg.Base, baseRef: cfg.BaseRef, last: cfg.BaseRef}
-	if cfg.Base != nil && !cfg.NewLineage {
+	if w.lineage = cfg.Lineage; w.lineage == "" && cfg.Base != nil {
 		w.lineage = cfg.Base.Lineage
 	}
 	if w.lineage == "" {
-		w.lineage = newLineage()
+		w.lineage = NewLineage()
 	}
 	w.cond = sync.NewCond(&w.mu)
 	w.ctx, w.cancel = context.WithCancel(context.Background())
@@ -253,7 +268,8 @@ func NewWriter(cfg Config) (*Writer, error) {
 	return w, nil
 }
 
-func newLineage() string {
+// NewLineage returns a lineage that no checkpoint has.
+func NewLineage() string {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	return hex.EncodeToString(id[:])
@@ -269,10 +285,10 @@ func (w *Writer) Base() (*Manifest, offsets.ManifestRef) {
 	return w.base, w.baseRef
 }
 
-// Persist makes a checkpoint durable: first its segment, then its manifest. The
+// Persist makes a checkpoint durable: first its segment and its logs, then its manifest. The
 // reference that it returns may be committed.
 //
-// After an error nothing was lost: the runs go into the next Persist, which needs a
+// After an error nothing was lost: runs and logs go into the next Persist, which needs a
 // higher checkpoint id. Errors are *StoreError where the store failed or ctx ended.
 func (w *Writer) Persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, Stats, error) {
 	ref, stats, err := w.persist(ctx, s)
@@ -293,6 +309,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 			r.Release()
 		}
 	}
+	w.logs = append(w.logs, s.Logs...)
 	err := w.err
 	switch {
 	case w.closed:
@@ -306,8 +323,8 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	}
 	w.last = offsets.ManifestRef{Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation}
 	w.abandonPending()
-	// Runs are only appended to, and only by this goroutine.
-	runs := slices.Clip(w.runs)
+	// Runs and logs are only appended to, and only by this goroutine.
+	runs, logs := slices.Clip(w.runs), slices.Clip(w.logs)
 	w.mu.Unlock()
 
 	crashpoint.Hit(crashpoint.BeforeSegment)
@@ -338,6 +355,20 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 		written = append(written, object{name: o.name})
 	}
 	crashpoint.Hit(crashpoint.AfterSegment)
+	encodedLogs := encodeLogs(logs)
+	var logBytes int64
+	for i, l := range encodedLogs {
+		if int64(len(l.data)) <= w.cfg.InlineLimit {
+			continue
+		}
+		o := object{logObject(w.last, i), l.data}
+		if err := w.put(ctx, s.Checkpoint, o); err != nil {
+			w.discard(s.Checkpoint, written...)
+			return none, Stats{}, err
+		}
+		written = append(written, object{name: o.name})
+		logBytes += int64(len(l.data))
+	}
 
 	m := &Manifest{
 		App: w.cfg.App, Instance: w.cfg.Instance, Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation,
@@ -347,6 +378,9 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	w.mu.Lock()
 	m.Parent = w.baseRef
 	m.Segments = w.chain()
+	if w.base != nil {
+		m.Logs = keptLogs(w.base.Logs, s.Keep)
+	}
 	w.mu.Unlock()
 	if data != nil {
 		sr := SegmentRef{
@@ -362,6 +396,21 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	if inline {
 		body = data
 	}
+	parts := map[string][][]byte{}
+	for i, l := range encodedLogs {
+		parts[l.operator] = l.parts
+		lr := LogRef{
+			Checkpoint: s.Checkpoint, Lineage: w.lineage, Created: m.Created.Truncate(time.Millisecond),
+			Length: int64(len(l.data)), CRC32C: crc32.Checksum(l.data, castagnoli), Bytes: l.bytes,
+		}
+		if int64(len(l.data)) > w.cfg.InlineLimit {
+			lr.Object = logObject(w.last, i)
+		} else {
+			lr.Offset = int64(len(body))
+			body = append(body[:len(body):len(body)], l.data...)
+		}
+		m.Logs = addLog(m.Logs, l.operator, lr)
+	}
 	encoded, ref, err := m.encode(body)
 	if err == nil {
 		crashpoint.Hit(crashpoint.BeforeManifest)
@@ -374,11 +423,12 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	crashpoint.Hit(crashpoint.AfterManifest)
 
 	w.mu.Lock()
-	w.pending = &pending{m, ref, append(written, object{name: manifestObject(ref)}), len(runs)}
+	w.pending = &pending{m, ref, append(written, object{name: manifestObject(ref)}), len(runs), len(logs)}
 	w.mu.Unlock()
 	return ref, Stats{
 		Entries: info.Entries, Tombstones: info.Tombstones, SegmentBytes: info.Bytes, ManifestBytes: int64(len(encoded)),
 		Inline: inline, Segments: len(m.Segments), Took: w.cfg.Now().Sub(start), Segment: data, Manifest: m,
+		LogBytes: logBytes, Parts: parts,
 	}, nil
 }
 
@@ -462,6 +512,7 @@ func (w *Writer) Committed(id int64) {
 		r.Release()
 	}
 	w.runs = slices.Delete(w.runs, 0, p.runs)
+	w.logs = slices.Delete(w.logs, 0, p.logs)
 	w.settleMerges()
 	w.retain(p.manifest, p.ref)
 	w.wantMerges()

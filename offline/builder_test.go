@@ -179,6 +179,16 @@ func TestASnapshotIsEditedIntoASavepoint(t *testing.T) {
 	if i := s.Info(); i.Positions[offsets.Partition{Topic: "payments"}].Offset != 300 || i.Watermark != watermark || i.Lineage == base.Info().Lineage {
 		t.Errorf("%+v", i)
 	}
+	// What sinks have yet to do is not lost, and keeps the lineage that it has.
+	if len(s.manifest.Logs) != 1 || len(s.manifest.Logs[0].Logs) != 3 {
+		t.Fatalf("logs %+v", s.manifest.Logs)
+	}
+	for i, l := range s.manifest.Logs[0].Logs {
+		parts, err := checkpoint.ReadLog(t.Context(), s.store, l)
+		if err != nil || len(parts) != 1 || string(parts[0]) != fmt.Sprintf("log %d", i+1) || l.Lineage != base.Info().Lineage {
+			t.Errorf("log %+v: %q, %v", l, parts, err)
+		}
+	}
 	// The snapshot is as it was.
 	if m := totals(t, openLatest(t, store)); len(m) != 53 || m["alice"] != 300 {
 		t.Errorf("the snapshot changed: %v", m)

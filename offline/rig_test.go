@@ -105,6 +105,7 @@ func (a *app) checkpoint() {
 	ref, _, err := a.w.Persist(a.t.Context(), checkpoint.Snapshot{
 		Checkpoint: a.id, Watermark: watermark, States: testStates, Runs: []segment.Run{a.b.Finish()},
 		Positions: map[offsets.Partition]offsets.Position{{Topic: "payments", Partition: 0}: {Offset: 100 * a.id, LeaderEpoch: 1}},
+		Logs:      []checkpoint.LogPart{{Operator: "out", Bytes: fmt.Appendf(nil, "log %d", a.id)}},
 	})
 	if err != nil {
 		a.t.Fatal(err)

@@ -82,6 +82,10 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 	if b.base != nil {
 		was := b.base.manifest
 		m.Instance, m.Checkpoint, m.Incarnation, m.Sinks = was.Instance, was.Checkpoint, was.Incarnation, was.Sinks
+		if m.Logs, err = sp.Logs(ctx, b.base.store, was); err != nil {
+			sp.Abort(ctx)
+			return checkpoint.SavepointInfo{}, err
+		}
 	}
 	return sp.Complete(ctx, m)
 }

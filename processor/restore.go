@@ -366,12 +366,16 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 	if inc.local != nil {
 		pinned = inc.local.Needs
 	}
+	var lineage string // empty: that of the checkpoint
+	if at.mended && at.manifest != nil {
+		lineage = checkpoint.NewLineage()
+	}
 	w, err := checkpoint.NewWriter(checkpoint.Config{
 		Pinned: pinned, MergeCPU: inc.cfg.MergeCPU, MergeBandwidth: inc.cfg.MergeBandwidth, BloomBits: inc.cfg.BloomBits,
 		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
 		Base: at.manifest, BaseRef: at.ref,
-		Incarnation: binary.BigEndian.Uint32(nonce[:]), NewLineage: at.mended,
+		Incarnation: binary.BigEndian.Uint32(nonce[:]), Lineage: lineage,
 		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected, Merged: inc.cfg.Listener.Merged},
 	})
 	if err != nil {

@@ -222,7 +222,7 @@ func show(cmd *cobra.Command, s *offline.Snapshot, j checkpointJSON) error {
 	if err := head.print(out); err != nil {
 		return err
 	}
-	var positions, states, segments table
+	var positions, states, segments, logs table
 	positions.add("PARTITION", "OFFSET")
 	for _, p := range j.Positions {
 		positions.add(fmt.Sprintf("%s/%d", p.Topic, p.Partition), strconv.FormatInt(p.Offset, 10))
@@ -240,7 +240,17 @@ func show(cmd *cobra.Command, s *offline.Snapshot, j checkpointJSON) error {
 		segments.add(name, size(r.Length), strconv.FormatInt(r.Entries, 10), strconv.FormatInt(r.Tombstones, 10),
 			span(int64(r.MinKG), int64(r.MaxKG)), span(r.FirstCheckpoint, r.LastCheckpoint))
 	}
-	for _, t := range []table{positions, states, segments} {
+	logs.add("SINK", "LOGS", "SIZE", "CHECKPOINTS")
+	for _, s := range m.Logs {
+		if n := len(s.Logs); n > 0 {
+			var bytes int64
+			for _, l := range s.Logs {
+				bytes += l.Length
+			}
+			logs.add(s.Operator, strconv.Itoa(n), size(bytes), span(s.Logs[0].Checkpoint, s.Logs[n-1].Checkpoint))
+		}
+	}
+	for _, t := range []table{positions, states, segments, logs} {
 		if len(t.rows) == 1 {
 			continue
 		}

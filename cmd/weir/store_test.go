@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offsets"
 )
 
@@ -63,6 +65,26 @@ func TestCheckpointShowTellsAllOfIt(t *testing.T) {
 	if j["checkpoint"] != 4711. || len(j["states"].([]any)) != 4 || len(j["chain"].([]any)) != 3 || j["committed"] != nil {
 		t.Errorf("%v", j)
 	}
+}
+
+func TestCheckpointShowTellsTheLogsOfSinks(t *testing.T) {
+	dir := t.TempDir()
+	store, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := checkpoint.NewWriter(checkpoint.Config{Store: store, App: "payments", KeyGroups: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close(context.Background())
+	for id := range int64(3) {
+		if _, _, err := w.Persist(t.Context(), checkpoint.Snapshot{Checkpoint: id + 1, Logs: []checkpoint.LogPart{{Operator: "scores", Bytes: make([]byte, 99)}}}); err != nil {
+			t.Fatal(err)
+		}
+		w.Committed(id + 1)
+	}
+	wantOut(t, fields(mustRun(t, "checkpoint", "show", "3", "--store", dir)), "SINK LOGS SIZE CHECKPOINTS scores 3 300 B 1-3")
 }
 
 func TestS04_CheckpointVerifyNamesADamagedSegment(t *testing.T) {
