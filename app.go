@@ -23,6 +23,7 @@ type App struct {
 	stages  []stage
 	states  []processor.DeclaredState
 	outputs []string
+	ahead   []processor.WriteAhead
 	job     atomic.Pointer[processor.Job] // once Run was called
 
 	adminAddr atomic.Pointer[string] // where Run listens
@@ -155,7 +156,7 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 	if len(errs) > 0 {
 		return cfg, nil, &BuildError{App: a.name, Errs: errs}
 	}
-	plan := &processor.Plan{Sources: &a.sources, States: a.states, OutputTopics: slices.Compact(slices.Sorted(slices.Values(a.outputs)))}
+	plan := &processor.Plan{Sources: &a.sources, States: a.states, WriteAhead: a.ahead, OutputTopics: slices.Compact(slices.Sorted(slices.Values(a.outputs)))}
 	for _, st := range a.feeds() {
 		if !st.Idle() {
 			plan.Stages = append(plan.Stages, st)

@@ -10,6 +10,11 @@ import (
 // offset. [App.Run] returns it wrapped.
 type HandlerError = processor.HandlerError
 
+// UnappliedError says that a clean stop could not wait until a write-ahead sink had
+// applied everything that is committed. [App.Run] returns it wrapped. Nothing is lost: the
+// next start applies it.
+type UnappliedError = processor.UnappliedError
+
 // Skip makes the runtime drop the input record: it is counted and reported as an
 // event, and its processing ends. What the handler did before it returned counts.
 func Skip(err error) error { return &processor.Skip{Err: cause(err)} }

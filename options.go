@@ -286,7 +286,8 @@ const (
 )
 
 // AllowDroppedState lets the app start although the checkpoint holds state of these
-// operators, which the topology lacks. Their state is dropped.
+// operators, or logs of these write-ahead sinks, which the topology lacks. They are
+// dropped, applied or not.
 func AllowDroppedState(ids ...string) Option {
 	return option(func(o *options) { o.allowed = append(o.allowed, ids...) })
 }
@@ -295,7 +296,8 @@ func AllowDroppedState(ids ...string) Option {
 // return: for backfills and tests.
 func Drain() Option { return option(func(o *options) { o.drain = true }) }
 
-// StopTimeout bounds the last checkpoint of a clean stop. Default 30s.
+// StopTimeout bounds the last checkpoint of a clean stop, together with what write-ahead
+// sinks still have to apply. Default 30s.
 func StopTimeout(d time.Duration) Option { return option(func(o *options) { o.stopTimeout = d }) }
 
 // RestartPolicy says how a failed app begins again inside Run.

@@ -174,14 +174,3 @@ func TestFlushThatMayBeRetriedRestartsTheApp(t *testing.T) {
 		t.Errorf("restarted because of %v", again.Err)
 	}
 }
-
-// ahead describes a write-ahead sink.
-type ahead struct{ flushed }
-
-func (*ahead) Applier(sink.ApplierEnv) (sink.Applier, error) { return nil, nil }
-
-func TestWriteAheadSinksAreRefused(t *testing.T) {
-	app := weir.New("ahead", weir.Brokers("localhost:1"), weir.Store(checkpoint.NewMem()))
-	both(&flushed{}, &ahead{})(app)
-	wantError(t, app.Validate(), `sink "keyed"`, "write-ahead")
-}

@@ -212,8 +212,9 @@ func To[T any](in Stream[T], id string, to sink.Sink[T]) {
 	if t, ok := to.(sink.Topics); ok {
 		app.outputs = append(app.outputs, t.Topics()...)
 	}
-	if _, ok := to.(sink.WriteAhead); ok {
-		app.errorf("sink %q: this build does not run write-ahead sinks (%s)", id, n.where)
+	ahead, isAhead := to.(sink.WriteAhead)
+	if isAhead {
+		app.ahead = append(app.ahead, processor.WriteAhead{ID: id, Sink: ahead})
 	}
 	in.out.add(func(s *processor.Subtask) func(T) {
 		op := s.Operator(id)
@@ -221,6 +222,9 @@ func To[T any](in Stream[T], id string, to sink.Sink[T]) {
 		if err != nil {
 			s.Abort(fmt.Errorf("opening sink %q: %w", id, err))
 			return func(T) {}
+		}
+		if _, logs := w.(sink.Logger); logs != isAhead {
+			s.Abort(fmt.Errorf("sink %q: a sink is a sink.WriteAhead if and only if its writers are sink.Loggers: write-ahead %v, logs %v", id, isAhead, logs))
 		}
 		op.Barriers(w)
 		return func(v T) {

@@ -150,6 +150,8 @@ type Plan struct {
 	Stages []Stage
 	// States lists the state of every operator with its key codec.
 	States []DeclaredState
+	// WriteAhead lists the write-ahead sinks.
+	WriteAhead []WriteAhead
 	// OutputTopics are the topics that sinks write to.
 	OutputTopics []string
 }

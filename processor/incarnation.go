@@ -63,6 +63,10 @@ type incarnation struct {
 	base    checkpoint.Manifest // what was restored
 	states  []checkpoint.StateInfo
 
+	lineage  string           // of the checkpoints to come
+	keepNone map[string]int64 // sinks whose logs are dropped, as allowed
+	appliers []applier        // of write-ahead sinks, in the order of the plan
+
 	mu    sync.RWMutex
 	parts map[offsets.Partition]*partition
 
@@ -111,6 +115,7 @@ type ack struct {
 	records   int64         // input since the barrier before
 	stage     string        // of a keyed subtask
 	watermark int64         // of the stage, at the barrier
+	logs      []checkpoint.LogPart
 }
 
 // Outcomes that the committer reports to the loop.
@@ -205,6 +210,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	if inc.writer != nil {
 		inc.writer.Close(context.Background())
 	}
+	inc.closeAppliers()
 	return err
 }
 
@@ -405,6 +411,7 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 			stopC = nil
 			stopPolling()
 			stopTimer = time.After(inc.cfg.StopTimeout)
+			d.stopBy = now.Add(inc.cfg.StopTimeout)
 			shutdown = true
 		case <-stopTimer:
 			return fatal(fmt.Errorf("the last checkpoint was not committed within the stop timeout of %v (weir.StopTimeout); nothing after checkpoint %d was published, the next start replays from there", inc.cfg.StopTimeout, inc.committed.Load()))
@@ -457,13 +464,17 @@ type driver struct {
 	aligned       time.Duration
 	held          time.Duration
 	runs          []segment.Run // frozen and not yet with the writer, oldest first
+	logs          []logged      // likewise, of sinks
 	positions     map[offsets.Partition]offsets.Position
 	times         map[offsets.Partition]checkpoint.PartitionTime
 	watermarks    map[string]int64 // by stage
 	ref           offsets.ManifestRef
+	manifest      *checkpoint.Manifest // that ref names
+	parts         map[string][][]byte  // of its logs, by sink
 	cancelPersist context.CancelFunc
 	epochRecords  int64
 	asked, cut    []savepointRequest // for the next checkpoint, for the one in flight
+	stopBy        time.Time          // when a stop must be over; zero if none was asked for
 }
 
 // event tells the coordinator what happened.
@@ -474,6 +485,9 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			// Also for a checkpoint that was given up: its entries are not dirty any
 			// more on the subtask, so the next checkpoint has to carry them.
 			d.runs = append(d.runs, e.run)
+		}
+		if len(e.logs) > 0 { // as with runs
+			d.logs = append(d.logs, logged{e.id, e.subtask, e.logs})
 		}
 		d.epochRecords += e.records // of one that was given up, too: the next one covers them
 		if e.id == d.pending {
@@ -494,7 +508,10 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			return d.co.PersistFailed(now, e.id, e.err)
 		}
 		if e.id == d.pending { // else it was given up and came late
-			d.ref = e.ref
+			d.ref, d.manifest, d.parts = e.ref, e.stats.Manifest, e.stats.Parts
+			if applyEarly() {
+				d.inc.handOver(d.manifest, d.parts)
+			}
 		}
 		d.inc.cfg.Listener.CheckpointPersisted(event.CheckpointPersisted{
 			App: d.inc.cfg.App, Checkpoint: e.id, Aligned: d.aligned, Held: d.held, Took: e.took,
@@ -541,10 +558,10 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			d.aligned = now.Sub(d.begun)
 			var ctx context.Context
 			ctx, d.cancelPersist = context.WithCancel(inc.ctx)
-			s := &checkpoint.Snapshot{Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs}
+			s := &checkpoint.Snapshot{Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs, Logs: inOrder(d.logs)}
 			s.EventTime, s.Watermark = eventTime(d.times, d.watermarks)
 			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: s})
-			d.runs = nil
+			d.runs, d.logs = nil, nil
 		case barrier.Commit:
 			inc.hand(commitJob{ctx: inc.ctx, id: a.ID, commit: &txn.Commit{Positions: d.positions, Manifest: d.ref}})
 		case barrier.Cancel:
@@ -561,9 +578,13 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			ref := d.ref
 			inc.head.Store(&ref)
 			inc.last.Store(&commitInfo{a.ID, inc.clock.Now()})
-			inc.completed(a.ID, final)
+			d.completed(a.ID, final)
 			d.answer()
 			if slices.Contains(a.Requests, barrier.Revoke) {
+				// Who takes over applies the rest, but not before it is there.
+				if err := inc.drainSinks(d.drainBy()); err != nil {
+					inc.cfg.Logger.Sugar().Warnf("handing partitions over: %v", err)
+				}
 				close(inc.handedOver)
 				return true, errHandedOver
 			}
@@ -575,16 +596,29 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			}
 			return true, fatal(a.Err)
 		case barrier.Stopped:
-			return true, nil
+			return true, inc.drainSinks(d.drainBy())
 		}
 	}
 	return false, nil
 }
 
+// drainBy is until when sinks may apply what was committed, at the end.
+func (d *driver) drainBy() time.Time {
+	if d.stopBy.IsZero() {
+		return time.Now().Add(d.inc.cfg.StopTimeout)
+	}
+	return d.stopBy
+}
+
 // completed is what follows the commit point.
-func (inc *incarnation) completed(id int64, final bool) {
+func (d *driver) completed(id int64, final bool) {
+	inc := d.inc
 	inc.committed.Store(id)
 	crashpoint.Hit(crashpoint.BeforeSinks)
+	if !applyEarly() {
+		inc.handOver(d.manifest, d.parts)
+	}
+	d.manifest, d.parts = nil, nil
 	if !final {
 		inc.release(id + 1)
 	}
@@ -620,6 +654,7 @@ func (inc *incarnation) commitLoop() error {
 			begun := time.Now()
 			if j.snapshot != nil {
 				last = persisted{id: j.id}
+				j.snapshot.Keep = inc.keep()
 				last.ref, last.stats, last.err = inc.writer.Persist(j.ctx, *j.snapshot)
 				last.took = time.Since(begun)
 				inc.send(last)

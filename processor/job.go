@@ -101,6 +101,10 @@ func (j *Job) run(ctx context.Context) error {
 		if errors.As(err, &te) && te.Kind == txn.Fenced {
 			j.cfg.Listener.Fenced(event.Fenced{App: j.cfg.App, Err: err})
 		}
+		var unapplied *UnappliedError
+		if ctx.Err() != nil && errors.As(err, &unapplied) {
+			return fmt.Errorf("stopping: %w", err)
+		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("stopping: the last checkpoint was not committed, the next start replays: %w", err)
 		}

@@ -65,6 +65,13 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 		if err != nil {
 			return nil, err
 		}
+		inc.lineage = checkpoint.NewLineage()
+		if m := state.manifest; m != nil && !state.mended && m.Lineage != "" {
+			inc.lineage = m.Lineage
+		}
+		if err := inc.openAppliers(state); err != nil {
+			return nil, err
+		}
 		if err := inc.build(state); err != nil {
 			return nil, fatal(err)
 		}
@@ -366,16 +373,12 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 	if inc.local != nil {
 		pinned = inc.local.Needs
 	}
-	var lineage string // empty: that of the checkpoint
-	if at.mended && at.manifest != nil {
-		lineage = checkpoint.NewLineage()
-	}
 	w, err := checkpoint.NewWriter(checkpoint.Config{
 		Pinned: pinned, MergeCPU: inc.cfg.MergeCPU, MergeBandwidth: inc.cfg.MergeBandwidth, BloomBits: inc.cfg.BloomBits,
 		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
 		Base: at.manifest, BaseRef: at.ref,
-		Incarnation: binary.BigEndian.Uint32(nonce[:]), Lineage: lineage,
+		Incarnation: binary.BigEndian.Uint32(nonce[:]), Lineage: inc.lineage,
 		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected, Merged: inc.cfg.Listener.Merged},
 	})
 	if err != nil {
@@ -397,6 +400,9 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		if info.Entries, err = inc.fill(ctx, at.manifest); err != nil {
 			return err
 		}
+	}
+	if err := inc.recoverAppliers(ctx, at); err != nil {
+		return err
 	}
 	crashpoint.Hit(crashpoint.AfterRestore)
 	info.Took = time.Since(begun)
@@ -486,6 +492,9 @@ func (inc *incarnation) start(positions map[offsets.Partition]offsets.Position) 
 	}
 	inc.mu.Unlock()
 	inc.spawn(inc.commitLoop)
+	for _, a := range inc.appliers {
+		inc.spawn(func() error { return inc.runApplier(a) })
+	}
 	for _, r := range inc.runners {
 		inc.spawn(func() error { return r.run(inc.ctx) })
 	}

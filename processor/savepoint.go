@@ -194,6 +194,7 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	if err != nil {
 		return recovered{}, err
 	}
+	last = max(last, m.Checkpoint) // logs to come are newer than those in the savepoint
 	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
 	if err != nil {
 		return recovered{}, err

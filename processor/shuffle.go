@@ -474,7 +474,7 @@ func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
 		}
 		break
 	}
-	a := ack{subtask: r.sub.id, id: r.freeze.id, held: r.freeze.held, stage: r.sub.stage, watermark: r.freeze.watermark}
+	a := ack{subtask: r.sub.id, id: r.freeze.id, held: r.freeze.held, stage: r.sub.stage, watermark: r.freeze.watermark, logs: r.sub.takeLogged()}
 	if crashpoint.Hit(crashpoint.InFreeze); r.sub.frozen.Len() > 0 {
 		a.run, a.hasRun = r.sub.frozen.Finish(), true
 	}

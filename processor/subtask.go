@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/record"
@@ -37,8 +38,9 @@ type Subtask struct {
 
 	hearing []func(any) // handlers of broadcast records, by number
 
-	flushers []flusher
-	flushed  time.Duration // what that took at the last barrier
+	participants []participant        // sinks that take part in barriers
+	flushed      time.Duration        // what that took at the last barrier
+	logged       []checkpoint.LogPart // at the last barrier
 
 	frozen   segment.Builder // keeps the memory of runs that were written
 	out      output
@@ -239,7 +241,7 @@ func (s *Subtask) barrier(id int64) {
 	}
 	s.out.barrier(id)
 	// Last, so that no receiver waits for its barrier while a sink flushes.
-	s.flushSinks(id)
+	s.sinksAtBarrier(id)
 }
 
 // notify wakes the subtask if it waits for input.

@@ -17,6 +17,19 @@
 // flushed before the barrier is acknowledged, so what was written in an epoch is there
 // before the epoch is committed.
 //
+// # Write-ahead sinks
+//
 // [WriteAhead] is for receivers that must see nothing before the commit and nothing
-// twice. The runtime of this build does not drive it yet: weir.To refuses such a sink.
+// twice. In an incarnation the runtime
+//
+//  1. makes the sink's [Applier], then its writers;
+//  2. gives the applier what the restored checkpoint holds (Recover), and runs it (Run);
+//  3. at each barrier, on each subtask, asks the writer for its log ([Logger]), which
+//     becomes part of the checkpoint;
+//  4. when it makes the checkpoint, asks the applier which older logs must stay (Keep);
+//  5. after the commit point hands the log to the applier (Committed);
+//  6. at a clean stop, after the last commit, waits until all is applied (Drain), and
+//     closes the applier (Close).
+//
+// What was logged in a checkpoint that was given up is part of the next one.
 package sink

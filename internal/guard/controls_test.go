@@ -19,6 +19,7 @@ var controls = map[guard.Guard]struct{ pkg, test string }{
 	guard.CommitRecord:        {"txn", "TestCommitWithNothingProducedMovesTheOffsets"},
 	guard.KnownPartitions:     {"txn", "TestFirstCommitIsNoAbortWhenTheClientIsSlow"},
 	guard.Checksum:            {"checkpoint", "TestS04_DamageIsRefusedByName"},
+	guard.ApplyAfterCommit:    {".", "TestLogsAreAppliedOnlyAfterTheCommit"},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

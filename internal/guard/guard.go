@@ -19,7 +19,9 @@ const (
 	KnownPartitions Guard = "known-partitions"
 	// Checksum: what is read from the store is verified.
 	Checksum Guard = "checksum"
+	// ApplyAfterCommit: what a write-ahead sink logged is applied after the commit point.
+	ApplyAfterCommit Guard = "apply-after-commit"
 )
 
 // All lists every guard.
-var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum}
+var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum, ApplyAfterCommit}

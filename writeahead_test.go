@@ -1,0 +1,859 @@
+package weir_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/source"
+	"github.com/weirstream/weir/state"
+)
+
+// receiver is what a write-ahead sink writes to: a list of values and, moved in the same
+// atomic step as the values, a marker. It outlives every app.
+type receiver struct {
+	mu     sync.Mutex
+	values []string
+	marker marker
+	moved  chan struct{} // closed and made anew at each change
+}
+
+// marker says which log was applied last.
+type marker struct {
+	lineage    string
+	checkpoint int64
+}
+
+func newReceiver() *receiver { return &receiver{moved: make(chan struct{})} }
+
+// apply appends the values of log m, unless it has them.
+func (r *receiver) apply(m marker, values []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m.checkpoint <= r.marker.checkpoint {
+		return
+	}
+	r.values, r.marker = append(r.values, values...), m
+	close(r.moved)
+	r.moved = make(chan struct{})
+}
+
+func (r *receiver) at() marker {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.marker
+}
+
+func (r *receiver) list() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.values)
+}
+
+// await waits until n values are there.
+func (r *receiver) await(t *testing.T, n int) {
+	t.Helper()
+	timeout := time.After(deadline)
+	for {
+		r.mu.Lock()
+		have, moved := len(r.values), r.moved
+		r.mu.Unlock()
+		if have >= n {
+			return
+		}
+		select {
+		case <-moved:
+		case <-timeout:
+			t.Fatalf("%d values are there, want %d", have, n)
+		}
+	}
+}
+
+// ahead is a write-ahead sink of strings. Its fields are hooks for tests, and what it
+// was told; nil hooks do nothing. It may be used by several apps.
+type ahead struct {
+	to     *receiver
+	retain int64 // for how many checkpoints logs are kept after they were applied
+
+	step    func(ctx context.Context, step string, l sink.Log) error // "read", "apply", "applied": before, between and after
+	handed  func(l sink.Log)                                         // in Committed
+	opening func(sink.ApplierEnv) error
+	drained func()
+
+	mu        sync.Mutex
+	recovered []string // "restored: checkpoint after ..., ..." of each Recover
+	envs      []sink.ApplierEnv
+	closed    int
+}
+
+func (*ahead) Check() error   { return nil }
+func (*ahead) String() string { return "values ahead" }
+
+func (s *ahead) Open(env sink.Env) (sink.Writer[string], error) {
+	if env.Applier() == nil || env.Context().Err() != nil {
+		return nil, errors.New("the writer has no applier")
+	}
+	return &aheadWriter{}, nil
+}
+
+func (s *ahead) Applier(env sink.ApplierEnv) (sink.Applier, error) {
+	if s.opening != nil {
+		if err := s.opening(env); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.envs = append(s.envs, env)
+	return &aheadApplier{sink: s, env: env, more: make(chan struct{}, 1), idle: make(chan struct{}, 1)}, nil
+}
+
+type aheadWriter struct{ log []byte }
+
+func (w *aheadWriter) Write(v string) error {
+	w.log = append(append(w.log, v...), '\n')
+	return nil
+}
+
+func (w *aheadWriter) Log() ([]byte, error) {
+	l := w.log
+	w.log = nil
+	return l, nil
+}
+
+type aheadApplier struct {
+	sink *ahead
+	env  sink.ApplierEnv
+	more chan struct{} // capacity 1
+	idle chan struct{} // capacity 1: all was applied
+
+	mu      sync.Mutex
+	queue   []sink.Log
+	applied []int64 // checkpoints with logs, for Keep
+	last    int64   // newest that was heard of
+}
+
+// errLost says that the receiver lost more than the logs hold.
+var errLost = errors.New("the receiver lost what is not kept any more")
+
+func (a *aheadApplier) Recover(_ context.Context, restored int64, logs []sink.Log) error {
+	var told []string
+	for _, l := range logs {
+		told = append(told, fmt.Sprintf("%d after %d", l.Checkpoint, l.After))
+	}
+	a.sink.mu.Lock()
+	a.sink.recovered = append(a.sink.recovered, fmt.Sprintf("%d: %s", restored, strings.Join(told, ", ")))
+	a.sink.mu.Unlock()
+	at := a.sink.to.at()
+	if len(logs) > 0 && at.checkpoint < logs[0].After {
+		return errLost
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = restored
+	for _, l := range logs {
+		if l.Checkpoint > at.checkpoint {
+			a.queue = append(a.queue, l)
+		} else {
+			a.applied = append(a.applied, l.Checkpoint)
+		}
+	}
+	a.wake()
+	return nil
+}
+
+func (a *aheadApplier) wake() {
+	select {
+	case a.more <- struct{}{}:
+	default:
+	}
+}
+
+func (a *aheadApplier) Committed(l sink.Log) {
+	if a.sink.handed != nil {
+		a.sink.handed(l)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if l.Checkpoint <= a.last || l.Lineage != a.env.Lineage() {
+		panic(fmt.Sprintf("checkpoint %d of %s was handed over after %d of %s", l.Checkpoint, l.Lineage, a.last, a.env.Lineage()))
+	}
+	a.last = l.Checkpoint
+	if l.Bytes > 0 {
+		a.queue = append(a.queue, l)
+	}
+	a.wake()
+}
+
+func (a *aheadApplier) next() (l sink.Log, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.queue) == 0 {
+		return l, false
+	}
+	return a.queue[0], true
+}
+
+func (a *aheadApplier) Run(ctx context.Context) error {
+	for {
+		l, ok := a.next()
+		if !ok {
+			select {
+			case <-a.more:
+				continue
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		if err := a.applyOne(ctx, l); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		a.mu.Lock()
+		a.queue = a.queue[1:]
+		a.applied = append(a.applied, l.Checkpoint)
+		if len(a.queue) == 0 {
+			select {
+			case a.idle <- struct{}{}:
+			default:
+			}
+		}
+		a.mu.Unlock()
+	}
+}
+
+func (a *aheadApplier) applyOne(ctx context.Context, l sink.Log) error {
+	step := func(s string) error {
+		if a.sink.step == nil {
+			return nil
+		}
+		return a.sink.step(ctx, s, l)
+	}
+	if err := step("read"); err != nil {
+		return err
+	}
+	parts, err := l.Read(ctx)
+	if err != nil {
+		return err
+	}
+	var values []string
+	var bytes int64
+	for _, p := range parts {
+		bytes += int64(len(p))
+		values = append(values, strings.Split(strings.TrimSuffix(string(p), "\n"), "\n")...)
+	}
+	if bytes != l.Bytes {
+		return fmt.Errorf("the log has %d bytes, %d were said", bytes, l.Bytes)
+	}
+	if err := step("apply"); err != nil {
+		return err
+	}
+	a.sink.to.apply(marker{l.Lineage, l.Checkpoint}, values)
+	return step("applied")
+}
+
+func (a *aheadApplier) Drain(ctx context.Context) error {
+	if a.sink.drained != nil {
+		a.sink.drained()
+	}
+	for {
+		if _, ok := a.next(); !ok {
+			return nil
+		}
+		select {
+		case <-a.idle:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (a *aheadApplier) Keep() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	keep := a.last + 1
+	if len(a.queue) > 0 {
+		keep = a.queue[0].Checkpoint
+	}
+	for _, id := range slices.Backward(a.applied) {
+		if id > a.last-a.sink.retain {
+			keep = min(keep, id)
+		}
+	}
+	return keep
+}
+
+func (a *aheadApplier) Close() error {
+	a.sink.mu.Lock()
+	defer a.sink.mu.Unlock()
+	a.sink.closed++
+	return nil
+}
+
+// sumsTo keeps the sum of the numbers "key:n" of each key and writes "key:sum" to a sink.
+func sumsTo(to sink.Sink[string]) func(*weir.App) {
+	return func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		byKey := weir.KeyBy(in, "by-key", func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }, codec.String)
+		out := weir.Process(byKey, "sum", func(s *weir.Setup) weir.Handler[string, string, string] {
+			total := state.Value(s, "total", codec.Int64)
+			return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+				_, digits, _ := strings.Cut(v, ":")
+				n, err := strconv.ParseInt(digits, 10, 64)
+				if err != nil {
+					return err
+				}
+				total.Set(total.Get() + n)
+				c.Emit(c.Key() + ":" + strconv.FormatInt(total.Get(), 10))
+				return nil
+			})
+		})
+		weir.To(out, "ahead", to)
+	}
+}
+
+// ones returns n records "key:1" of each key.
+func ones(n int, keys ...string) []string {
+	var vs []string
+	for range n {
+		for _, k := range keys {
+			vs = append(vs, k+":1")
+		}
+	}
+	return vs
+}
+
+// wantSums checks that the receiver has each sum from 1 to n of each key, once and in
+// order.
+func wantSums(t *testing.T, r *receiver, n int, keys ...string) {
+	t.Helper()
+	last := map[string]int{}
+	for _, v := range r.list() {
+		key, digits, _ := strings.Cut(v, ":")
+		sum, _ := strconv.Atoi(digits)
+		if sum != last[key]+1 {
+			t.Fatalf("%s follows %s:%d", v, key, last[key])
+		}
+		last[key] = sum
+	}
+	for _, k := range keys {
+		if last[k] != n {
+			t.Fatalf("the receiver has %d values of %s, want %d", last[k], k, n)
+		}
+	}
+}
+
+var fast = weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 1000, Quiet: time.Hour})
+
+// life runs an app with a write-ahead sink until its input is drained.
+func life(t *testing.T, brokers []string, to *ahead, opts ...weir.Option) *running {
+	t.Helper()
+	r := start(t, "app", brokers, sumsTo(to), append([]weir.Option{weir.Drain(), fast}, opts...)...)
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+var letters = []string{"a", "b", "c", "d", "e", "f", "g"}
+
+// TestS34_WriteAheadSinkAppliesEachOperationOnce fails the applier at every step of many
+// logs, in several lives of an app with other parallelism.
+func TestS34_WriteAheadSinkAppliesEachOperationOnce(t *testing.T) {
+	brokers := broker(t, 4, "in")
+	store := checkpoint.NewMem()
+	to := newReceiver()
+	for round, parallelism := range []int{2, 5, 1} {
+		produce(t, brokers, "in", ones(300, letters...)...)
+		var mu sync.Mutex
+		steps := 0
+		sink := &ahead{to: to, retain: int64(round * 2), step: func(_ context.Context, step string, _ sink.Log) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if steps++; slices.Contains([]int{1, 3, 5, 8}, steps) { // each step of the first log
+				return errors.New("the connection broke before step " + step)
+			}
+			return nil
+		}}
+		r := life(t, brokers, sink, weir.Store(store), weir.Parallelism(parallelism), weir.CheckpointEvery(time.Millisecond), weir.AfterRecords(100))
+		wantSums(t, to, 300*(round+1), letters...)
+		for _, step := range []string{"read", "apply", "applied"} {
+			await(r, 1, func(e event.Restarting) bool {
+				return strings.Contains(e.Err.Error(), "the connection broke before step "+step)
+			})
+		}
+		if len(sink.envs) != sink.closed || len(sink.recovered) != 5 {
+			t.Errorf("%d appliers, %d closed; recovered %q", len(sink.envs), sink.closed, sink.recovered)
+		}
+	}
+}
+
+// TestS03_LogOfACheckpointWhoseCompletionWasLostIsAppliedOnce ends a process at the
+// instant at which its sink learns of a commit.
+func TestS03_LogOfACheckpointWhoseCompletionWasLostIsAppliedOnce(t *testing.T) {
+	for _, applied := range []bool{false, true} { // it was applied, and nobody knows
+		t.Run(fmt.Sprint(applied), func(t *testing.T) {
+			brokers := broker(t, 2, "in")
+			store := checkpoint.NewMem()
+			to := newReceiver()
+			produce(t, brokers, "in", ones(3, letters...)...)
+			var network severed
+			var lost int64
+			dead := make(chan struct{})
+			dying := &ahead{to: to}
+			dying.handed = func(l sink.Log) {
+				if lost == 0 {
+					lost = l.Checkpoint
+					network.sever()
+					if applied {
+						parts, err := l.Read(t.Context())
+						if err != nil {
+							t.Error(err)
+						}
+						to.apply(marker{l.Lineage, l.Checkpoint}, strings.Fields(string(slices.Concat(parts...))))
+					}
+					close(dead)
+				}
+			}
+			dying.step = func(context.Context, string, sink.Log) error { <-dead; return errors.New("killed") }
+			start(t, "app", brokers, sumsTo(dying), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)))
+			<-dead
+			produce(t, brokers, "in", ones(2, letters...)...)
+			next := &ahead{to: to}
+			life(t, brokers, next, weir.Store(store))
+			wantSums(t, to, 5, letters...)
+			if want := fmt.Sprintf("%d: %d after 0", lost, lost); next.recovered[0] != want {
+				t.Errorf("recovered %q, want %q", next.recovered, want)
+			}
+			if a, b := dying.envs[0].Lineage(), next.envs[0].Lineage(); a != b || len(a) != 16 {
+				t.Errorf("lineage %q went on as %q", a, b)
+			}
+		})
+	}
+}
+
+// TestLogsAreAppliedOnlyAfterTheCommit cuts a process off between a durable checkpoint
+// and its commit.
+func TestLogsAreAppliedOnlyAfterTheCommit(t *testing.T) {
+	brokers := broker(t, 2, "in")
+	store := checkpoint.NewMem()
+	to := newReceiver()
+	produce(t, brokers, "in", ones(3, letters...)...)
+	var network severed
+	var mu sync.Mutex
+	var told []string
+	tell := func(what string, id int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, fmt.Sprint(what, " ", id))
+	}
+	var cut int64
+	durable := make(chan struct{})
+	first := &ahead{to: to, handed: func(l sink.Log) { tell("handed over", l.Checkpoint) }}
+	start(t, "app", brokers, sumsTo(first), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)), weir.Listen(weir.Listener{
+		CheckpointPersisted: func(e event.CheckpointPersisted) {
+			if len(to.list()) > 0 && cut == 0 {
+				cut = e.Checkpoint
+				network.sever()
+				close(durable)
+			}
+		},
+		CheckpointCommitted: func(e event.CheckpointCommitted) { tell("committed", e.Checkpoint) },
+	}))
+	to.await(t, 1)
+	produce(t, brokers, "in", ones(2, letters...)...)
+	<-durable
+	// Of the checkpoint that was not committed the sink sees nothing. Its id comes again
+	// with another cut.
+	produce(t, brokers, "in", ones(2, letters...)...)
+	life(t, brokers, &ahead{to: to}, weir.Store(store))
+	wantSums(t, to, 7, letters...)
+	mu.Lock()
+	defer mu.Unlock()
+	for i, what := range told {
+		id, handed := strings.CutPrefix(what, "handed over ")
+		if handed && (i == 0 || told[i-1] != "committed "+id) {
+			t.Fatalf("in this order: %q", told)
+		}
+	}
+}
+
+// TestS38_LogsOfCheckpointsThatWereGivenUpAreAppliedWithTheNext lets checkpoints fail
+// while they are made durable, and time out while a subtask is held up.
+func TestS38_LogsOfCheckpointsThatWereGivenUpAreAppliedWithTheNext(t *testing.T) {
+	t.Run("store", func(t *testing.T) {
+		for _, object := range []string{"ckpt/", "log/"} {
+			brokers := broker(t, 4, "in")
+			mem := checkpoint.NewMem()
+			store := faultstore.Wrap(mem)
+			var mu sync.Mutex
+			writes, healed := 0, false
+			store.Before(func(_ context.Context, op faultstore.Op, name string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if op != faultstore.Put || !strings.HasPrefix(name, object) {
+					return nil
+				}
+				if writes++; writes%3 != 0 && !healed {
+					return errors.New("not now")
+				}
+				return nil
+			})
+			to := newReceiver()
+			var values []string // large enough for logs of their own
+			for range 20 {
+				values = append(values, ones(200, letters...)...)
+			}
+			produce(t, brokers, "in", values...)
+			r := start(t, "app", brokers, sumsTo(&ahead{to: to}), weir.Store(store), weir.TolerableFailures(1000))
+			await(r, 2, any1[event.CheckpointFailed])
+			mu.Lock()
+			healed = true
+			mu.Unlock()
+			to.await(t, 4000*len(letters))
+			r.stop()
+			if err := r.wait(); err != nil {
+				t.Fatal(err)
+			}
+			wantSums(t, to, 4000, letters...)
+		}
+	})
+	t.Run("alignment", func(t *testing.T) {
+		brokers := broker(t, 4, "in")
+		to := newReceiver()
+		produce(t, brokers, "in", ones(5, letters...)...)
+		held, failed := &ahead{to: to}, make(chan struct{})
+		var once sync.Once
+		topology := func(app *weir.App) {
+			in := weir.From(app, "in", source.Values("in", codec.String))
+			byKey := weir.KeyBy(in, "by-key", func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }, codec.String)
+			out := weir.Process(byKey, "sum", func(s *weir.Setup) weir.Handler[string, string, string] {
+				total := state.Value(s, "total", codec.Int64)
+				return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+					total.Set(total.Get() + 1)
+					c.Emit(c.Key() + ":" + strconv.FormatInt(total.Get(), 10))
+					if c.Key() == "a" && total.Get() == 3 {
+						<-failed // the barrier is behind this record
+					}
+					return nil
+				})
+			})
+			weir.To(out, "ahead", held)
+		}
+		r := start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.Parallelism(4),
+			weir.CheckpointTimeout(50*time.Millisecond), weir.TolerableFailures(1000),
+			weir.Listen(weir.Listener{CheckpointFailed: func(event.CheckpointFailed) { once.Do(func() { close(failed) }) }}))
+		<-failed
+		to.await(t, 5*len(letters))
+		r.stop()
+		if err := r.wait(); err != nil {
+			t.Fatal(err)
+		}
+		wantSums(t, to, 5, letters...)
+	})
+}
+
+// stuck is a step hook that holds the applier up until it is released.
+type stuck struct {
+	once    sync.Once
+	reached chan struct{}
+	release chan struct{}
+}
+
+func newStuck() *stuck { return &stuck{reached: make(chan struct{}), release: make(chan struct{})} }
+
+func (s *stuck) step(ctx context.Context, step string, _ sink.Log) error {
+	if step == "apply" {
+		s.once.Do(func() { close(s.reached) })
+		select {
+		case <-s.release:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// TestPendingLogsOutliveTheRetentionOfCheckpoints takes many checkpoints while the
+// receiver is down, and goes on in another process.
+func TestPendingLogsOutliveTheRetentionOfCheckpoints(t *testing.T) {
+	for _, size := range []int{1, 1000} { // logs in manifests, and logs of their own
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			brokers := broker(t, 2, "in")
+			store := checkpoint.NewMem()
+			to := newReceiver()
+			down := newStuck()
+			var network severed
+			dying := &ahead{to: to, step: down.step}
+			r := start(t, "app", brokers, sumsTo(dying), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)), weir.Retain(1))
+			const rounds = 12
+			for i := range rounds {
+				produce(t, brokers, "in", ones(size*15, letters...)...)
+				await(r, i+1, any1[event.CheckpointCommitted])
+			}
+			<-down.reached
+			network.sever()
+			next := &ahead{to: to}
+			life(t, brokers, next, weir.Store(store), weir.Retain(1))
+			wantSums(t, to, size*15*rounds, letters...)
+			if n := strings.Count(next.recovered[0], "after"); n < rounds/2 {
+				t.Errorf("recovered %d logs: %q", n, next.recovered[0])
+			}
+			// What the process does that was cut off and still runs changes nothing.
+			close(down.release)
+			life(t, brokers, next, weir.Store(store), weir.Retain(1))
+			wantSums(t, to, size*15*rounds, letters...)
+		})
+	}
+}
+
+func TestS04_DamagedLogStopsTheAppByName(t *testing.T) {
+	brokers := broker(t, 2, "in")
+	store := checkpoint.NewMem()
+	to, down := newReceiver(), newStuck()
+	var network severed
+	r := start(t, "app", brokers, sumsTo(&ahead{to: to, step: down.step}), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)),
+		weir.CheckpointEvery(0), weir.AfterRecords(int64(3000*len(letters))))
+	produce(t, brokers, "in", ones(3000, letters...)...)
+	await(r, 1, any1[event.CheckpointCommitted])
+	<-down.reached
+	network.sever()
+	defer close(down.release)
+	m := newestManifest(t, store)
+	var large checkpoint.LogRef
+	for _, l := range m.Logs[0].Logs {
+		if !l.Inline() {
+			large = l
+		}
+	}
+	if large.Object == "" {
+		t.Fatalf("no log is an object of its own: %+v", m.Logs)
+	}
+	to = newReceiver() // it lost everything
+	if err := faultstore.FlipBit(store, large.Object, 99); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, start(t, "app", brokers, sumsTo(&ahead{to: to}), weir.Store(store), fast).wait(), `sink "ahead"`, large.Object, "damaged")
+	if err := faultstore.FlipBit(store, large.Object, 99); err != nil {
+		t.Fatal(err)
+	}
+	life(t, brokers, &ahead{to: to}, weir.Store(store))
+	wantSums(t, to, 3000, letters...)
+}
+
+// newestManifest reads the manifest with the highest checkpoint id.
+func newestManifest(t *testing.T, store checkpoint.Store) *checkpoint.Manifest {
+	t.Helper()
+	list, err := checkpoint.ListManifests(t.Context(), store)
+	if err != nil || len(list) == 0 {
+		t.Fatal(list, err)
+	}
+	m, _, err := checkpoint.Inspect(t.Context(), store, list[len(list)-1].Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestStopWaitsUntilWhatIsCommittedIsApplied(t *testing.T) {
+	brokers := broker(t, 2, "in")
+	store := checkpoint.NewMem()
+	to := newReceiver()
+	down := newStuck()
+	s := &ahead{to: to, step: down.step, drained: sync.OnceFunc(func() { close(down.release) })}
+	r := start(t, "app", brokers, sumsTo(s), weir.Store(store))
+	produce(t, brokers, "in", ones(3, letters...)...)
+	<-down.reached
+	r.stop()
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	last := await(r, 1, func(e event.CheckpointCommitted) bool { return e.Records > 0 })
+	if to.at().checkpoint < last.Checkpoint {
+		t.Errorf("the app stopped with %v applied after %v", to.at(), last)
+	}
+	life(t, brokers, &ahead{to: to}, weir.Store(store))
+	wantSums(t, to, 3, letters...)
+}
+
+func TestStopThatCannotWaitForASinkSaysWhatIsLeft(t *testing.T) {
+	for _, how := range []string{"stop", "drain"} {
+		t.Run(how, func(t *testing.T) {
+			brokers := broker(t, 2, "in")
+			store := checkpoint.NewMem()
+			to := newReceiver()
+			down := newStuck()
+			produce(t, brokers, "in", ones(3, letters...)...)
+			opts := []weir.Option{weir.Store(store), weir.StopTimeout(200 * time.Millisecond)}
+			if how == "drain" {
+				opts = append(opts, weir.Drain())
+			}
+			s := &ahead{to: to, step: down.step}
+			r := start(t, "app", brokers, sumsTo(s), opts...)
+			<-down.reached
+			if how == "stop" {
+				r.stop()
+			}
+			err := r.wait()
+			wantError(t, err, `sink "ahead" has not applied everything`, "nothing is lost", "weir.StopTimeout")
+			if ue, ok := errors.AsType[*weir.UnappliedError](err); !ok || ue.Operator != "ahead" || ue.Checkpoint < 1 {
+				t.Errorf("%+v", ue)
+			}
+			life(t, brokers, &ahead{to: to}, weir.Store(store))
+			wantSums(t, to, 3, letters...)
+		})
+	}
+}
+
+// TestS34_SavepointHasWhatItsSinkHadYetToDo takes a savepoint while the receiver is
+// down, ends the app, and starts from it elsewhere: in a store without history.
+func TestS34_SavepointHasWhatItsSinkHadYetToDo(t *testing.T) {
+	brokers := broker(t, 2, "in")
+	to := newReceiver()
+	down := newStuck()
+	app := weir.New("wordcount", weir.Brokers(brokers...), weir.InstanceID("a"), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(5*time.Millisecond), weir.StopTimeout(time.Second))
+	dying := &ahead{to: to, step: down.step}
+	sumsTo(dying)(app)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- app.Run(ctx) }()
+	defer cancel()
+	produce(t, brokers, "in", ones(3, letters...)...)
+	<-down.reached
+	produce(t, brokers, "in", ones(2, letters...)...)
+	dir := t.TempDir()
+	if _, err := app.Savepoint(t.Context(), dir, "x"); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	wantError(t, <-done, "has not applied everything")
+	forget(t, brokers)
+	produce(t, brokers, "in", ones(2, letters...)...)
+	store := checkpoint.NewMem()
+	// The first attempt dies before it has committed anything, with part of it applied.
+	var failed bool
+	next := &ahead{to: to, step: func(_ context.Context, step string, l sink.Log) error {
+		if step == "applied" && !failed {
+			failed = true
+			return errors.New("killed")
+		}
+		return nil
+	}}
+	r := start(t, "wordcount", brokers, sumsTo(next), weir.Store(store), weir.FromSavepoint(dir, "x"), weir.Drain(), fast)
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantSums(t, to, 7, letters...)
+	if !failed || len(next.recovered) < 2 || !strings.Contains(next.recovered[0], "after 0") {
+		t.Errorf("failed %v, recovered %q", failed, next.recovered)
+	}
+	if next.envs[0].Lineage() == dying.envs[0].Lineage() || to.at().lineage == dying.envs[0].Lineage() {
+		t.Errorf("the lineage went on: %v", to.at())
+	}
+}
+
+func TestS31_RemovedSinkIsRefusedUntilItsLogsMayBeDropped(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	store := checkpoint.NewMem()
+	to := newReceiver()
+	produce(t, brokers, "in", ones(3, letters...)...)
+	life(t, brokers, &ahead{to: to}, weir.Store(store))
+	wantError(t, start(t, "app", brokers, sums(same), weir.Store(store)).wait(), `write-ahead sink "ahead"`, `weir.AllowDroppedState("ahead")`)
+	if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.AllowDroppedState("ahead"), weir.Drain()).wait(); err != nil {
+		t.Fatal(err)
+	}
+	produce(t, brokers, "in", "a:1")
+	if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.AllowDroppedState("ahead"), weir.Drain()).wait(); err != nil {
+		t.Fatal(err)
+	}
+	// It is gone, and needs no leave any more.
+	if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain()).wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestS36_ReceiverThatLostMoreThanIsKeptStopsTheApp takes the receiver back to the
+// begin, once within what is kept and once beyond it.
+func TestS36_ReceiverThatLostMoreThanIsKeptStopsTheApp(t *testing.T) {
+	for retain, lost := range map[int64]bool{1000: false, 1: true} {
+		brokers := broker(t, 2, "in")
+		store := checkpoint.NewMem()
+		to := newReceiver()
+		for range 3 {
+			produce(t, brokers, "in", ones(2, letters...)...)
+			life(t, brokers, &ahead{to: to, retain: retain}, weir.Store(store), weir.Retain(1))
+		}
+		*to = *newReceiver()
+		produce(t, brokers, "in", ones(1, letters...)...)
+		r := start(t, "app", brokers, sumsTo(&ahead{to: to, retain: retain}), weir.Store(store), weir.Drain(), fast)
+		err := r.wait()
+		if lost {
+			wantError(t, err, `sink "ahead"`, errLost.Error())
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantSums(t, to, 7, letters...)
+	}
+}
+
+func TestApplierThatCannotBeginStopsOrRestartsTheApp(t *testing.T) {
+	brokers := broker(t, 1, "in")
+	produce(t, brokers, "in", ones(3, letters...)...)
+	bad := errors.New("no receiver")
+	wantError(t, start(t, "stop", brokers, sumsTo(&ahead{to: newReceiver(), opening: func(sink.ApplierEnv) error { return bad }}), weir.Store(checkpoint.NewMem())).wait(), `sink "ahead"`, bad.Error())
+	to, tries := newReceiver(), 0
+	r := start(t, "again", brokers, sumsTo(&ahead{to: to, opening: func(env sink.ApplierEnv) error {
+		if env.App() != "again" || env.Operator() != "ahead" || env.Instance() != "a" || env.Logger() == nil || env.Context().Err() != nil {
+			t.Errorf("%+v", env)
+		}
+		if tries++; tries < 3 {
+			return weir.Retry(bad)
+		}
+		return nil
+	}}), weir.Store(checkpoint.NewMem()), weir.Drain(), fast)
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantSums(t, to, 3, letters...)
+	if tries != 3 {
+		t.Errorf("%d tries", tries)
+	}
+}
+
+// onlyAhead is a write-ahead sink whose writers log nothing.
+type onlyAhead struct{ ahead }
+
+func (*onlyAhead) Open(sink.Env) (sink.Writer[string], error) {
+	return &flushedWriter{sink: &flushed{}}, nil
+}
+
+// onlyLogs is a sink whose writers log, but nobody applies it.
+type onlyLogs struct{ flushed }
+
+func (*onlyLogs) Open(sink.Env) (sink.Writer[string], error) { return &aheadWriter{}, nil }
+
+func TestSinkThatIsHalfWriteAheadIsRefused(t *testing.T) {
+	brokers := broker(t, 1, "in")
+	produce(t, brokers, "in", "a:1")
+	for name, s := range map[string]sink.Sink[string]{"no-logs": &onlyAhead{}, "no-applier": &onlyLogs{}} {
+		wantError(t, start(t, name, brokers, sumsTo(s), weir.Store(checkpoint.NewMem())).wait(), `sink "ahead"`, "sink.WriteAhead", "sink.Logger")
+	}
+}
