@@ -93,6 +93,8 @@ type ahead struct {
 	handed  func(l sink.Log)                                         // in Committed
 	opening func(sink.ApplierEnv) error
 	drained func()
+	full    int    // how many logs may be pending; 0: any number
+	waiting func() // called when it waits for room
 
 	mu        sync.Mutex
 	recovered []string // "restored: checkpoint after ..., ..." of each Recover
@@ -282,6 +284,26 @@ func (a *aheadApplier) Drain(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+func (a *aheadApplier) Room(ctx context.Context) error {
+	for a.sink.full > 0 {
+		a.mu.Lock()
+		pending := len(a.queue)
+		a.mu.Unlock()
+		if pending < a.sink.full {
+			return nil
+		}
+		if a.sink.waiting != nil {
+			a.sink.waiting()
+		}
+		select {
+		case <-a.idle:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (a *aheadApplier) Keep() int64 {
@@ -621,6 +643,40 @@ func TestPendingLogsOutliveTheRetentionOfCheckpoints(t *testing.T) {
 			wantSums(t, to, size*15*rounds, letters...)
 		})
 	}
+}
+
+// TestReceiverThatIsDownHoldsTheInputAndNoCheckpoint leaves a receiver down for many
+// times the checkpoint timeout.
+func TestReceiverThatIsDownHoldsTheInputAndNoCheckpoint(t *testing.T) {
+	brokers := broker(t, 2, "in", "out")
+	to, down := newReceiver(), newStuck()
+	held := make(chan struct{})
+	s := &ahead{to: to, step: down.step, full: 2, waiting: sync.OnceFunc(func() { close(held) })}
+	const timeout = 200 * time.Millisecond
+	r := start(t, "app", brokers, sumsTo(s), weir.Store(checkpoint.NewMem()), weir.CheckpointTimeout(timeout), weir.TolerableFailures(1))
+	n := 0
+	for waits := false; !waits; n += 100 {
+		produce(t, brokers, "in", ones(100, letters...)...)
+		select {
+		case <-held:
+			waits = true
+		default:
+		}
+	}
+	// Time passes, while more input comes.
+	for begun := time.Now(); time.Since(begun) < 5*timeout; n += 100 {
+		produce(t, brokers, "in", ones(100, letters...)...)
+		if err := start(t, fmt.Sprint("other-", n), brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.Drain(), weir.Parallelism(1)).wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(down.release)
+	to.await(t, n*len(letters))
+	r.stop()
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantSums(t, to, n, letters...)
 }
 
 func TestS04_DamagedLogStopsTheAppByName(t *testing.T) {

@@ -146,6 +146,21 @@ func (inc *incarnation) keep() map[string]int64 {
 	return keep
 }
 
+// waitForRoom waits until no sink has too much to apply, or ctx ends. Subtasks that wait
+// for room would hold up barriers; what is processed must be able to be committed.
+func (inc *incarnation) waitForRoom(ctx context.Context) error {
+	for _, a := range inc.appliers {
+		t, ok := a.Applier.(sink.Throttler)
+		if !ok {
+			continue
+		}
+		if err := t.Room(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("sink %q: waiting for room: %w", a.id, err)
+		}
+	}
+	return nil
+}
+
 // handOver tells the appliers what is to be done after a checkpoint.
 func (inc *incarnation) handOver(m *checkpoint.Manifest, parts map[string][][]byte) {
 	for _, a := range inc.appliers {

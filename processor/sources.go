@@ -258,6 +258,7 @@ func (inc *incarnation) poll(ctx context.Context) error {
 			}
 		})
 		stopped := false
+		var failed error
 		fs.EachPartition(func(p kgo.FetchTopicPartition) {
 			if len(p.Records) == 0 || stopped {
 				return
@@ -268,6 +269,10 @@ func (inc *incarnation) poll(ctx context.Context) error {
 			}
 			for rs := p.Records; len(rs) > 0; {
 				n := min(len(rs), sliceSize)
+				if failed = inc.waitForRoom(ctx); failed != nil || ctx.Err() != nil {
+					stopped = true
+					return
+				}
 				select {
 				case part.owner.queue <- slice{part, rs[:n]}:
 				case <-ctx.Done():
@@ -277,6 +282,9 @@ func (inc *incarnation) poll(ctx context.Context) error {
 				rs = rs[n:]
 			}
 		})
+		if failed != nil {
+			return failed
+		}
 	}
 }
 

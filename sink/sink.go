@@ -43,10 +43,11 @@ type Env interface {
 	Output() Output
 	// Context ends with the incarnation: for a Write that waits.
 	Context() context.Context
-	// Applier is the sink's, nil if it is no [WriteAhead]: so that a Write can wait while
-	// too much is to be applied. It may wait only for what was handed to the applier: what
-	// it logs itself is handed over after a barrier that the waiting subtask has yet to
-	// see. While it waits, no checkpoint is completed, and one that was begun times out.
+	// Applier is the sink's, nil if it is no [WriteAhead]. A Write that waits while too much
+	// is to be applied may wait only for what was handed to the applier: what it logs
+	// itself is handed over after a barrier that the waiting subtask has yet to see. While
+	// it waits, no checkpoint is completed, and one that was begun times out. [Throttler]
+	// is the better way.
 	Applier() Applier
 }
 

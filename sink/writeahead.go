@@ -135,6 +135,18 @@ type Applier interface {
 	Close() error
 }
 
+// Throttler is implemented by an [Applier] that may have too much to apply, because its
+// receiver is slow or down.
+type Throttler interface {
+	// Room returns when there is room for more, or with an error when ctx ends. It is called
+	// before input is handed to the subtasks, from the goroutine that polls, after Recover.
+	// While it waits nothing new is processed; what was processed is still committed and
+	// handed over. So a receiver may be down for as long as it takes, and what waits for
+	// it is bounded by what is on its way to the subtasks. Any other error ends the
+	// incarnation.
+	Room(ctx context.Context) error
+}
+
 // Retriable marks an error that may be over at the next try: the app restarts from its
 // last checkpoint under its restart policy. weir.Retry makes one.
 type Retriable struct{ Err error }
