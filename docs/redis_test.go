@@ -25,6 +25,23 @@ type Balance struct {
 	Revision int64
 }
 
+// Sale is what a shop sold to somebody.
+type Sale struct {
+	ID, Shop, Product string
+	Items             int64
+}
+
+func salesToRedis(sales weir.Stream[Sale]) {
+	where := redis.Options{Addrs: []string{"localhost:6379"}, Prefix: "shop:"}
+	weir.To(sales, "totals", redis.WriteAhead(where, func(b *redis.Batch, s Sale) {
+		b.IncrBy("sold:"+s.Product, s.Items)
+		b.Transaction(func() {
+			b.LPush("{"+s.Shop+"}:latest", s.ID)
+			b.LTrim("{"+s.Shop+"}:latest", 0, 99)
+		})
+	}))
+}
+
 func toRedis(balances weir.Stream[Balance]) {
 	where := redis.Options{Addrs: []string{"localhost:6379"}, Prefix: "shop:"}
 	weir.To(balances, "balances", redis.Upsert(where, func(u *redis.Upserts, b Balance) {
@@ -34,9 +51,10 @@ func toRedis(balances weir.Stream[Balance]) {
 	}))
 }
 
-func TestGuidesRedisSinkCanBeBuilt(t *testing.T) {
+func TestGuidesRedisSinksCanBeBuilt(t *testing.T) {
 	app := weir.New("shop", weir.Brokers("localhost:1"), weir.Store(checkpoint.NewMem()))
 	toRedis(weir.From(app, "balances-in", source.Values("balances", codec.JSON[Balance]())))
+	salesToRedis(weir.From(app, "sales-in", source.Values("sales", codec.JSON[Sale]())))
 	if err := app.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +63,7 @@ func TestGuidesRedisSinkCanBeBuilt(t *testing.T) {
 func TestAccessRightsInOperationsAreEnough(t *testing.T) {
 	s := redistest.Shared(t)
 	cl := s.Client(t)
-	if err := cl.Do(t.Context(), "ACL", "SETUSER", "shop", "on", ">PASSWORD", "~shop:*", "+hset", "+zadd", "+evalsha", "+script|load", "+get", "+set", "+rpush").Err(); err != nil {
+	if err := cl.Do(t.Context(), "ACL", "SETUSER", "shop", "on", ">PASSWORD", "~shop:*", "+hset", "+zadd", "+evalsha", "+script|load", "+get", "+set", "+rpush", "+info").Err(); err != nil {
 		t.Fatal(err)
 	}
 	brokers := cluster(t, "in")
@@ -59,13 +77,18 @@ func TestAccessRightsInOperationsAreEnough(t *testing.T) {
 		u.ZAdd("z", 1, v)
 		u.ZAdd("h", 1, v) // wrong type
 	}, redis.DeadLetters()))
+	weir.To(in, "ahead", redis.WriteAhead(o, func(b *redis.Batch, v string) {
+		b.HSet("ahead", v, v)
+		b.ZAdd("ahead", 1, v) // wrong type
+	}, redis.DeadLetters()))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := app.Run(ctx); err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(cl.HGetAll(t.Context(), "shop:h").Val(), cl.ZRange(t.Context(), "shop:z", 0, -1).Val(), cl.LLen(t.Context(), "shop:weir:dead:out").Val())
-	if want := "map[1:1 2:2 x:x] [1 2 x] 3"; got != want {
+	got := fmt.Sprint(cl.HGetAll(t.Context(), "shop:h").Val(), cl.ZRange(t.Context(), "shop:z", 0, -1).Val(), cl.LLen(t.Context(), "shop:weir:dead:out").Val(),
+		cl.HLen(t.Context(), "shop:ahead").Val(), cl.LLen(t.Context(), "shop:weir:dead:rights:ahead").Val())
+	if want := "map[1:1 2:2 x:x] [1 2 x] 3 3 3"; got != want {
 		t.Errorf("Redis has %s, want %s", got, want)
 	}
 	if ttl := cl.TTL(t.Context(), "shop:weir:version:shop:z").Val(); ttl < 6*24*time.Hour {

@@ -21,7 +21,11 @@ const (
 	Checksum Guard = "checksum"
 	// ApplyAfterCommit: what a write-ahead sink logged is applied after the commit point.
 	ApplyAfterCommit Guard = "apply-after-commit"
+	// MarkerInScript: the marker of a Redis write-ahead sink moves in the same step as the data.
+	MarkerInScript Guard = "marker-in-script"
+	// MarkerInSlot: that marker is in the hash slot of the data.
+	MarkerInSlot Guard = "marker-in-slot"
 )
 
 // All lists every guard.
-var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum, ApplyAfterCommit}
+var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum, ApplyAfterCommit, MarkerInScript, MarkerInSlot}

@@ -11,7 +11,7 @@ import (
 // after a number of bytes of answers, so in the middle of one.
 type Proxy struct {
 	Addr     string
-	server   string
+	server   atomic.Pointer[string]
 	listener net.Listener
 	conns    sync.WaitGroup
 
@@ -20,6 +20,7 @@ type Proxy struct {
 	cutAt atomic.Int64 // bytes of answers until the next cut; negative: never
 	cuts  atomic.Int64
 	deaf  atomic.Bool
+	held  atomic.Pointer[chan struct{}] // requests wait until it is closed; nil: they don't
 }
 
 // StartProxy starts a proxy in front of a server. It goes with the test.
@@ -29,7 +30,8 @@ func StartProxy(t testing.TB, server string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Addr: l.Addr().String(), server: server, listener: l, open: map[net.Conn]struct{}{}}
+	p := &Proxy{Addr: l.Addr().String(), listener: l, open: map[net.Conn]struct{}{}}
+	p.server.Store(&server)
 	p.cutAt.Store(-1)
 	p.conns.Go(func() {
 		for {
@@ -42,6 +44,7 @@ func StartProxy(t testing.TB, server string) *Proxy {
 	})
 	t.Cleanup(func() {
 		l.Close()
+		p.Hold(false)
 		p.Break()
 		p.conns.Wait()
 	})
@@ -58,6 +61,24 @@ func (p *Proxy) Cuts() int64 { return p.cuts.Load() }
 // Deaf makes the proxy swallow answers, or relay them again. Those that it swallowed are
 // gone, so break the connections afterwards.
 func (p *Proxy) Deaf(on bool) { p.deaf.Store(on) }
+
+// Hold keeps requests back, or lets them arrive late.
+func (p *Proxy) Hold(on bool) {
+	var next *chan struct{}
+	if on {
+		c := make(chan struct{})
+		next = &c
+	}
+	if was := p.held.Swap(next); was != nil {
+		close(*was)
+	}
+}
+
+// Retarget relays new connections to another server, and breaks those that are open.
+func (p *Proxy) Retarget(server string) {
+	p.server.Store(&server)
+	p.Break()
+}
 
 // Break breaks all connections.
 func (p *Proxy) Break() {
@@ -80,7 +101,7 @@ func (p *Proxy) track(c net.Conn, on bool) {
 
 func (p *Proxy) serve(client net.Conn) {
 	defer client.Close()
-	server, err := net.Dial("tcp", p.server)
+	server, err := net.Dial("tcp", *p.server.Load())
 	if err != nil {
 		return
 	}
@@ -91,7 +112,12 @@ func (p *Proxy) serve(client net.Conn) {
 	end := func() { client.Close(); server.Close() }
 	both.Go(func() {
 		defer end()
-		relay(server, client, func(b []byte) ([]byte, bool) { return b, true })
+		relay(server, client, func(b []byte) ([]byte, bool) {
+			if c := p.held.Load(); c != nil {
+				<-*c
+			}
+			return b, true
+		})
 	})
 	both.Go(func() {
 		defer end()

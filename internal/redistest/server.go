@@ -62,7 +62,7 @@ func start(image string, args []string) (*Server, error) {
 	}
 	s := &Server{port: freePort()}
 	s.Addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port))
-	args = append([]string{program, "--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--save", ""}, args...)
+	args = append([]string{program, "--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--save", "", "--repl-diskless-sync-delay", "0"}, args...)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := testcontainers.Run(ctx, image, testcontainers.WithCmd(args...),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -18,6 +19,13 @@ import (
 	"github.com/weirstream/weir/sink/redis"
 	"github.com/weirstream/weir/source"
 )
+
+func TestMain(m *testing.M) {
+	if os.Getenv(serviceEnv) != "" {
+		os.Exit(serve())
+	}
+	os.Exit(redistest.Main(m, "sink/redis"))
+}
 
 // broker starts an embedded broker.
 func broker(t *testing.T, partitions int32, topics ...string) []string {

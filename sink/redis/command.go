@@ -296,7 +296,7 @@ func (c *commands) set(key string, value []byte, err error) {
 	c.end()
 }
 
-// Target is what a command can be added to: [Upserts].
+// Target is what a command can be added to: [Upserts] or [Batch].
 type Target interface {
 	set(key string, value []byte, err error)
 }
@@ -322,7 +322,7 @@ func (u *Upserts) Guard(v int64) { u.guard = &v }
 // as INCR, is the record's error. Which arguments are keys is said by [Key].
 func (u *Upserts) Do(name string, args ...any) {
 	if slices.Contains(repeats, strings.ToUpper(name)) {
-		u.fail(fmt.Errorf("%w: an idempotent sink cannot run %s, which a replay would repeat", ErrNotIdempotent, strings.ToUpper(name)))
+		u.fail(fmt.Errorf("%w: an idempotent sink cannot run %s, which a replay would repeat; use redis.WriteAhead", ErrNotIdempotent, strings.ToUpper(name)))
 		return
 	}
 	u.do(name, args)

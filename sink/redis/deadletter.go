@@ -9,10 +9,13 @@ import (
 
 // DeadLetter is a command that was put aside because it failed; see [DeadLetters].
 type DeadLetter struct {
-	Sink    string
-	At      time.Time
-	Err     string   // Redis's answer
-	Command []string // name and arguments
+	// Checkpoint and Operation tell which operation it was, of a write-ahead sink:
+	// Operation counts from 0 within the checkpoint's log, on a cluster within the slot.
+	Checkpoint, Operation int64
+	Sink                  string
+	At                    time.Time
+	Err                   string   // Redis's answer
+	Command               []string // name and arguments
 }
 
 // ParseDeadLetter parses an element of a list of dead letters: a line that says where it comes from, a
@@ -34,7 +37,7 @@ func ParseDeadLetter(element string) (DeadLetter, error) {
 	if err != nil {
 		return DeadLetter{}, fmt.Errorf("no dead letter of a Redis sink: %w", err)
 	}
-	d := DeadLetter{Sink: m.sink, At: m.at, Err: text}
+	d := DeadLetter{Checkpoint: m.checkpoint, Operation: m.operations, Sink: m.sink, At: m.at, Err: text}
 	for _, a := range args {
 		d.Command = append(d.Command, string(a))
 	}

@@ -1,15 +1,23 @@
 // Package redis writes a stream to Redis or Valkey.
 //
-// It owns the idempotent sink, [Upsert]: commands that may be repeated are written as they
-// come, and everything is acknowledged at each barrier.
+// It owns two sinks. [Upsert] is idempotent: it writes commands that may be repeated as
+// they come, and has everything acknowledged at each barrier. [WriteAhead] takes any
+// command, INCR and LPUSH included, and applies each once: the commands of an epoch are
+// part of its checkpoint, and go to Redis after the commit.
 //
 // Who calls what, in order:
 //
 //  1. The user describes a sink with [Options] and a function that adds the commands of a
-//     value to an [Upserts]. Which arguments are keys is known of each command, so a prefix
-//     can be added, and the hash slot of each command is known.
+//     value to an [Upserts] or a [Batch]. Which arguments are keys is known of each
+//     command, so a prefix can be added, and the hash slot of each command is known.
 //  2. For each value the runtime calls Write of the subtask's writer, which collects the
-//     commands and hands full batches to a goroutine of its own.
-//  3. At a barrier the runtime calls Flush, which waits until Redis has acknowledged
-//     everything. A failure of Redis is reported there.
+//     commands in the form that a log has.
+//  3. At a barrier the runtime calls Flush of an idempotent sink's writer, and waits until
+//     Redis has acknowledged everything; or Log of a write-ahead sink's, whose bytes become
+//     part of the checkpoint.
+//  4. After the commit the applier of a write-ahead sink gets the log. It applies logs in
+//     order, in batches; each is one script that moves a [Marker] in the same step.
+//
+// On a cluster a script sees the keys of one hash slot, so each slot is a lane of its own,
+// with its own marker, whose name has a hash tag that puts it there.
 package redis

@@ -16,7 +16,8 @@ var (
 	// ErrRefused: Redis knows no such command, its arguments are wrong, or the value can't
 	// be changed like that.
 	ErrRefused = errors.New("command refused")
-	// ErrNotInScript: the command can't be in a script, so not under a version guard.
+	// ErrNotInScript: the command can't be in a script, so neither in a write-ahead sink nor
+	// under a version guard.
 	ErrNotInScript = errors.New("command not allowed in a script")
 	// ErrMemory: the memory limit is reached, and Redis evicts nothing.
 	ErrMemory = errors.New("redis is out of memory")
@@ -131,12 +132,16 @@ func passing(err error) bool {
 
 // CommandError is the failure of one command. Unwrap leads to its class.
 type CommandError struct {
-	Sink    string
-	Command string // with its first argument
-	Err     error
+	Sink       string
+	Checkpoint int64  // of a write-ahead sink: in whose log it is
+	Command    string // with its first argument
+	Err        error
 }
 
 func (e *CommandError) Error() string {
+	if e.Checkpoint != 0 {
+		return fmt.Sprintf("sink %q: command %s, which checkpoint %d committed: %v\n  what comes before it is applied, and nothing after it; mend the cause and start again, or use redis.DeadLetters to put such commands aside", e.Sink, e.Command, e.Checkpoint, e.Err)
+	}
 	return fmt.Sprintf("sink %q: command %s: %v\n  mend the cause and start again, or use redis.DeadLetters to put such commands aside", e.Sink, e.Command, e.Err)
 }
 

@@ -1,6 +1,10 @@
 package redis
 
-import "net/url"
+import (
+	"net/url"
+
+	"github.com/weirstream/weir/internal/guard"
+)
 
 // lane is a sequence of operations that are applied in order under one marker: the hash
 // slot on a cluster, where a script sees the keys of one slot only, and 0 elsewhere.
@@ -24,6 +28,9 @@ type layout struct {
 func (l layout) tag(slot uint16) string {
 	if _, ok := hashTag([]byte(l.prefix)); ok || !l.cluster {
 		return ""
+	}
+	if guard.Broken(guard.MarkerInSlot) {
+		slot = (slot + 1) % slots
 	}
 	return "{" + slotTags()[slot] + "}:"
 }

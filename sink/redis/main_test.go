@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,8 +13,6 @@ import (
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
 )
-
-func TestMain(m *testing.M) { os.Exit(redistest.Main(m, "sink/redis")) }
 
 // writerEnv is what the runtime gives a writer.
 type writerEnv struct {

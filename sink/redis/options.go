@@ -130,7 +130,7 @@ func eachServer(ctx context.Context, cl goredis.UniversalClient, f func(ctx cont
 	return fmt.Errorf("redis: unknown client %T", cl)
 }
 
-// Option changes a default of [Upsert].
+// Option changes a default of [Upsert] or [WriteAhead].
 type Option interface{ apply(*settings) }
 
 type option func(*settings)
@@ -145,6 +145,9 @@ type settings struct {
 	deadLetters          bool
 	refused              func(error) error
 	versionsFor          time.Duration
+	pendingBytes         int64
+	keep                 time.Duration
+	keepBytes            int64
 	errs                 []error
 }
 
@@ -152,6 +155,7 @@ func newSettings(opts []Option) settings {
 	s := settings{
 		batchOps: 512, batchBytes: 256 << 10, inFlight: 4, giveUp: time.Minute,
 		refused: func(err error) error { return err }, versionsFor: 7 * 24 * time.Hour,
+		pendingBytes: 64 << 20, keep: 30 * time.Second, keepBytes: 64 << 20,
 	}
 	for _, o := range opts {
 		o.apply(&s)
@@ -163,7 +167,9 @@ func (s *settings) bad(format string, args ...any) {
 	s.errs = append(s.errs, fmt.Errorf("redis: "+format, args...))
 }
 
-// BatchSize bounds what goes to Redis in one pipeline. Default 512 commands, 256 KiB.
+// BatchSize bounds what goes to Redis at once. For [Upsert] that is a pipeline; for
+// [WriteAhead] it is what one script applies, while Redis does nothing else. Default 512
+// commands, 256 KiB. A command or transaction that is larger is a batch by itself.
 func BatchSize(commands, bytes int) Option {
 	return option(func(s *settings) {
 		if s.batchOps, s.batchBytes = commands, bytes; commands < 1 || bytes < 1 {
@@ -173,7 +179,8 @@ func BatchSize(commands, bytes int) Option {
 }
 
 // InFlight is how many batches may be on their way or wait for it, for each subtask of
-// [Upsert]; a Write waits beyond that. Default 4.
+// [Upsert]; a Write waits beyond that. For [WriteAhead] it is how many full batches go in
+// one pipeline. Default 4.
 func InFlight(batches int) Option {
 	return option(func(s *settings) {
 		if s.inFlight = batches; batches < 1 {
@@ -196,9 +203,10 @@ func GiveUpAfter(d time.Duration) Option {
 
 // DeadLetters puts a command aside that fails for a reason of its own, such as a wrong
 // type at its key, and goes on with the next one; otherwise the app stops with a
-// [*CommandError]. Such commands are appended to the list weir:dead:SINK, on a cluster to
-// one list for each slot, weir:dead:{TAG}:SINK. [ParseDeadLetter] reads the elements. A
-// replay may repeat them. The list is not bounded.
+// [*CommandError]. Such commands are appended to a list, on a cluster to one for each slot:
+// weir:dead:SINK of [Upsert], where a replay may repeat them; weir:dead:APP:SINK of
+// [WriteAhead], in the step that moves the marker, so each is there once. [ParseDeadLetter]
+// reads the elements. The lists are not bounded.
 func DeadLetters() Option { return option(func(s *settings) { s.deadLetters = true }) }
 
 // OnRefused says what becomes of a record whose commands can't be written, which is found
@@ -219,6 +227,28 @@ func VersionsFor(d time.Duration) Option {
 	return option(func(s *settings) {
 		if s.versionsFor = d; d < time.Millisecond {
 			s.bad("VersionsFor(%v): at least a millisecond", d)
+		}
+	})
+}
+
+// MaxPending bounds what is committed and not applied yet, for [WriteAhead]: beyond it
+// Write waits, and with it the stream. Default 64 MiB.
+func MaxPending(bytes int64) Option {
+	return option(func(s *settings) {
+		if s.pendingBytes = bytes; bytes < 1 {
+			s.bad("MaxPending(%d): at least 1", bytes)
+		}
+	})
+}
+
+// Keep is how long logs are kept after they were applied, and how many bytes of them at
+// most, for [WriteAhead]: what a Redis may lose, by a failover or a crash, and is brought
+// back. A log is given up when it is older than d or the logs after it have that many
+// bytes. Each manifest lists the logs that are kept. Default 30 s, 64 MiB.
+func Keep(d time.Duration, bytes int64) Option {
+	return option(func(s *settings) {
+		if s.keep, s.keepBytes = d, bytes; d < 0 || bytes < 0 {
+			s.bad("Keep(%v, %d)", d, bytes)
 		}
 	})
 }

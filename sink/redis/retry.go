@@ -61,3 +61,6 @@ func (p *patience) again(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 }
+
+// progress says that Redis took something.
+func (p *patience) progress() { p.pause, p.since = 0, time.Time{} }

@@ -1,0 +1,54 @@
+package redis
+
+// applyScript applies a batch if the marker says that it is the next one.
+//
+//	KEYS[1] marker, KEYS[2] dead letters; on a cluster the keys of the batch follow
+//	ARGV[1] how the marker must begin, empty if there must be none
+//	ARGV[2] how the new marker begins, in front of the number of operations
+//	ARGV[3] number of operations applied before this batch
+//	ARGV[4] how the new marker ends
+//	ARGV[5] "1" to put commands aside that fail
+//	ARGV[6] the commands, MessagePack arrays one after another
+//
+// It returns {0, marker} and did nothing, or {1, put aside}, or {2, applied, error}: that
+// many were applied and marked as such, and the next one failed.
+//
+// A script is not rolled back, so nothing may fail between the operations and the marker.
+// The marker is written first: what refuses all writes (memory, replica, disk) refuses that
+// one, before anything happened, and Redis asks no more once a script has written. What a
+// command itself does wrong is caught, and the marker is set to exactly what was done.
+var applyScript = newScript(`
+local marker = redis.call('GET', KEYS[1]) or ''
+if marker ~= ARGV[1] and (ARGV[1] == '' or string.sub(marker, 1, #ARGV[1]) ~= ARGV[1]) then
+  return {0, marker}
+end
+local done = tonumber(ARGV[3])
+redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3] .. ' ' .. ARGV[4])
+local at, aside, command = 0, 0, nil
+local failed = false
+while at >= 0 do
+  at, command = cmsgpack.unpack_one(ARGV[6], at)
+  local r = redis.pcall(unpack(command))
+  if type(r) == 'table' and r.err then
+    local own = string.find(r.err, '^WRONGTYPE') or string.find(r.err, '^ERR')
+    if string.find(r.err, 'non local key', 1, true) or string.find(r.err, 'ACL failure', 1, true) then own = false end
+    if ARGV[5] ~= '1' or not own then
+      failed = r.err
+      break
+    end
+    local entry = ARGV[2] .. string.format('%.0f', done) .. ' ' .. ARGV[4] .. '\n' .. r.err .. '\n' .. cmsgpack.pack(command)
+    r = redis.pcall('RPUSH', KEYS[2], entry)
+    if type(r) == 'table' and r.err then
+      failed = r.err
+      break
+    end
+    aside = aside + 1
+  end
+  done = done + 1
+end
+redis.call('SET', KEYS[1], ARGV[2] .. string.format('%.0f', done) .. ' ' .. ARGV[4])
+if failed then
+  return {2, done - tonumber(ARGV[3]), failed}
+end
+return {1, aside}
+`)

@@ -1,0 +1,369 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"github.com/weirstream/weir/sink"
+)
+
+// acceptEnv is the environment variable by which an operator takes Redis as it is.
+const acceptEnv = "WEIR_REDIS_ACCEPT"
+
+// LostError says that Redis lost more than the logs that are kept can bring back: the
+// marker of a lane is behind the oldest of them, or gone.
+type LostError struct {
+	Sink     string
+	Restored int64 // checkpoint
+	Key      string
+	Marker   string // how far Redis is
+	Oldest   int64  // checkpoint of the oldest log that is kept
+	Lanes    int    // how many have this trouble; the fields are those of the first
+}
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("sink %q: Redis lost more than is kept: marker %s says %s (%d such markers), and the logs that are kept begin with checkpoint %d"+
+		"\n  nothing was applied; restore Redis from a backup that is not older than those logs,"+
+		"\n  or go on without what is lost: start once with %s=%s@%d; then what is kept is applied"+
+		"\n  redis.Keep sets how much is kept",
+		e.Sink, e.Key, e.Marker, e.Lanes, e.Oldest, acceptEnv, e.Sink, e.Restored)
+}
+
+// ForeignError says that a marker in Redis does not belong to the checkpoints of this app:
+// another life of the app, begun anew or from another savepoint, applied operations that
+// this one knows nothing of, or this one was set back to an older checkpoint.
+type ForeignError struct {
+	Sink     string
+	Restored int64 // checkpoint
+	Key      string
+	Marker   string // how far Redis is
+	Lanes    int    // how many have this trouble; the fields are those of the first
+}
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("sink %q: Redis has results that checkpoint %d knows nothing of: marker %s says %s (%d such markers)"+
+		"\n  the app was begun anew, started from a savepoint, or set back, and Redis was not; or two apps share name, sink and prefix"+
+		"\n  to begin anew in Redis as well, delete the keys of the app and the markers and start again"+
+		"\n  to apply what follows on top of what is there, start once with %s=%s@%d",
+		e.Sink, e.Restored, e.Key, e.Marker, e.Lanes, acceptEnv, e.Sink, e.Restored)
+}
+
+// tailError says that Redis lost its tail while the app ran. The next incarnation brings
+// it back from the logs.
+type tailError struct {
+	sink, key  string
+	has, wants position
+}
+
+func (e *tailError) Error() string {
+	return fmt.Sprintf("sink %q: Redis lost what was applied: marker %s says %v, it was at %v; it is brought back from the logs", e.sink, e.key, e.has, e.wants)
+}
+
+// lanes lists the lanes that there can be.
+func (l layout) lanes() []lane {
+	if !l.cluster {
+		return []lane{0}
+	}
+	if _, ok := hashTag([]byte(l.prefix)); ok {
+		return []lane{lane(slotOf([]byte(l.prefix)))}
+	}
+	all := make([]lane, slots)
+	for i := range all {
+		all[i] = lane(i)
+	}
+	return all
+}
+
+// mark is a marker as it stands in Redis.
+type mark struct {
+	position
+	text string
+}
+
+// markers reads the markers of all lanes.
+func (a *applier) markers(ctx context.Context) (map[lane]mark, error) {
+	const chunk = 1024
+	found := map[lane]mark{}
+	lanes := a.layout.lanes()
+	for len(lanes) > 0 {
+		some := lanes[:min(chunk, len(lanes))]
+		lanes = lanes[len(some):]
+		cmds := make([]*goredis.Cmd, len(some))
+		for i, n := range some {
+			cmds[i] = goredis.NewCmd(ctx, "GET", a.marker(n))
+		}
+		for i, err := range execute(ctx, a.cl, cmds) {
+			if err != nil {
+				return nil, fmt.Errorf("reading marker %s: %w", a.marker(some[i]), classify(err))
+			}
+			text, ok := cmds[i].Val().(string)
+			if !ok {
+				continue // there is none
+			}
+			m, err := ParseMarker(a.marker(some[i]), text)
+			if err != nil {
+				return nil, err
+			}
+			found[some[i]] = mark{m.position(), text}
+		}
+	}
+	return found, nil
+}
+
+func (a *applier) marker(n lane) string { return a.layout.marker(n, a.env.App(), a.env.Operator()) }
+
+// plan finds out where Redis is, and queues the logs from there on. It may be called again
+// after an error.
+func (a *applier) plan(ctx context.Context) error {
+	if err := a.opts.verify(ctx, a.cl); err != nil {
+		return err
+	}
+	marks, err := a.markers(ctx)
+	if err != nil {
+		return err
+	}
+	b, logs, err := a.origin(ctx, marks)
+	var (
+		lost    *LostError
+		foreign *ForeignError
+	)
+	if err == nil {
+		err = a.judge(ctx, b, logs, marks)
+	}
+	if (errors.As(err, &lost) || errors.As(err, &foreign)) && a.accepted() {
+		a.env.Logger().Warn("taking Redis as it is, as asked", zap.String("sink", a.env.Operator()), zap.Error(err))
+		if err := a.accept(ctx, marks); err != nil {
+			return err
+		}
+		if marks, err = a.markers(ctx); err == nil {
+			if b, logs, err = a.origin(ctx, marks); err == nil {
+				err = a.judge(ctx, b, logs, marks)
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	a.at = map[lane]position{}
+	for n, m := range marks {
+		a.at[n] = m.position
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.base, a.based = b.clone(), true
+	a.queue = append(logs[:len(logs):len(logs)], a.queue...)
+	for _, l := range logs {
+		a.pending.Add(l.Bytes)
+	}
+	a.status.Applied, a.status.Err = b.checkpoint, nil
+	a.planned, a.restore = true, nil
+	close(a.changed)
+	a.changed = make(chan struct{})
+	return nil
+}
+
+// origin finds the newest base that Redis is not behind, and the logs after it.
+func (a *applier) origin(ctx context.Context, marks map[lane]mark) (base, []sink.Log, error) {
+	for i := len(a.restore) - 1; i >= 0; i-- {
+		bs, err := a.basesOf(ctx, a.restore[i])
+		if err != nil {
+			return base{}, nil, err
+		}
+		for _, b := range bs {
+			if behind(b, marks) == 0 {
+				return b, a.following(b), nil
+			}
+		}
+	}
+	first, err := a.first(ctx)
+	if err != nil {
+		return base{}, nil, err
+	}
+	if n := behind(first, marks); n > 0 {
+		e := &LostError{Sink: a.env.Operator(), Restored: a.restored, Oldest: a.restore[0].Checkpoint, Lanes: n}
+		for l, p := range first.lanes {
+			if m := marks[l]; m.compare(p) < 0 {
+				e.Key, e.Marker = a.marker(l), m.position.String()
+				break
+			}
+		}
+		return base{}, nil, e
+	}
+	return first, a.following(first), nil
+}
+
+// first is the oldest base that is known: that of the oldest log that has one, or the
+// beginning if nothing was given up yet.
+func (a *applier) first(ctx context.Context) (base, error) {
+	none := base{lanes: map[lane]position{}}
+	if len(a.restore) == 0 {
+		none.checkpoint = a.restored
+		return none, nil
+	}
+	if a.restore[0].After == 0 {
+		none.checkpoint = a.restore[0].Checkpoint - 1
+		return none, nil
+	}
+	for _, l := range a.restore {
+		bs, err := a.basesOf(ctx, l)
+		if err != nil {
+			return base{}, err
+		}
+		if len(bs) > 0 {
+			return bs[len(bs)-1], nil
+		}
+	}
+	return base{}, logError("no log since checkpoint %d says what came before it", a.restore[0].Checkpoint)
+}
+
+// basesOf reads the bases of a log, newest first, as far as the logs after them are kept.
+func (a *applier) basesOf(ctx context.Context, l sink.Log) ([]base, error) {
+	parts, err := readParts(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	var bs []base
+	for i := len(parts) - 1; i >= 0; i-- {
+		if b := parts[i].base; b != nil && a.complete(*b) {
+			bs = append(bs, *b)
+		}
+	}
+	return bs, nil
+}
+
+// complete tells whether all logs after a base are there.
+func (a *applier) complete(b base) bool {
+	logs := a.following(b)
+	return len(logs) == 0 || logs[0].After <= b.checkpoint
+}
+
+// following are the restored logs after a base.
+func (a *applier) following(b base) []sink.Log {
+	for i, l := range a.restore {
+		if l.Checkpoint > b.checkpoint {
+			return a.restore[i:]
+		}
+	}
+	return nil
+}
+
+// behind counts the lanes in which Redis is behind a base.
+func behind(b base, marks map[lane]mark) int {
+	n := 0
+	for l, p := range b.lanes {
+		if marks[l].compare(p) < 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// judge refuses markers that do not belong to the base and the logs after it.
+func (a *applier) judge(_ context.Context, b base, logs []sink.Log, marks map[lane]mark) error {
+	lineages := map[int64]string{}
+	for _, l := range logs {
+		if l.Bytes > 0 {
+			lineages[l.Checkpoint] = l.Lineage
+		}
+	}
+	var e *ForeignError
+	for _, n := range a.layout.lanes() {
+		m, ok := marks[n]
+		if !ok || m.position == b.lanes[n] {
+			continue
+		}
+		if m.checkpoint > b.checkpoint && m.lineage == lineages[m.checkpoint] {
+			continue // in the log; how far is seen when it is read
+		}
+		if e == nil {
+			e = &ForeignError{Sink: a.env.Operator(), Restored: a.restored, Key: a.marker(n), Marker: m.position.String()}
+		}
+		e.Lanes++
+	}
+	if e != nil {
+		return e
+	}
+	return nil
+}
+
+// accepted tells whether the operator takes Redis as it is at this checkpoint.
+func (a *applier) accepted() bool {
+	for w := range strings.SplitSeq(os.Getenv(acceptEnv), ",") {
+		if name, at, ok := cutLast(strings.TrimSpace(w), "@"); ok && name == a.env.Operator() && at == strconv.FormatInt(a.restored, 10) {
+			return true
+		}
+	}
+	return false
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// accept moves the markers that don't fit. One that is behind the oldest base is moved up to
+// it, so that all that is kept is applied. One that is foreign is moved to the end of the
+// logs, so that nothing that is committed is applied on top of what it stands for.
+func (a *applier) accept(ctx context.Context, marks map[lane]mark) error {
+	first, err := a.first(ctx)
+	if err != nil {
+		return err
+	}
+	ends := first.clone()
+	lineages := map[int64]string{}
+	for _, l := range a.following(first) {
+		end, _, err := lanesOf(ctx, a.layout, l)
+		if err != nil {
+			return err
+		}
+		for n, p := range end {
+			ends.lanes[n] = p
+		}
+		if l.Bytes > 0 {
+			lineages[l.Checkpoint] = l.Lineage
+		}
+	}
+	for _, n := range a.layout.lanes() {
+		m, p := marks[n], first.lanes[n]
+		switch {
+		case m.compare(p) < 0:
+		case m.position == p, m.checkpoint > first.checkpoint && m.lineage == lineages[m.checkpoint]:
+			continue
+		default:
+			p = ends.lanes[n]
+		}
+		text := ""
+		if p != (position{}) {
+			text = p.text() + a.author()
+		}
+		cmd := []*goredis.Cmd{goredis.NewCmd(ctx, "EVAL", moveScript, 1, a.marker(n), m.text, text)}
+		if err := execute(ctx, a.cl, cmd)[0]; err != nil {
+			return fmt.Errorf("moving marker %s: %w", a.marker(n), classify(err))
+		}
+		if moved, _ := cmd[0].Val().(int64); moved != 1 {
+			return fmt.Errorf("moving marker %s: somebody else moved it", a.marker(n))
+		}
+	}
+	return nil
+}
+
+// author is the end of the text of markers that this incarnation moves now.
+func (a *applier) author() string {
+	return author(a.env.App(), a.env.Operator(), a.env.Instance(), time.Now())
+}
+
+// moveScript sets a marker, or deletes it, if it is what it was.
+const moveScript = `
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2]) end
+return 1`

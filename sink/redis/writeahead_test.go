@@ -1,0 +1,1080 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"github.com/weirstream/weir/internal/redistest"
+	"github.com/weirstream/weir/sink"
+)
+
+// world is what survives a process in a test: the checkpoints' logs and the oracle. It plays
+// the runtime's part as package sink describes it.
+type world struct {
+	t       *testing.T
+	opts    Options
+	set     []Option
+	app     string
+	lineage string
+	logs    []sink.Log // of the last checkpoint
+	last    int64      // its id
+	after   int64      // checkpoint of the newest log
+	rng     *rand.Rand
+
+	n      int // pushes so far
+	lists  map[string][]string
+	counts map[string]int64
+}
+
+func newWorld(t *testing.T, o Options, set ...Option) *world {
+	return &world{t: t, opts: o, set: set, app: fresh(), lineage: "00000000000000a1", rng: rand.New(rand.NewPCG(1, 2)), lists: map[string][]string{}, counts: map[string]int64{}}
+}
+
+// push is a value: an element of a list, which also counts.
+type push struct{ key, value string }
+
+func pushAndCount(b *Batch, p push) {
+	b.RPush("l"+p.key, p.value)
+	b.IncrBy("n"+p.key, 1)
+	b.HIncrBy("h", p.key, 1)
+}
+
+// pushes makes n values and tells the oracle.
+func (w *world) pushes(n int) []push {
+	var ps []push
+	for range n {
+		p := push{strconv.Itoa(w.rng.IntN(30)), strconv.Itoa(w.n)}
+		w.n++
+		ps = append(ps, p)
+		w.lists[p.key] = append(w.lists[p.key], p.value)
+		w.counts[p.key]++
+	}
+	return ps
+}
+
+// verify compares Redis with the oracle, lists element by element.
+func (w *world) verify(addr ...string) {
+	w.t.Helper()
+	o := w.opts
+	if len(addr) > 0 {
+		o.Addrs = addr
+	}
+	cl := rawClient(w.t, o)
+	for _, k := range slices.Sorted(maps.Keys(w.lists)) {
+		got, err := cl.LRange(w.t.Context(), o.Prefix+"l"+k, 0, -1).Result()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if want := w.lists[k]; !slices.Equal(got, want) {
+			i := 0
+			for i < min(len(got), len(want)) && got[i] == want[i] {
+				i++
+			}
+			w.t.Fatalf("list %s has %d elements, want %d; the first %d are equal, then %.80q, want %.80q", k, len(got), len(want), i, got[i:], want[i:])
+		}
+		if got, err := cl.Get(w.t.Context(), o.Prefix+"n"+k).Int64(); err != nil || got != w.counts[k] {
+			w.t.Fatalf("counter %s is %d (%v), want %d", k, got, err, w.counts[k])
+		}
+		if got, err := cl.HGet(w.t.Context(), o.Prefix+"h", k).Int64(); err != nil || got != w.counts[k] {
+			w.t.Fatalf("counter %s of the hash is %d (%v), want %d", k, got, err, w.counts[k])
+		}
+	}
+}
+
+// applierEnv is what the runtime gives an applier.
+type applierEnv struct {
+	w   *world
+	ctx context.Context
+}
+
+func (e applierEnv) App() string              { return e.w.app }
+func (e applierEnv) Operator() string         { return "out" }
+func (e applierEnv) Instance() string         { return "host-a" }
+func (e applierEnv) Lineage() string          { return e.w.lineage }
+func (e applierEnv) Context() context.Context { return e.ctx }
+func (e applierEnv) Logger() *zap.Logger      { return zap.NewNop() }
+
+// life is one process.
+type life struct {
+	w       *world
+	sink    *WriteAheadSink[push]
+	applier sink.Applier
+	writers []*logWriter[push]
+	ctx     context.Context
+	end     context.CancelFunc
+	done    chan error
+}
+
+// begin starts a process, or tells why it refuses.
+func (w *world) begin(extra ...Option) (*life, error) {
+	w.t.Helper()
+	return w.beginWith(pushAndCount, extra...)
+}
+
+func (w *world) beginWith(f func(b *Batch, p push), extra ...Option) (*life, error) {
+	w.t.Helper()
+	l := &life{w: w, done: make(chan error, 1)}
+	l.ctx, l.end = context.WithCancel(w.t.Context())
+	l.sink = WriteAhead(w.opts, f, append(slices.Clone(w.set), extra...)...)
+	if err := l.sink.Check(); err != nil {
+		w.t.Fatal(err)
+	}
+	var err error
+	if l.applier, err = l.sink.Applier(applierEnv{w, l.ctx}); err != nil {
+		w.t.Fatal(err)
+	}
+	for range 2 {
+		wr, err := l.sink.Open(writerEnv{ctx: l.ctx, name: "out", applier: l.applier})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		l.writers = append(l.writers, wr.(*logWriter[push]))
+	}
+	if err := l.applier.Recover(l.ctx, w.last, slices.Clone(w.logs)); err != nil {
+		l.end()
+		l.applier.Close()
+		return nil, err
+	}
+	go func() { l.done <- l.applier.Run(l.ctx) }()
+	w.t.Cleanup(l.kill)
+	return l, nil
+}
+
+func (w *world) mustBegin(extra ...Option) *life {
+	w.t.Helper()
+	l, err := w.begin(extra...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return l
+}
+
+// checkpoint writes values and commits them: the pushes of a key are one subtask's.
+func (l *life) checkpoint(ps ...push) {
+	l.w.t.Helper()
+	for _, p := range ps {
+		if err := l.writers[len(p.key)%2].Write(p); err != nil {
+			l.w.t.Fatal(err)
+		}
+	}
+	var parts [][]byte
+	var bytes int64
+	for _, wr := range l.writers {
+		b, err := wr.Log()
+		if err != nil {
+			l.w.t.Fatal(err)
+		}
+		if len(b) > 0 {
+			parts = append(parts, b)
+			bytes += int64(len(b))
+		}
+	}
+	w := l.w
+	keep := l.applier.Keep()
+	w.logs = slices.DeleteFunc(slices.Clone(w.logs), func(l sink.Log) bool { return l.Checkpoint < keep })
+	w.last++
+	log := sink.Log{Checkpoint: w.last, Lineage: w.lineage, After: w.after, Created: time.Now(), Bytes: bytes,
+		Read: func(context.Context) ([][]byte, error) { return parts, nil }}
+	if bytes > 0 {
+		w.logs = append(w.logs, log)
+		w.after = log.Checkpoint
+	}
+	l.applier.Committed(log)
+}
+
+// drain waits until everything is applied.
+func (l *life) drain() {
+	l.w.t.Helper()
+	ctx, cancel := context.WithTimeout(l.w.t.Context(), soon)
+	defer cancel()
+	drained := make(chan error, 1)
+	go func() { drained <- l.applier.Drain(ctx) }()
+	select {
+	case err := <-drained:
+		if err != nil {
+			l.w.t.Fatal(err)
+		}
+	case err := <-l.done:
+		l.done <- err
+		l.w.t.Fatalf("the applier ended: %v", err)
+	}
+}
+
+// ended waits for the applier to end by itself.
+func (l *life) ended() error {
+	l.w.t.Helper()
+	select {
+	case err := <-l.done:
+		l.done <- err
+		return err
+	case <-time.After(soon):
+		l.w.t.Fatal("the applier did not end")
+		return nil
+	}
+}
+
+// kill ends the process wherever it is.
+func (l *life) kill() {
+	l.end()
+	err := <-l.done
+	l.done <- err
+	l.applier.Close()
+}
+
+func TestOperationsAreAppliedOnceAndInOrder(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(16, 1<<20))
+		l := w.mustBegin()
+		for range 20 {
+			l.checkpoint(w.pushes(100)...)
+			l.checkpoint()
+		}
+		l.drain()
+		w.verify()
+		if s := l.sink.Status(); s.PendingBytes != 0 || s.PendingCheckpoints != 0 || !s.Oldest.IsZero() || s.Applied != w.last || s.Commands != int64(3*w.n) || s.Err != nil {
+			t.Errorf("status %+v", s)
+		}
+		l.kill()
+		for range 3 { // restarts apply nothing again
+			l = w.mustBegin()
+			l.drain()
+			l.kill()
+		}
+		w.verify()
+	})
+}
+
+// TestS34_... : the process is killed wherever it is, often in the middle of an answer.
+func TestS34_KilledBetweenBatchesAndInsideOfThem(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		direct := o.Addrs
+		var p *redistest.Proxy
+		if !o.Cluster {
+			p = redistest.StartProxy(t, o.Addrs[0])
+			o.Addrs = []string{p.Addr}
+		}
+		w := newWorld(t, o)
+		kills := 0
+		for kills < 120 {
+			// The size of the batches differs from life to life.
+			l := w.mustBegin(BatchSize(1+w.rng.IntN(40), 1<<20), InFlight(1+w.rng.IntN(4)))
+			for range 1 + w.rng.IntN(3) {
+				l.checkpoint(w.pushes(w.rng.IntN(120))...)
+			}
+			if p != nil && w.rng.IntN(2) == 0 {
+				p.CutAfter(w.rng.Int64N(400))
+			}
+			// By the number of commands that are applied, and at random instants.
+			if after := w.rng.Int64N(200); w.rng.IntN(2) == 0 {
+				redistest.Eventually(t, soon, func() error {
+					if s := l.sink.Status(); s.Commands < after && s.PendingCheckpoints > 0 {
+						return errors.New("not that far")
+					}
+					return nil
+				})
+			} else {
+				time.Sleep(time.Duration(w.rng.IntN(3000)) * time.Microsecond) // the instant of the kill; nothing waits for it
+			}
+			l.kill()
+			kills++
+		}
+		if p != nil {
+			p.CutAfter(-1)
+		}
+		l := w.mustBegin()
+		l.drain()
+		w.verify(direct...)
+		t.Logf("%d kills, %d operations", kills, 3*w.n)
+	})
+}
+
+func TestS35_AnswersThatNeverComeAndLateRequestsRepeatNothing(t *testing.T) {
+	p := redistest.StartProxy(t, redistest.Shared(t).Addr)
+	direct := redistest.Shared(t).Addr
+	o := options(p.Addr)
+	o.Timeout = 100 * time.Millisecond
+	w := newWorld(t, o, BatchSize(10, 1<<20))
+	l := w.mustBegin()
+	for round := range 10 {
+		switch round % 3 {
+		case 0:
+			p.Deaf(true)
+		case 1:
+			p.Hold(true) // what is sent arrives when it was sent again already
+		case 2:
+			p.CutAfter(int64(30 * round))
+		}
+		l.checkpoint(w.pushes(200)...)
+		if round%3 != 2 {
+			redistest.Eventually(t, soon, func() error {
+				if l.sink.Status().Err == nil {
+					return errors.New("no attempt failed yet")
+				}
+				return nil
+			})
+		}
+		p.Deaf(false)
+		p.Hold(false)
+		p.Break()
+		l.drain()
+		w.verify(direct)
+	}
+}
+
+func TestS35_ScriptsThatAreForgottenAreLoadedAgain(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20))
+		l := w.mustBegin()
+		cl := rawClient(t, o)
+		for range 10 {
+			l.checkpoint(w.pushes(100)...)
+			err := eachServer(t.Context(), cl, func(ctx context.Context, c *goredis.Client) error { return c.ScriptFlush(ctx).Err() })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.drain()
+		w.verify()
+	})
+}
+
+func TestS35_RedisThatRestartsWithItsDataGoesOn(t *testing.T) {
+	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "everysec")
+	w := newWorld(t, options(s.Addr), BatchSize(10, 1<<20))
+	l := w.mustBegin()
+	for range 4 {
+		l.checkpoint(w.pushes(300)...)
+		s.Kill(t)
+		s.Restart(t)
+		// What the last second of the log lacks ends the applier; the next one brings it back.
+		l.checkpoint(w.pushes(10)...)
+		l = w.settle(l)
+		w.verify()
+	}
+}
+
+// settle drains, through as many lives as it takes when Redis lost its tail.
+func (w *world) settle(l *life) *life {
+	w.t.Helper()
+	for {
+		ctx, cancel := context.WithTimeout(w.t.Context(), soon)
+		drained := make(chan error, 1)
+		go func() { drained <- l.applier.Drain(ctx) }()
+		select {
+		case err := <-drained:
+			cancel()
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			return l
+		case err := <-l.done:
+			cancel()
+			<-drained
+			l.done <- err
+			var lost *tailError
+			if !errors.As(err, &lost) {
+				w.t.Fatalf("the applier ended: %v", err)
+			}
+			l.kill()
+			l = w.mustBegin()
+		}
+	}
+}
+
+func TestS35_RedisThatRestartsEmptyIsFilledFromTheLogs(t *testing.T) {
+	s := redistest.Start(t)
+	w := newWorld(t, options(s.Addr), BatchSize(10, 1<<20))
+	l := w.mustBegin()
+	for range 3 {
+		l.checkpoint(w.pushes(300)...)
+		l.drain()
+		s.Kill(t)
+		s.Restart(t)
+		l.checkpoint(w.pushes(10)...)
+		if err := l.ended(); !strings.Contains(fmt.Sprint(err), "lost what was applied") {
+			t.Fatalf("the applier ended with %v", err)
+		}
+		l.kill()
+		l = w.settle(w.mustBegin())
+		w.verify()
+	}
+}
+
+func TestS35_ReplicaThatLacksTheTailIsBroughtUp(t *testing.T) {
+	primary := redistest.Start(t)
+	host, port, _ := strings.Cut(primary.Addr, ":")
+	p := redistest.StartProxy(t, primary.Addr)
+	w := newWorld(t, options(p.Addr), BatchSize(10, 1<<20))
+	l := w.mustBegin()
+	for round := range 3 {
+		replica := redistest.Start(t, "--replicaof", host+" "+port)
+		rc := replica.Client(t)
+		l.checkpoint(w.pushes(200)...)
+		l.drain()
+		pc := redisClient(t, primary.Addr)
+		redistest.Eventually(t, soon, func() error {
+			if n, err := pc.Wait(t.Context(), 1, time.Second).Result(); err != nil || n < 1 {
+				return fmt.Errorf("%d replicas are up to date: %v", n, err)
+			}
+			return nil
+		})
+		// From here on the replica hears nothing, and is promoted later.
+		if err := rc.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
+			t.Fatal(err)
+		}
+		l.checkpoint(w.pushes(200)...)
+		l.checkpoint(w.pushes(5)...)
+		l.drain()
+		primary.Kill(t)
+		p.Retarget(replica.Addr)
+		l.checkpoint(w.pushes(50)...)
+		l = w.settle(l)
+		w.verify(replica.Addr)
+		primary = replica
+		host, port, _ = strings.Cut(primary.Addr, ":")
+		t.Logf("failover %d: %d operations", round+1, 3*w.n)
+	}
+}
+
+func redisClient(t *testing.T, addr string) *goredis.Client {
+	cl := goredis.NewClient(&goredis.Options{Addr: addr})
+	t.Cleanup(func() { cl.Close() })
+	return cl
+}
+
+func TestZombieThatWakesLateDoesNothing(t *testing.T) {
+	s := redistest.Shared(t)
+	p := redistest.StartProxy(t, s.Addr)
+	w := newWorld(t, options(p.Addr), BatchSize(7, 1<<20))
+	w.opts.Timeout = soon
+	zombie := w.mustBegin()
+	zombie.checkpoint(w.pushes(100)...)
+	zombie.drain()
+	p.Hold(true)
+	zombie.checkpoint(w.pushes(100)...) // committed, and on its way
+	w.opts.Addrs = []string{s.Addr}
+	w.opts.Timeout = 0
+	l := w.mustBegin(BatchSize(50, 1<<20)) // took over
+	l.drain()
+	w.verify()
+	l.checkpoint(w.pushes(100)...)
+	l.drain()
+	w.verify()
+	p.Hold(false)
+	zombie.drain() // it finds everything applied
+	w.verify()
+	l.checkpoint(w.pushes(100)...)
+	l.drain()
+	w.verify()
+}
+
+func TestTwoProcessesThatApplyTheSameLogsApplyThemOnce(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o)
+		first := w.mustBegin(BatchSize(5, 1<<20))
+		first.checkpoint(w.pushes(1000)...)
+		var others []*life
+		for i := range 3 {
+			others = append(others, w.mustBegin(BatchSize(3+2*i, 1<<20)))
+		}
+		for _, l := range append(others, first) {
+			l.drain()
+		}
+		w.verify()
+	})
+}
+
+func TestS36_LossOfMoreThanIsKeptIsALoudStop(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20), Keep(time.Hour, 2000))
+		l := w.mustBegin()
+		cl := rawClient(t, o)
+		for range 30 {
+			l.checkpoint(w.pushes(20)...)
+			l.drain()
+		}
+		l.checkpoint(w.pushes(1)...)
+		l.drain()
+		if o.Cluster {
+			// A table of thirty lanes costs more than such logs: it comes with some of them.
+			for range 60 {
+				l.checkpoint(w.pushes(20)...)
+				l.drain()
+			}
+		}
+		if n := len(w.logs); n > 40 || w.logs[0].After == 0 {
+			t.Fatalf("%d logs are kept, the first after checkpoint %d", n, w.logs[0].After)
+		}
+		l.kill()
+		wipe(t, cl, o)
+		_, err := w.begin()
+		lost, ok := errors.AsType[*LostError](err)
+		if !ok {
+			t.Fatalf("started with %v", err)
+		}
+		accept := fmt.Sprintf("out@%d", w.last)
+		if lost.Oldest != w.logs[0].Checkpoint || lost.Marker != "no marker" || !strings.Contains(err.Error(), acceptEnv+"="+accept) {
+			t.Errorf("%v", err)
+		}
+		// Another checkpoint's word is not this one's.
+		t.Setenv(acceptEnv, fmt.Sprintf("out@%d", w.last-1))
+		if _, err := w.begin(); !errors.As(err, &lost) {
+			t.Fatalf("started with %v", err)
+		}
+		t.Setenv(acceptEnv, "other@1,"+accept)
+		l = w.mustBegin()
+		l.drain()
+		// All that is kept was applied: the lists end right.
+		tails(t, cl, w)
+		l.checkpoint(w.pushes(50)...)
+		l.drain()
+		l.kill()
+		t.Setenv(acceptEnv, "")
+		l = w.mustBegin()
+		l.drain()
+		tails(t, cl, w)
+	})
+}
+
+// wipe deletes everything under the prefix.
+func wipe(t *testing.T, cl goredis.UniversalClient, o Options) {
+	t.Helper()
+	err := eachServer(t.Context(), cl, func(ctx context.Context, c *goredis.Client) error {
+		it := c.Scan(ctx, 0, o.Prefix+"*", 1000).Iterator()
+		for it.Next(ctx) {
+			if err := c.Del(ctx, it.Val()).Err(); err != nil {
+				return err
+			}
+		}
+		return it.Err()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tails makes sure that each list is the end of what it should be, and not empty.
+func tails(t *testing.T, cl goredis.UniversalClient, w *world) {
+	t.Helper()
+	total := 0
+	for k, want := range w.lists {
+		got := cl.LRange(t.Context(), w.opts.Prefix+"l"+k, 0, -1).Val()
+		total += len(got)
+		if len(got) > len(want) || !slices.Equal(got, want[len(want)-len(got):]) {
+			t.Fatalf("list %s is %q, no end of %q", k, got, want)
+		}
+	}
+	if total == 0 {
+		t.Fatal("nothing was applied")
+	}
+}
+
+func TestRedisOlderThanTheTailButNotThanTheLogsIsBroughtUp(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20), Keep(time.Hour, 20000))
+		cl := rawClient(t, o)
+		l := w.mustBegin()
+		for range 60 {
+			l.checkpoint(w.pushes(30)...)
+			l.drain()
+		}
+		saved := dump(t, cl, o)
+		for range 3 {
+			l.checkpoint(w.pushes(30)...)
+			l.drain()
+		}
+		if w.logs[0].After == 0 {
+			t.Fatal("nothing was given up: the test shows nothing")
+		}
+		l.kill()
+		wipe(t, cl, o)
+		restore(t, cl, saved)
+		l = w.mustBegin()
+		l.drain()
+		w.verify()
+	})
+}
+
+// dump copies all keys under the prefix.
+func dump(t *testing.T, cl goredis.UniversalClient, o Options) map[string]string {
+	t.Helper()
+	saved := map[string]string{}
+	err := eachServer(t.Context(), cl, func(ctx context.Context, c *goredis.Client) error {
+		it := c.Scan(ctx, 0, o.Prefix+"*", 1000).Iterator()
+		for it.Next(ctx) {
+			v, err := c.Dump(ctx, it.Val()).Result()
+			if err != nil {
+				return err
+			}
+			saved[it.Val()] = v
+		}
+		return it.Err()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return saved
+}
+
+func restore(t *testing.T, cl goredis.UniversalClient, saved map[string]string) {
+	t.Helper()
+	for k, v := range saved {
+		if err := cl.Restore(t.Context(), k, 0, v).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAnotherLifeOfTheAppIsALoudStop(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20))
+		l := w.mustBegin()
+		l.checkpoint(w.pushes(200)...)
+		l.drain()
+		l.kill()
+		old := *w
+		// Begun anew.
+		w.lineage, w.logs, w.last, w.after = "00000000000000b2", nil, 0, 0
+		_, err := w.begin()
+		if foreign, ok := errors.AsType[*ForeignError](err); !ok || !strings.Contains(err.Error(), acceptEnv+"=out@0") || foreign.Restored != 0 {
+			t.Fatalf("started with %v", err)
+		}
+		t.Setenv(acceptEnv, "out@0")
+		l = w.mustBegin()
+		t.Setenv(acceptEnv, "")
+		w.last = old.last // ids go on
+		l.checkpoint(w.pushes(200)...)
+		l.drain()
+		w.verify() // on top of what is there, which the oracle knows
+		// The old life is not dead after all, and has something to apply.
+		zombie, err := old.begin()
+		if err == nil {
+			zombie.checkpoint(push{"1", "zombie"})
+			err = zombie.ended()
+		}
+		if _, ok := errors.AsType[*ForeignError](err); !ok {
+			t.Errorf("the old life ended with %v", err)
+		}
+		w.verify()
+	})
+}
+
+func TestAppThatWasSetBackIsALoudStop(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20))
+		l := w.mustBegin()
+		l.checkpoint(w.pushes(100)...)
+		old := *w
+		l.checkpoint(w.pushes(100)...)
+		l.drain()
+		l.kill()
+		if _, err := old.begin(); !strings.Contains(fmt.Sprint(err), "set back") {
+			t.Fatalf("started with %v", err)
+		}
+		t.Setenv(acceptEnv, fmt.Sprintf("out@%d", old.last))
+		old.t, old.lists, old.counts, old.n, old.rng = t, w.lists, w.counts, w.n, w.rng
+		l = old.mustBegin()
+		old.last = w.last
+		l.checkpoint(old.pushes(100)...)
+		l.drain()
+		old.verify()
+	})
+}
+
+func TestSavepointThatEverythingWasAppliedOfGoesOnInANewLineage(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20))
+		l := w.mustBegin()
+		l.checkpoint(w.pushes(100)...)
+		l.drain()
+		l.checkpoint(w.pushes(100)...) // perhaps applied, perhaps not
+		l.kill()
+		w.lineage = "00000000000000b2"
+		l = w.mustBegin()
+		l.checkpoint(w.pushes(100)...)
+		l.drain()
+		w.verify()
+		l.kill()
+		l = w.mustBegin()
+		l.drain()
+		w.verify()
+	})
+}
+
+func TestWrongCommandStopsAndTheNextStartGoesOnBehindWhatWasApplied(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20))
+		cl := rawClient(t, o)
+		l := w.mustBegin()
+		l.checkpoint(w.pushes(100)...)
+		l.drain()
+		saved := cl.Dump(t.Context(), o.Prefix+"n7").Val()
+		cl.Del(t.Context(), o.Prefix+"n7")
+		cl.SAdd(t.Context(), o.Prefix+"n7", "x")
+		l.checkpoint(w.pushes(100)...)
+		err := l.ended()
+		ce, ok := errors.AsType[*CommandError](err)
+		if !ok || !errors.Is(err, ErrWrongType) || ce.Checkpoint != w.last || !strings.Contains(ce.Command, "INCRBY") || !strings.Contains(ce.Command, o.Prefix+"n7") {
+			t.Fatalf("ended with %v", err)
+		}
+		l.kill()
+		// Inside of the process the next incarnation refuses, which stops the app.
+		a, _ := l.sink.Applier(applierEnv{w, t.Context()})
+		if again := a.Recover(t.Context(), w.last, w.logs); again != err {
+			t.Errorf("the next incarnation started with %v", again)
+		}
+		a.Close()
+		for range 3 { // started again with the cause still there
+			l = w.mustBegin(BatchSize(1+w.rng.IntN(20), 1<<20))
+			if err := l.ended(); !errors.Is(err, ErrWrongType) {
+				t.Fatalf("ended with %v", err)
+			}
+			l.kill()
+		}
+		cl.Del(t.Context(), o.Prefix+"n7")
+		cl.Restore(t.Context(), o.Prefix+"n7", 0, saved)
+		l = w.mustBegin()
+		l.drain()
+		w.verify()
+	})
+}
+
+func TestWrongCommandsArePutAsideOnce(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(10, 1<<20), DeadLetters())
+		cl := rawClient(t, o)
+		cl.SAdd(t.Context(), o.Prefix+"n7", "x")
+		for range 20 {
+			l := w.mustBegin(BatchSize(1+w.rng.IntN(30), 1<<20))
+			l.checkpoint(w.pushes(100)...)
+			time.Sleep(time.Duration(w.rng.IntN(2000)) * time.Microsecond) // the instant of the kill; nothing waits for it
+			l.kill()
+		}
+		l := w.mustBegin()
+		l.drain()
+		want := w.counts["7"]
+		lay := o.layout()
+		list := cl.LRange(t.Context(), lay.dead(lay.lane(slotOf([]byte(o.Prefix+"n7"))), w.app, "out"), 0, -1).Val()
+		if int64(len(list)) != want {
+			t.Errorf("%d commands were put aside, want %d", len(list), want)
+		}
+		last := DeadLetter{Checkpoint: -1}
+		for _, e := range list {
+			d, err := ParseDeadLetter(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(d.Command, []string{"INCRBY", o.Prefix + "n7", "1"}) || !strings.HasPrefix(d.Err, "WRONGTYPE") || d.Sink != "out" {
+				t.Fatalf("%+v", d)
+			}
+			if d.Checkpoint < last.Checkpoint || d.Checkpoint == last.Checkpoint && d.Operation <= last.Operation {
+				t.Fatalf("%+v after %+v", d, last)
+			}
+			last = d
+		}
+		cl.Del(t.Context(), o.Prefix+"n7")
+		cl.Set(t.Context(), o.Prefix+"n7", want, 0)
+		w.verify()
+	})
+}
+
+func TestTransactionsAreSeenWholeAndNeverCut(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, BatchSize(3, 1<<20))
+		cl := rawClient(t, o)
+		l, err := w.beginWith(func(b *Batch, p push) {
+			b.IncrBy("lone", 1)
+			b.Transaction(func() {
+				for i := range 7 {
+					b.IncrBy(fmt.Sprint("{t}", i), 1)
+				}
+			})
+			b.Transaction(func() {})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys := []string{}
+		for i := range 7 {
+			keys = append(keys, fmt.Sprint(o.Prefix, "{t}", i))
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var watching sync.WaitGroup
+		watching.Go(func() {
+			for ctx.Err() == nil {
+				vs, err := cl.MGet(t.Context(), keys...).Result()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, v := range vs {
+					if v != vs[0] {
+						t.Errorf("a part of a transaction is seen: %v", vs)
+						return
+					}
+				}
+			}
+		})
+		for range 20 {
+			l.checkpoint(make([]push, 50)...)
+		}
+		l.drain()
+		stop()
+		watching.Wait()
+		if got := cl.Get(t.Context(), keys[6]).Val(); got != "1000" {
+			t.Errorf("counted %s, want 1000", got)
+		}
+	})
+}
+
+func TestWriteWaitsWhileTooMuchIsPending(t *testing.T) {
+	p := redistest.StartProxy(t, redistest.Shared(t).Addr)
+	direct := redistest.Shared(t).Addr
+	w := newWorld(t, options(p.Addr), MaxPending(1000))
+	w.opts.Timeout = 100 * time.Millisecond
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(1)...)
+	l.drain()
+	p.Deaf(true)
+	l.checkpoint(w.pushes(100)...)
+	if s := l.sink.Status(); s.PendingBytes <= 1000 || s.PendingCheckpoints != 1 || s.Oldest.IsZero() {
+		t.Errorf("status %+v", s)
+	}
+	wrote := make(chan error, 1)
+	next := w.pushes(1)
+	go func() { wrote <- l.writers[len(next[0].key)%2].Write(next[0]) }()
+	select {
+	case err := <-wrote:
+		t.Fatalf("Write returned (%v) although %d bytes are pending", err, l.sink.Status().PendingBytes)
+	case <-time.After(300 * time.Millisecond):
+	}
+	p.Deaf(false)
+	p.Break()
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	l.checkpoint()
+	l.drain()
+	w.verify(direct)
+	// And it ends with the incarnation.
+	p.Deaf(true)
+	l.checkpoint(w.pushes(100)...)
+	go func() { wrote <- l.writers[0].Write(push{"x", "x"}) }()
+	l.kill()
+	if err := <-wrote; !errors.Is(err, context.Canceled) {
+		t.Errorf("Write returned %v", err)
+	}
+}
+
+func TestAppStartsWhileRedisIsDown(t *testing.T) {
+	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	w := newWorld(t, options(s.Addr))
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(10)...)
+	l.drain()
+	l.kill()
+	s.Kill(t)
+	l = w.mustBegin()
+	l.checkpoint(w.pushes(10)...)
+	redistest.Eventually(t, soon, func() error {
+		if !errors.Is(l.sink.Status().Err, ErrUnavailable) {
+			return fmt.Errorf("status %+v", l.sink.Status())
+		}
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := l.applier.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnavailable) {
+		t.Errorf("drained with %v", err)
+	}
+	s.Restart(t)
+	l.drain()
+	w.verify()
+}
+
+func TestServersThatDoNotFitAreRefused(t *testing.T) {
+	evicting := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+	for _, c := range []struct {
+		o    Options
+		says string
+	}{
+		{options(evicting.Addr), "maxmemory-policy allkeys-lru"},
+		{Options{Addrs: clusterOptions(t).Addrs[:1]}, "set Options.Cluster"},
+	} {
+		_, err := newWorld(t, c.o).begin()
+		if _, ok := errors.AsType[*ConfigError](err); !ok || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%v, want %q", err, c.says)
+		}
+	}
+}
+
+func TestRefusalsOfTheWholeServerApplyNothingAndNameThemselves(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		hurt   func(t *testing.T, cl *goredis.Client)
+		mend   func(t *testing.T, cl *goredis.Client)
+		want   error
+		reacts bool // it may be over by itself
+	}{
+		{"memory", func(t *testing.T, cl *goredis.Client) { cl.ConfigSet(t.Context(), "maxmemory", "1mb") }, func(t *testing.T, cl *goredis.Client) { cl.ConfigSet(t.Context(), "maxmemory", "0") }, ErrMemory, true},
+		{"replica", func(t *testing.T, cl *goredis.Client) { cl.ReplicaOf(t.Context(), "127.0.0.1", "1") }, func(t *testing.T, cl *goredis.Client) { cl.ReplicaOf(t.Context(), "NO", "ONE") }, ErrReadOnly, true},
+		{"replicas", func(t *testing.T, cl *goredis.Client) { cl.ConfigSet(t.Context(), "min-replicas-to-write", "1") }, func(t *testing.T, cl *goredis.Client) { cl.ConfigSet(t.Context(), "min-replicas-to-write", "0") }, ErrPersistence, true},
+		{"rights", func(t *testing.T, cl *goredis.Client) { cl.ACLSetUser(t.Context(), "default", "-incrby") }, func(t *testing.T, cl *goredis.Client) { cl.ACLSetUser(t.Context(), "default", "+@all") }, ErrPermission, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := redistest.Start(t, "--maxmemory-policy", "noeviction")
+			cl := s.Client(t)
+			w := newWorld(t, options(s.Addr), BatchSize(10, 1<<20))
+			l := w.mustBegin()
+			l.checkpoint(w.pushes(100)...)
+			l.drain()
+			for i := range 40 { // for maxmemory
+				cl.Set(t.Context(), fmt.Sprint("fill", i), strings.Repeat("x", 1<<16), 0)
+			}
+			if c.reacts {
+				c.hurt(t, cl)
+				l.checkpoint(w.pushes(100)...)
+				redistest.Eventually(t, soon, func() error {
+					if !errors.Is(l.sink.Status().Err, c.want) {
+						return fmt.Errorf("status %v", l.sink.Status().Err)
+					}
+					return nil
+				})
+				c.mend(t, cl)
+				l.drain()
+				w.verify()
+			}
+			l.kill()
+			l = w.mustBegin(GiveUpAfter(100 * time.Millisecond))
+			c.hurt(t, cl)
+			l.checkpoint(w.pushes(100)...)
+			if err := l.ended(); !errors.Is(err, c.want) {
+				t.Errorf("ended with %v, want %v", err, c.want)
+			}
+			l.kill()
+			c.mend(t, cl)
+			l = w.mustBegin()
+			l.drain()
+			w.verify()
+		})
+	}
+}
+
+func TestS35_SlotsThatMoveLoseNothing(t *testing.T) {
+	nodes := redistest.StartCluster(t)
+	o := Options{Prefix: "p:", Cluster: true}
+	var ids []string
+	for _, n := range nodes {
+		o.Addrs = append(o.Addrs, n.Addr)
+		ids = append(ids, n.Client(t).Do(t.Context(), "CLUSTER", "MYID").Val().(string))
+	}
+	w := newWorld(t, o, BatchSize(5, 1<<20))
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(300)...)
+	moved := make(chan error, 1)
+	go func() {
+		moved <- func() error {
+			for k := range 30 {
+				if err := moveSlot(t, nodes, ids, slotOf([]byte(o.Prefix+"l"+strconv.Itoa(k)))); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	for done := false; !done; {
+		select {
+		case err := <-moved:
+			if err != nil {
+				t.Fatal(err)
+			}
+			done = true
+		default:
+		}
+		l.checkpoint(w.pushes(50)...)
+		if w.last%10 == 0 {
+			l.kill()
+			l = w.mustBegin(BatchSize(1+w.rng.IntN(20), 1<<20))
+		}
+		l.drain()
+	}
+	w.verify()
+	t.Logf("%d operations while 30 slots moved", 3*w.n)
+}
+
+// moveSlot moves a slot from the node that has it to the next one, a key at a time.
+func moveSlot(t *testing.T, nodes []*redistest.Server, ids []string, slot uint16) error {
+	ctx := t.Context()
+	from := -1
+	cls := make([]*goredis.Client, len(nodes))
+	for i, n := range nodes {
+		cls[i] = goredis.NewClient(&goredis.Options{Addr: n.Addr})
+		defer cls[i].Close()
+	}
+	shards, err := cls[0].ClusterShards(ctx).Result()
+	if err != nil {
+		return err
+	}
+	for _, s := range shards {
+		for _, r := range s.Slots {
+			if int64(slot) >= r.Start && int64(slot) <= r.End {
+				from = slices.Index(ids, s.Nodes[0].ID)
+			}
+		}
+	}
+	to := (from + 1) % len(nodes)
+	host, port, _ := strings.Cut(nodes[to].Addr, ":")
+	if err := errors.Join(cls[to].Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[from]).Err(), cls[from].Do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[to]).Err()); err != nil {
+		return err
+	}
+	for {
+		keys, err := cls[from].ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
+		if err != nil {
+			return err
+		}
+		if len(keys) == 0 {
+			break
+		}
+		if err := cls[from].Migrate(ctx, host, port, keys[0], 0, soon).Err(); err != nil {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond) // the slot stays like that for a while, as with a large one
+	}
+	for _, i := range []int{to, from, 3 - to - from} {
+		if err := cls[i].Do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", ids[to]).Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestRightsOnAClusterAreEnough(t *testing.T) {
+	o := clusterOptions(t)
+	user := fresh()
+	for _, n := range cluster.nodes {
+		err := n.Client(t).ACLSetUser(t.Context(), user, "on", ">pw", "~"+o.Prefix+"*", "+rpush", "+incrby", "+hincrby",
+			"+evalsha", "+script|load", "+get", "+set", "+info", "+cluster|slots", "+command").Err()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWorld(t, o)
+	w.opts.Username, w.opts.Password = user, "pw"
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(100)...)
+	l.drain()
+	w.opts = o
+	w.verify()
+}
