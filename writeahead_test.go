@@ -84,10 +84,16 @@ func (r *receiver) await(t *testing.T, n int) {
 	}
 }
 
+// target is what a write-ahead sink needs of a receiver.
+type target interface {
+	apply(marker, []string)
+	at() marker
+}
+
 // ahead is a write-ahead sink of strings. Its fields are hooks for tests, and what it
 // was told; nil hooks do nothing. It may be used by several apps.
 type ahead struct {
-	to     *receiver
+	to     target
 	retain int64 // for how many checkpoints logs are kept after they were applied
 
 	step    func(ctx context.Context, step string, l sink.Log) error // "read", "apply", "applied": before, between and after
@@ -364,7 +370,7 @@ func ones(n int, keys ...string) []string {
 
 // wantSums checks that the receiver has each sum from 1 to n of each key, once and in
 // order.
-func wantSums(t *testing.T, r *receiver, n int, keys ...string) {
+func wantSums(t *testing.T, r interface{ list() []string }, n int, keys ...string) {
 	t.Helper()
 	last := map[string]int{}
 	for _, v := range r.list() {

@@ -1,0 +1,162 @@
+package weir_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/internal/crashpoint"
+)
+
+// receiverFile is a receiver that outlives processes: a file that is replaced as a whole
+// by a rename, so that values and marker move in one step.
+type receiverFile string
+
+type receiverContent struct {
+	Values     []string
+	Lineage    string
+	Checkpoint int64
+}
+
+func (f receiverFile) read() receiverContent {
+	var c receiverContent
+	b, err := os.ReadFile(string(f))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &c)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return c
+}
+
+func (f receiverFile) at() marker {
+	c := f.read()
+	return marker{c.Lineage, c.Checkpoint}
+}
+
+func (f receiverFile) list() []string { return f.read().Values }
+
+func (f receiverFile) apply(m marker, values []string) {
+	c := f.read()
+	if m.checkpoint <= c.Checkpoint {
+		return
+	}
+	b, err := json.Marshal(receiverContent{append(c.Values, values...), m.lineage, m.checkpoint})
+	if err == nil {
+		err = os.WriteFile(string(f)+".new", b, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(string(f)+".new", string(f))
+	}
+	if err != nil {
+		panic(err)
+	}
+}
+
+// Variables that make this test binary a process to be killed.
+const (
+	processBroker = "WEIR_TEST_BROKER"
+	processDir    = "WEIR_TEST_DIR"
+	processDrain  = "WEIR_TEST_DRAIN"
+)
+
+// TestProcessWithAWriteAheadSink is that process.
+func TestProcessWithAWriteAheadSink(t *testing.T) {
+	addr, dir := os.Getenv(processBroker), os.Getenv(processDir)
+	if addr == "" {
+		t.Skip("it is run by other tests")
+	}
+	opts := []weir.Option{
+		weir.Brokers(addr), weir.InstanceID("a"), weir.CheckpointStore(filepath.Join(dir, "store")), weir.Parallelism(2),
+		weir.CheckpointEvery(5 * time.Millisecond), weir.Retain(1),
+	}
+	if os.Getenv(processDrain) != "" {
+		opts = append(opts, weir.Drain())
+	}
+	app := weir.New("app", opts...)
+	sumsTo(&ahead{to: receiverFile(filepath.Join(dir, "receiver")), retain: 3})(app)
+	if err := app.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint kills a process at each crash point
+// there is, while input comes, and holds the receiver against the input.
+func TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiles a test binary with crash points; not in -short")
+	}
+	binary := filepath.Join(t.TempDir(), "weir.test")
+	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	brokers := broker(t, 2, "in")
+	dir := t.TempDir()
+	to := receiverFile(filepath.Join(dir, "receiver"))
+	process := func(env ...string) (*exec.Cmd, *strings.Builder) {
+		var out strings.Builder
+		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestProcessWithAWriteAheadSink$", "-test.timeout", "60s")
+		cmd.Stdout, cmd.Stderr = &out, &out
+		cmd.Env = append(os.Environ(), append(env, processBroker+"="+brokers[0], processDir+"="+dir)...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd, &out
+	}
+	n := 0
+	feed := func() {
+		produce(t, brokers, "in", ones(2, letters...)...)
+		n += 2
+	}
+	drain := func() {
+		t.Helper()
+		cmd, out := process(processDrain + "=1")
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		wantSums(t, to, n, letters...)
+	}
+	feed()
+	drain()
+	// once are the points that a life passes not at all often.
+	once := []crashpoint.Point{crashpoint.InRestore, crashpoint.AfterRestore, crashpoint.BeforeGC, crashpoint.InGC, crashpoint.InMerge}
+	for _, point := range crashpoint.All {
+		nth := 3
+		if slices.Contains(once, point) {
+			nth = 1
+		}
+		cmd, out := process(fmt.Sprintf("WEIR_CRASHPOINT=%s:%d", point, nth))
+		died := make(chan error, 1)
+		go func() { died <- cmd.Wait() }()
+		tick := time.NewTicker(20 * time.Millisecond)
+		for alive := true; alive; {
+			select {
+			case <-died:
+				alive = false
+			case <-tick.C:
+				feed()
+			}
+		}
+		tick.Stop()
+		if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+			t.Fatalf("%s: the process ended otherwise: %v\n%s", point, cmd.ProcessState, out)
+		}
+		drain()
+	}
+	t.Logf("%d records", n*len(letters))
+}
