@@ -370,9 +370,28 @@ func (w *world) judgeLetters(m *model) {
 	w.t.Logf("%s: %d dead letters", w.app, len(got))
 }
 
+// decided waits until readers can see what the transactions that were ended did: the
+// broker says that one is committed before it has told all partitions so.
+func (w *world) decided() {
+	w.t.Helper()
+	eventually(w.t, progressTime, func() error {
+		listed, err := w.adm.ListTransactions(w.t.Context(), nil, []string{"PrepareCommit", "PrepareAbort"})
+		if err != nil {
+			return err
+		}
+		for _, l := range listed {
+			if strings.HasPrefix(l.TxnID, w.app+"/") {
+				return fmt.Errorf("transaction %s is %s", l.TxnID, l.State)
+			}
+		}
+		return nil
+	})
+}
+
 // committedRecords reads what a read_committed reader sees of a topic now.
 func (w *world) committedRecords(topic string) []*kgo.Record {
 	w.t.Helper()
+	w.decided()
 	ends, err := w.adm.ListCommittedOffsets(w.t.Context(), topic)
 	if err := errors.Join(err, ends.Error()); err != nil {
 		w.t.Fatalf("end of %s: %v", topic, err)
