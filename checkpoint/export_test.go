@@ -23,6 +23,11 @@ func PickMerge(chain []SegmentRef, fanIn int) (lo, hi int, ok bool) {
 
 const TempAge = tempAge
 
+var (
+	EncodePack = encodePack
+	DecodePack = decodePack
+)
+
 // EncodeManifest returns the bytes of a manifest without an inline part.
 func EncodeManifest(m *Manifest) ([]byte, error) {
 	b, _, err := m.encode(nil)

@@ -24,6 +24,13 @@ import (
 // as long after that as the receiver may lose what it was given. So the manifest that a
 // pointer names has every log that may have to be applied, whoever was to apply it.
 //
+// Quick checkpoints make many small logs, each of which would be named by every manifest
+// and keep the manifest that it is in. So the writer puts those of one sink together, as
+// soon as there are some dozens, into one object with an index: a pack, which manifests
+// name as one. [ExpandLogs] reads the index. Only logs whose bytes the writer still has in
+// memory are packed, so nothing is read for it; those of earlier incarnations fall out of
+// the list by themselves.
+//
 // What holds for segments holds for logs: they are immutable, carry the id of their
 // checkpoint in their names, are verified when they are read, are inherited by reference,
 // and are deleted by the rules in collect.go.
@@ -34,20 +41,38 @@ type SinkLogs struct {
 	// Before is the checkpoint of the newest log that is not listed any more, 0 if all that
 	// there ever were are listed.
 	Before int64
+	// From is set if the first of Logs is a pack of which not all is kept: logs of
+	// checkpoints before From are to be passed over.
+	From int64
 	// Logs are those that are kept, oldest first; at most one for each checkpoint.
 	Logs []LogRef
 }
 
-// LogRef says where a log is: a part of an object, or of a manifest.
+// LogRef says where a log is, or a pack of several: a part of an object, or of a manifest.
 type LogRef struct {
-	Checkpoint int64
-	Lineage    string // of the checkpoint
-	Created    time.Time
-	Object     string // in the encoded manifest, empty is this manifest
-	Offset     int64  // bytes
-	Length     int64  // bytes
-	CRC32C     uint32 // of these bytes
-	Bytes      int64  // of all parts together, without their lengths
+	// Count is how many logs are in a pack, and First the checkpoint of its first; both are
+	// zero for a single log.
+	Count      int
+	First      int64
+	Checkpoint int64     // of the log; of a pack, the last one
+	Lineage    string    // of the checkpoint, of all of a pack
+	Created    time.Time // the last one of a pack
+	Object     string    // in the encoded manifest, empty is this manifest
+	Offset     int64     // bytes
+	Length     int64     // bytes
+	CRC32C     uint32    // of these bytes
+	Bytes      int64     // of all parts together, without their lengths
+}
+
+// Pack tells that it is a pack.
+func (l LogRef) Pack() bool { return l.Count > 0 }
+
+// Span returns how many logs it is, and their first and last checkpoints.
+func (l LogRef) Span() (n int, first, last int64) {
+	if !l.Pack() {
+		return 1, l.Checkpoint, l.Checkpoint
+	}
+	return l.Count, l.First, l.Checkpoint
 }
 
 // Inline tells that the log is a part of a manifest object.
@@ -110,6 +135,11 @@ func keptLogs(sinks []SinkLogs, keep map[string]int64) []SinkLogs {
 		if len(s.Logs) == 0 {
 			s.Logs = nil
 		}
+		if len(s.Logs) == 0 || !s.Logs[0].Pack() {
+			s.From = 0
+		} else if ok && s.Logs[0].First < from {
+			s.From = max(s.From, from)
+		}
 		kept = append(kept, s)
 	}
 	return kept
@@ -167,7 +197,100 @@ func decodeLog(b []byte) (parts [][]byte, err error) {
 	return parts, nil
 }
 
-// ReadLog returns the parts of a log, verified. Errors are *MissingError, *DamagedError
+// An encoded pack is its logs, in order: checkpoint (uvarint), time of creation in
+// milliseconds since 1970 (uvarint), bytes of its parts together (uvarint), length
+// (uvarint), CRC-32C (4 bytes), encoded log.
+
+// encodePack puts single logs together.
+func encodePack(logs []LogRef, data [][]byte) ([]byte, LogRef) {
+	var b []byte
+	last := logs[len(logs)-1]
+	pack := LogRef{Count: len(logs), First: logs[0].Checkpoint, Checkpoint: last.Checkpoint, Lineage: last.Lineage, Created: last.Created}
+	for i, l := range logs {
+		b = binary.AppendUvarint(b, uint64(l.Checkpoint))
+		b = binary.AppendUvarint(b, uint64(l.Created.UnixMilli()))
+		b = binary.AppendUvarint(b, uint64(l.Bytes))
+		b = binary.AppendUvarint(b, uint64(len(data[i])))
+		b = binary.BigEndian.AppendUint32(b, l.CRC32C)
+		b = append(b, data[i]...)
+		pack.Bytes += l.Bytes
+	}
+	pack.Length, pack.CRC32C = int64(len(b)), crc32.Checksum(b, castagnoli)
+	return b, pack
+}
+
+// decodePack returns references to the logs in a pack.
+func decodePack(b []byte, pack LogRef) ([]LogRef, error) {
+	bad := errors.New("it is no pack of logs as the manifest says")
+	var logs []LogRef
+	var bytes int64
+	for at := 0; at < len(b); {
+		var fields [4]uint64
+		for i := range fields {
+			v, w := binary.Uvarint(b[at:])
+			if w <= 0 || v > math.MaxInt64 {
+				return nil, bad
+			}
+			fields[i] = v
+			at += w
+		}
+		if len(b)-at < 4 || fields[3] > uint64(len(b)-at-4) {
+			return nil, bad
+		}
+		l := LogRef{
+			Checkpoint: int64(fields[0]), Lineage: pack.Lineage, Created: time.UnixMilli(int64(fields[1])).UTC(), Bytes: int64(fields[2]),
+			Object: pack.Object, Offset: pack.Offset + int64(at) + 4, Length: int64(fields[3]), CRC32C: binary.BigEndian.Uint32(b[at:]),
+		}
+		if n := len(logs); n > 0 && l.Checkpoint <= logs[n-1].Checkpoint || l.Bytes > l.Length {
+			return nil, bad
+		}
+		logs = append(logs, l)
+		bytes += l.Bytes
+		at += 4 + int(l.Length)
+	}
+	if n := len(logs); n != pack.Count || n == 0 || logs[0].Checkpoint != pack.First || logs[n-1].Checkpoint != pack.Checkpoint || bytes != pack.Bytes {
+		return nil, bad
+	}
+	return logs, nil
+}
+
+// ExpandLogs replaces the packs of a sink by the logs in them that are kept. It reads
+// packs, verified, and nothing else. Errors are as with ReadLog.
+func ExpandLogs(ctx context.Context, store Store, s SinkLogs) (SinkLogs, error) {
+	all := SinkLogs{Operator: s.Operator, Before: s.Before}
+	for _, l := range s.Logs {
+		if !l.Pack() {
+			all.Logs = append(all.Logs, l)
+			continue
+		}
+		logs, err := readPack(ctx, store, l)
+		if err != nil {
+			return SinkLogs{}, fmt.Errorf("read logs of checkpoints %d to %d: %w", l.First, l.Checkpoint, err)
+		}
+		for _, l := range logs {
+			if l.Checkpoint < s.From {
+				all.Before = l.Checkpoint
+			} else {
+				all.Logs = append(all.Logs, l)
+			}
+		}
+	}
+	return all, nil
+}
+
+func readPack(ctx context.Context, store Store, pack LogRef) ([]LogRef, error) {
+	b, err := readLog(ctx, store, pack)
+	if err != nil {
+		return nil, err
+	}
+	logs, err := decodePack(b, pack)
+	if err != nil {
+		return nil, &DamagedError{Object: pack.Object, Store: store.String(), What: err.Error(), Err: err}
+	}
+	return logs, nil
+}
+
+// ReadLog returns the parts of a single log, verified. Errors are *MissingError, *DamagedError
 // and, if the store itself failed, *StoreError.
 func ReadLog(ctx context.Context, store Store, l LogRef) ([][]byte, error) {
 	b, err := readLog(ctx, store, l)
@@ -198,8 +321,20 @@ func readLog(ctx context.Context, store Store, l LogRef) ([]byte, error) {
 	return b, nil
 }
 
-// verifyLog reads a log and compares it with what the manifest says.
+// verifyLog reads a log, or all of a pack, and compares it with what the manifest says.
 func verifyLog(ctx context.Context, store Store, l LogRef) error {
+	if l.Pack() {
+		logs, err := readPack(ctx, store, l)
+		if err != nil {
+			return err
+		}
+		for _, l := range logs {
+			if err := verifyLog(ctx, store, l); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	parts, err := ReadLog(ctx, store, l)
 	if err != nil {
 		return err
@@ -268,10 +403,13 @@ func logObject(ref offsets.ManifestRef, n int) string {
 type sinkLogsJSON struct {
 	Operator string       `json:"operator"`
 	Before   int64        `json:"before,omitempty"`
+	From     int64        `json:"from,omitempty"`
 	Logs     []logRefJSON `json:"logs"`
 }
 
 type logRefJSON struct {
+	Count      int    `json:"count,omitempty"`
+	First      int64  `json:"first,omitempty"`
 	Checkpoint int64  `json:"checkpoint"`
 	Lineage    string `json:"lineage,omitempty"` // empty: that of the manifest
 	Created    int64  `json:"created"`           // milliseconds since 1970
@@ -285,9 +423,9 @@ type logRefJSON struct {
 func encodeSinkLogs(m *Manifest) []sinkLogsJSON {
 	var js []sinkLogsJSON
 	for _, s := range m.Logs {
-		j := sinkLogsJSON{Operator: s.Operator, Before: s.Before, Logs: make([]logRefJSON, 0, len(s.Logs))}
+		j := sinkLogsJSON{Operator: s.Operator, Before: s.Before, From: s.From, Logs: make([]logRefJSON, 0, len(s.Logs))}
 		for _, l := range s.Logs {
-			r := logRefJSON{l.Checkpoint, l.Lineage, l.Created.UnixMilli(), l.Object, l.Offset, l.Length, l.CRC32C, l.Bytes}
+			r := logRefJSON{l.Count, l.First, l.Checkpoint, l.Lineage, l.Created.UnixMilli(), l.Object, l.Offset, l.Length, l.CRC32C, l.Bytes}
 			if r.Lineage == m.Lineage {
 				r.Lineage = ""
 			}
@@ -303,15 +441,18 @@ func decodeSinkLogs(m *Manifest, js []sinkLogsJSON, inline int64) error {
 		if i > 0 && j.Operator <= js[i-1].Operator {
 			return fmt.Errorf("header: the logs of sink %q are listed twice or out of order", j.Operator)
 		}
-		s := SinkLogs{Operator: j.Operator, Before: j.Before}
+		s := SinkLogs{Operator: j.Operator, Before: j.Before, From: j.From}
 		last := j.Before
 		for _, r := range j.Logs {
-			l := LogRef{r.Checkpoint, r.Lineage, time.UnixMilli(r.Created).UTC(), r.Object, r.Offset, r.Length, r.CRC32C, r.Bytes}
+			l := LogRef{r.Count, r.First, r.Checkpoint, r.Lineage, time.UnixMilli(r.Created).UTC(), r.Object, r.Offset, r.Length, r.CRC32C, r.Bytes}
 			if l.Lineage == "" {
 				l.Lineage = m.Lineage
 			}
+			_, first, _ := l.Span()
 			switch {
-			case l.Checkpoint <= last || l.Checkpoint > m.Checkpoint || l.Offset < 0 || l.Length < 0 || l.Offset > math.MaxInt64-l.Length || l.Bytes < 0 || l.Bytes > l.Length:
+			case l.Count < 0 || l.Pack() && (l.First >= l.Checkpoint || l.Object == "") || !l.Pack() && l.First != 0:
+				return fmt.Errorf("header: pack of logs up to checkpoint %d of sink %q makes no sense", l.Checkpoint, j.Operator)
+			case first <= last || l.Checkpoint > m.Checkpoint || l.Offset < 0 || l.Length < 0 || l.Offset > math.MaxInt64-l.Length || l.Bytes < 0 || l.Bytes > l.Length:
 				return fmt.Errorf("header: log of checkpoint %d of sink %q makes no sense", l.Checkpoint, j.Operator)
 			case l.Object == "" && l.Offset+l.Length > inline:
 				return fmt.Errorf("header: inline log of bytes %d to %d, there are %d", l.Offset, l.Offset+l.Length, inline)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -35,6 +37,10 @@ func readLogs(t testing.TB, s checkpoint.Store, m *checkpoint.Manifest) []string
 	t.Helper()
 	var got []string
 	for _, sink := range m.Logs {
+		sink, err := checkpoint.ExpandLogs(context(), s, sink)
+		if err != nil {
+			t.Fatal(err)
+		}
 		got = append(got, fmt.Sprintf("%s after %d", sink.Operator, sink.Before))
 		for _, l := range sink.Logs {
 			parts, err := checkpoint.ReadLog(context(), s, l)
@@ -130,6 +136,160 @@ func TestLogsOfACheckpointThatWasGivenUpJoinTheNext(t *testing.T) {
 	}
 }
 
+// TestSmallLogsArePacked takes many checkpoints of one that logs little, one that logs
+// much now and then, and one that seldom logs, over several incarnations, and compares
+// with what was kept.
+func TestSmallLogsArePacked(t *testing.T) {
+	s := checkpoint.NewMem()
+	var base *checkpoint.Manifest
+	var ref offsets.ManifestRef
+	type log struct {
+		id   int64
+		text string
+	}
+	model := map[string][]log{}
+	before := map[string]int64{}
+	id := int64(0)
+	rng := rand.New(rand.NewPCG(7, 7))
+	for incarnation := range uint32(5) {
+		r := newRig(t, s, func(c *checkpoint.Config) {
+			c.Base, c.BaseRef, c.Incarnation, c.InlineLimit, c.Retain, c.PackLogs = base, ref, incarnation, 50, 2, 5
+		})
+		for range 60 {
+			id++
+			var parts []string
+			for sink, chance := range map[string]int{"often": 100, "large": 90, "seldom": 5} {
+				if rng.IntN(100) < chance {
+					text := fmt.Sprintf("%d", id)
+					if sink == "large" && rng.IntN(8) == 0 {
+						text += strings.Repeat("x", 60)
+					}
+					parts = append(parts, sink+"="+text)
+				}
+			}
+			keep := map[string]int64{"often": id - 33, "large": id - 20}
+			_, stats, err := r.Persist(t.Context(), logged(id, keep, parts...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rng.IntN(10) == 0 {
+				// It is not committed: the next one has it all, under its own name.
+				id++
+				if ref, stats, err = r.Persist(t.Context(), logged(id, keep)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.Committed(id)
+			for _, p := range parts {
+				sink, text, _ := strings.Cut(p, "=")
+				model[sink] = append(model[sink], log{id, text})
+			}
+			for sink, from := range keep {
+				for len(model[sink]) > 0 && model[sink][0].id < from {
+					before[sink] = model[sink][0].id
+					model[sink] = model[sink][1:]
+				}
+			}
+			var want []string
+			for _, sink := range slices.Sorted(maps.Keys(model)) {
+				want = append(want, fmt.Sprintf("%s after %d", sink, before[sink]))
+				for _, l := range model[sink] {
+					want = append(want, fmt.Sprintf("%s %d [%s]", sink, l.id, l.text))
+				}
+			}
+			m := stats.Manifest
+			if got := readLogs(t, s, m); !slices.Equal(got, want) {
+				t.Fatalf("checkpoint %d has the logs\n%q, want\n%q", id, got, want)
+			}
+			if id%10 == 0 {
+				if err := checkpoint.Verify(t.Context(), s, m, nil); err != nil {
+					t.Fatal(err)
+				}
+				r.Settle()
+			}
+			for _, sink := range m.Logs {
+				if sink.Operator == "often" && len(sink.Logs) > 5+34/5+1+4 { // single, packed, and left by another incarnation
+					t.Fatalf("checkpoint %d lists %d logs of %s", id, len(sink.Logs), sink.Operator)
+				}
+			}
+		}
+		r.Settle()
+		base, ref = r.Base()
+		if list, _ := checkpoint.ListManifests(t.Context(), s); len(list) > 2+2*5+20 {
+			t.Errorf("%d manifests are left", len(list))
+		}
+		r.close()
+		var err error
+		if base, err = checkpoint.Load(t.Context(), s, ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestPacksOutOfPlaceAreRefused(t *testing.T) {
+	s := checkpoint.NewMem()
+	r := newRig(t, s, nil)
+	for id := int64(1); id <= 4; id++ {
+		r.commit(id, nil)
+	}
+	m, _ := r.Base()
+	sink := m.Logs[0]
+	if !sink.Logs[0].Pack() || sink.Logs[0].Count != 3 {
+		t.Fatalf("want a pack: %+v", sink)
+	}
+	for what, change := range map[string]func(*checkpoint.LogRef){
+		"count": func(l *checkpoint.LogRef) { l.Count++ },
+		"first": func(l *checkpoint.LogRef) { l.First++ },
+		"last":  func(l *checkpoint.LogRef) { l.Checkpoint-- },
+		"bytes": func(l *checkpoint.LogRef) { l.Bytes++ },
+		"sum":   func(l *checkpoint.LogRef) { l.CRC32C++ },
+	} {
+		bad := sink
+		bad.Logs = slices.Clone(sink.Logs)
+		change(&bad.Logs[0])
+		_, err := checkpoint.ExpandLogs(t.Context(), s, bad)
+		if damaged, ok := errors.AsType[*checkpoint.DamagedError](err); !ok || damaged.Object != bad.Logs[0].Object {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := checkpoint.Verify(t.Context(), s, &checkpoint.Manifest{Logs: []checkpoint.SinkLogs{bad}}, nil); err == nil {
+			t.Errorf("%s: verified", what)
+		}
+	}
+	// Every byte of it counts.
+	whole, err := s.Get(t.Context(), sink.Logs[0].Object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range whole {
+		if err := faultstore.FlipBit(s, sink.Logs[0].Object, i*8+3); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := checkpoint.ExpandLogs(t.Context(), s, sink); err == nil {
+			t.Errorf("byte %d flipped", i)
+		}
+		if err := faultstore.FlipBit(s, sink.Logs[0].Object, i*8+3); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// FuzzDecodePack looks for bytes that make decoding a pack panic.
+func FuzzDecodePack(f *testing.F) {
+	b, pack := checkpoint.EncodePack([]checkpoint.LogRef{{Checkpoint: 1, Length: 2, Bytes: 1}, {Checkpoint: 3, Length: 2, Bytes: 1}}, [][]byte{{1, 'a'}, {1, 'b'}})
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		logs, err := checkpoint.DecodePack(b, pack)
+		if err != nil {
+			return
+		}
+		for _, l := range logs {
+			if l.Offset < 0 || l.Length < 0 || l.Offset+l.Length > int64(len(b)) {
+				t.Fatalf("a log outside of its pack was taken: %+v", l)
+			}
+		}
+	})
+}
+
 func TestLogsKeepTheLineageThatMadeThem(t *testing.T) {
 	s := checkpoint.NewMem()
 	r := newRig(t, s, nil)
@@ -162,6 +322,8 @@ func TestLogsOutOfPlaceAreRefused(t *testing.T) {
 		"behind the end":    func(_ *checkpoint.Manifest, l *checkpoint.LogRef) { l.Object = "" },
 		"negative":          func(_ *checkpoint.Manifest, l *checkpoint.LogRef) { l.Offset = -1 },
 		"larger than it is": func(_ *checkpoint.Manifest, l *checkpoint.LogRef) { l.Bytes = 11 },
+		"pack of none":      func(_ *checkpoint.Manifest, l *checkpoint.LogRef) { l.Count, l.First = 2, 3 },
+		"single with first": func(_ *checkpoint.Manifest, l *checkpoint.LogRef) { l.First = 3 },
 		"sinks twice":       func(m *checkpoint.Manifest, _ *checkpoint.LogRef) { m.Logs[1].Operator = "a" },
 	} {
 		m := good()
@@ -179,6 +341,20 @@ func TestLogsOutOfPlaceAreRefused(t *testing.T) {
 		}
 		if err == nil && b[11] != 2 {
 			t.Errorf("a manifest with logs has version %d", b[11])
+		}
+		if what == "" {
+			m.Logs[0].Logs[0].Count, m.Logs[0].Logs[0].First, m.Logs[0].Before = 2, 2, 1
+			p, err := checkpoint.EncodeManifest(m)
+			if err != nil || p[11] != 3 {
+				t.Fatalf("a manifest with a pack has version %d: %v", p[11], err)
+			}
+			if _, err := checkpoint.DecodeManifest(p, "ckpt/x.manifest"); err != nil {
+				t.Error(err)
+			}
+			p[11] = 2
+			if _, err := checkpoint.DecodeManifest(seal(p), "ckpt/x.manifest"); err == nil {
+				t.Error("a pack in version 2 was taken")
+			}
 		}
 		b[11] = 1 // as if a build that knows none had written it
 		if _, err := checkpoint.DecodeManifest(seal(b), "ckpt/x.manifest"); err == nil {
@@ -268,5 +444,55 @@ func TestS30_GoldenLogsStayReadable(t *testing.T) {
 		if err := checkpoint.Verify(t.Context(), store, m, nil); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestS30_GoldenPacksStayReadable reads packs of logs that an earlier build wrote, one of
+// them kept in part.
+func TestS30_GoldenPacksStayReadable(t *testing.T) {
+	const dir = "testdata/store-v3"
+	if _, err := os.Stat(dir); *update && errors.Is(err, os.ErrNotExist) {
+		d, err := checkpoint.OpenDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 6000000, time.UTC) }
+		r := newRig(t, d, func(c *checkpoint.Config) { c.Now, c.Retain = at, 1 })
+		checkpoint.SetLineage(r.Writer, "00112233445566aa")
+		var ref offsets.ManifestRef
+		for id := int64(1); id <= 8; id++ {
+			if ref, _, err = r.Persist(t.Context(), logged(id, map[string]int64{"redis": id - 6}, fmt.Sprintf("redis=log %d", id), "redis=")); err != nil {
+				t.Fatal(err)
+			}
+			r.Committed(id)
+			r.Settle()
+		}
+		text, _ := json.Marshal(ref)
+		if err := os.WriteFile(filepath.Join(dir, "ref.json"), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := d.Get(t.Context(), "ref.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ref offsets.ManifestRef
+	if err := json.Unmarshal(text, &ref); err != nil {
+		t.Fatal(err)
+	}
+	m, err := checkpoint.Load(t.Context(), d, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"redis after 1", "redis 2 [log 2 ]", "redis 3 [log 3 ]", "redis 4 [log 4 ]", "redis 5 [log 5 ]", "redis 6 [log 6 ]", "redis 7 [log 7 ]", "redis 8 [log 8 ]"}
+	if got := readLogs(t, d, m); !slices.Equal(got, want) || m.Logs[0].From != 2 || !m.Logs[0].Logs[1].Pack() {
+		t.Errorf("logs %q, want %q: %+v", got, want, m.Logs)
+	}
+	if err := checkpoint.Verify(t.Context(), d, m, nil); err != nil {
+		t.Error(err)
 	}
 }

@@ -204,7 +204,7 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 	return int64(cp), uint32(inc), true
 }
 
-// An encoded manifest, versions 1 and 2; numbers are big-endian:
+// An encoded manifest, versions 1 to 3; numbers are big-endian:
 //
 //	magic          "WEIRCKPT"
 //	version        4 bytes
@@ -215,10 +215,11 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 //	crc32c         4 bytes  of everything before it
 //
 // Version 2 has logs. A build that doesn't know them must not restore it, or what they
-// hold would never be applied. A manifest without logs is of version 1.
+// hold would never be applied. Version 3 has packs of logs. A manifest has the lowest
+// version that does.
 const (
 	manifestMagic   = "WEIRCKPT"
-	manifestVersion = 2
+	manifestVersion = 3
 	fixedBytes      = 8 + 4 + 4 + 8
 	trailerBytes    = 4
 )
@@ -269,6 +270,11 @@ func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	version := uint32(1)
 	if len(m.Logs) > 0 {
 		version = 2
+	}
+	for _, l := range m.logs {
+		if l.Pack() {
+			version = 3
+		}
 	}
 	if m.Watermark != NoWatermark {
 		h.Watermark = &m.Watermark
@@ -409,6 +415,11 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	}
 	if err := decodeSinkLogs(m, h.Logs, inline); err != nil {
 		return nil, err
+	}
+	for _, l := range m.logs {
+		if version < 3 && l.Pack() {
+			return nil, errors.New("header: it lists a pack of logs, which only a manifest of version 3 has")
+		}
 	}
 	m.place(object, int64(fixedBytes+headerLen))
 	return m, nil

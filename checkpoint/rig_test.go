@@ -96,9 +96,13 @@ func checkLogs(store checkpoint.Store, m *checkpoint.Manifest) error {
 	if len(m.Logs) != 1 || m.Logs[0].Operator != "redis" {
 		return fmt.Errorf("checkpoint %d has the logs %+v", m.Checkpoint, m.Logs)
 	}
-	before := m.Logs[0].Before
+	sink, err := checkpoint.ExpandLogs(context(), store, m.Logs[0])
+	if err != nil {
+		return err
+	}
+	before := sink.Before
 	last := before
-	for _, l := range m.Logs[0].Logs {
+	for _, l := range sink.Logs {
 		parts, err := checkpoint.ReadLog(context(), store, l)
 		if err != nil {
 			return err
@@ -117,7 +121,7 @@ func checkLogs(store checkpoint.Store, m *checkpoint.Manifest) error {
 		}
 		before, last = l.Checkpoint, l.Checkpoint
 	}
-	adopted := m.Parent == offsets.ManifestRef{} && len(m.Logs[0].Logs) > 0 && m.Logs[0].Logs[0].Lineage != m.Lineage // by a start from a savepoint
+	adopted := m.Parent == offsets.ManifestRef{} && len(sink.Logs) > 0 && sink.Logs[0].Lineage != m.Lineage // by a start from a savepoint
 	if last != m.Checkpoint && !adopted {
 		return fmt.Errorf("checkpoint %d has logs up to %d: %+v", m.Checkpoint, last, m.Logs)
 	}
@@ -133,7 +137,7 @@ type rig struct {
 
 func newRig(t testing.TB, store checkpoint.Store, change func(*checkpoint.Config)) *rig {
 	t.Helper()
-	cfg := checkpoint.Config{Store: store, App: app, Instance: "host-a", KeyGroups: keyGroups, Incarnation: 0xa1, MergeFanIn: 1000}
+	cfg := checkpoint.Config{Store: store, App: app, Instance: "host-a", KeyGroups: keyGroups, Incarnation: 0xa1, MergeFanIn: 1000, PackLogs: 3}
 	cfg.Listener.Collected = func(i event.Collected) {
 		if i.Err != nil {
 			t.Errorf("collection: %v", i.Err)

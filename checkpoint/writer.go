@@ -41,6 +41,9 @@ const (
 	// DefaultGrace is how old an object must be before somebody who doesn't know its
 	// writer calls it garbage.
 	DefaultGrace = time.Hour
+	// DefaultPackLogs is how many small logs of a sink become one pack: few enough that a
+	// manifest stays small, and many enough that packs are seldom written.
+	DefaultPackLogs = 64
 )
 
 // DefaultMergeCPU is the share of one core that merging may take while it keeps up: an
@@ -84,6 +87,8 @@ type Config struct {
 	MergeCPU float64
 	// MergeBandwidth bounds the bytes a second that merging reads and writes; 0 doesn't.
 	MergeBandwidth int64
+
+	PackLogs int // small logs of a sink that become one object; at least 2, default DefaultPackLogs
 
 	// Grace is how long [Collect] of another process leaves objects alone that it finds
 	// no use for. A result of merging that no checkpoint named within half of it is
@@ -178,6 +183,7 @@ type Writer struct {
 	last     offsets.ManifestRef // highest checkpoint id tried
 	runs     []segment.Run
 	logs     []LogPart
+	small    map[string]map[int64][]byte // inline logs of base that are in no pack, by sink and checkpoint
 	pending  *pending
 	deferred []object // writes put off because the guard is broken
 
@@ -197,9 +203,10 @@ type Writer struct {
 type pending struct {
 	manifest *Manifest
 	ref      offsets.ManifestRef
-	objects  []object // names only
-	runs     int      // how many of Writer.runs it holds
-	logs     int      // how many of Writer.logs
+	objects  []object          // names only
+	runs     int               // how many of Writer.runs it holds
+	logs     int               // how many of Writer.logs
+	small    map[string][]byte // its inline logs, by sink
 }
 
 type object struct {
@@ -216,6 +223,7 @@ func NewWriter(cfg Config) (*Writer, error) {
 	cfg.MergeCPU = cmp.Or(cfg.MergeCPU, DefaultMergeCPU())
 	cfg.BloomBits = cmp.Or(cfg.BloomBits, DefaultBloomBits)
 	cfg.Grace = cmp.Or(cfg.Grace, DefaultGrace)
+	cfg.PackLogs = cmp.Or(cfg.PackLogs, DefaultPackLogs)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -231,6 +239,9 @@ func NewWriter(cfg Config) (*Writer, error) {
 	}
 	if cfg.Retain < 1 {
 		errs = append(errs, fmt.Errorf("retain %d checkpoints, want at least 1", cfg.Retain))
+	}
+	if cfg.PackLogs < 2 {
+		errs = append(errs, fmt.Errorf("packs of %d logs, want at least 2", cfg.PackLogs))
 	}
 	if cfg.MergeFanIn < 2 {
 		errs = append(errs, fmt.Errorf("merge fan-in %d, want at least 2", cfg.MergeFanIn))
@@ -381,7 +392,16 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	if w.base != nil {
 		m.Logs = keptLogs(w.base.Logs, s.Keep)
 	}
+	packs := w.packs(m, len(encodedLogs))
 	w.mu.Unlock()
+	for _, o := range packs {
+		if err := w.put(ctx, s.Checkpoint, o); err != nil {
+			w.discard(s.Checkpoint, written...)
+			return none, Stats{}, err
+		}
+		written = append(written, object{name: o.name})
+		logBytes += int64(len(o.data))
+	}
 	if data != nil {
 		sr := SegmentRef{
 			Length: info.Bytes, CRC32C: info.CRC32C, Entries: info.Entries, Tombstones: info.Tombstones,
@@ -396,7 +416,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	if inline {
 		body = data
 	}
-	parts := map[string][][]byte{}
+	parts, small := map[string][][]byte{}, map[string][]byte{}
 	for i, l := range encodedLogs {
 		parts[l.operator] = l.parts
 		lr := LogRef{
@@ -407,6 +427,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 			lr.Object = logObject(w.last, i)
 		} else {
 			lr.Offset = int64(len(body))
+			small[l.operator] = l.data
 			body = append(body[:len(body):len(body)], l.data...)
 		}
 		m.Logs = addLog(m.Logs, l.operator, lr)
@@ -423,13 +444,63 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	crashpoint.Hit(crashpoint.AfterManifest)
 
 	w.mu.Lock()
-	w.pending = &pending{m, ref, append(written, object{name: manifestObject(ref)}), len(runs), len(logs)}
+	w.pending = &pending{m, ref, append(written, object{name: manifestObject(ref)}), len(runs), len(logs), small}
 	w.mu.Unlock()
 	return ref, Stats{
 		Entries: info.Entries, Tombstones: info.Tombstones, SegmentBytes: info.Bytes, ManifestBytes: int64(len(encoded)),
 		Inline: inline, Segments: len(m.Segments), Took: w.cfg.Now().Sub(start), Segment: data, Manifest: m,
 		LogBytes: logBytes, Parts: parts,
 	}, nil
+}
+
+// packs puts small logs of m together where there are enough, and returns the objects to
+// write. n is how many objects for logs the checkpoint has already. It is called with w.mu
+// held.
+func (w *Writer) packs(m *Manifest, n int) (objects []object) {
+	for i := range m.Logs {
+		s := &m.Logs[i]
+		small := w.small[s.Operator]
+		lo := slices.IndexFunc(s.Logs, func(l LogRef) bool { return !l.Pack() && small[l.Checkpoint] != nil })
+		if lo < 0 {
+			continue
+		}
+		var data [][]byte
+		hi := lo
+		for ; hi < len(s.Logs) && !s.Logs[hi].Pack() && small[s.Logs[hi].Checkpoint] != nil; hi++ {
+			data = append(data, small[s.Logs[hi].Checkpoint])
+		}
+		if hi-lo < w.cfg.PackLogs {
+			continue
+		}
+		b, pack := encodePack(s.Logs[lo:hi], data)
+		pack.Object = logObject(w.last, n+len(objects))
+		objects = append(objects, object{pack.Object, b})
+		s.Logs = slices.Replace(s.Logs, lo, hi, pack)
+	}
+	return objects
+}
+
+// keepSmall keeps the bytes of the small logs of a checkpoint that was committed, to pack
+// them later, and forgets those that are packed or not listed any more. It is called with
+// w.mu held.
+func (w *Writer) keepSmall(p *pending) {
+	kept := map[string]map[int64][]byte{}
+	for _, s := range p.manifest.Logs {
+		of := map[int64][]byte{}
+		for _, l := range s.Logs {
+			if l.Pack() {
+				continue
+			}
+			if b := w.small[s.Operator][l.Checkpoint]; b != nil {
+				of[l.Checkpoint] = b
+			}
+		}
+		if b := p.small[s.Operator]; b != nil {
+			of[p.ref.Checkpoint] = b
+		}
+		kept[s.Operator] = of
+	}
+	w.small = kept
 }
 
 // abandonPending forgets a checkpoint that was persisted and not committed. Its runs
@@ -513,6 +584,7 @@ func (w *Writer) Committed(id int64) {
 	}
 	w.runs = slices.Delete(w.runs, 0, p.runs)
 	w.logs = slices.Delete(w.logs, 0, p.logs)
+	w.keepSmall(p)
 	w.settleMerges()
 	w.retain(p.manifest, p.ref)
 	w.wantMerges()

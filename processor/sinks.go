@@ -98,7 +98,10 @@ func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error
 	for _, a := range inc.appliers {
 		var logs []sink.Log
 		if at.manifest != nil {
-			logs = inc.storedLogs(at.manifest, a.id)
+			var err error
+			if logs, err = inc.storedLogs(ctx, at.manifest, a.id); err != nil {
+				return inc.sinkError(a.id, "finding out what is to be applied", err)
+			}
 		}
 		if err := a.Recover(ctx, at.ref.Checkpoint, logs); err != nil {
 			return inc.sinkError(a.id, "finding out what is to be applied", err)
@@ -108,8 +111,11 @@ func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error
 }
 
 // storedLogs are the logs of a sink that a manifest in the store lists.
-func (inc *incarnation) storedLogs(m *checkpoint.Manifest, id string) []sink.Log {
-	s := logsOf(m, id)
+func (inc *incarnation) storedLogs(ctx context.Context, m *checkpoint.Manifest, id string) ([]sink.Log, error) {
+	s, err := checkpoint.ExpandLogs(ctx, inc.cfg.Store, logsOf(m, id))
+	if err != nil {
+		return nil, err
+	}
 	logs := make([]sink.Log, 0, len(s.Logs))
 	after := s.Before
 	for _, l := range s.Logs {
@@ -119,7 +125,7 @@ func (inc *incarnation) storedLogs(m *checkpoint.Manifest, id string) []sink.Log
 		})
 		after = l.Checkpoint
 	}
-	return logs
+	return logs, nil
 }
 
 func logsOf(m *checkpoint.Manifest, id string) checkpoint.SinkLogs {
@@ -169,7 +175,7 @@ func (inc *incarnation) handOver(m *checkpoint.Manifest, parts map[string][][]by
 		l.After = s.Before
 		for _, was := range s.Logs {
 			if was.Checkpoint == m.Checkpoint {
-				l.Bytes = was.Bytes
+				l.Bytes = was.Bytes // a log that was just made is in no pack
 			} else {
 				l.After = was.Checkpoint
 			}

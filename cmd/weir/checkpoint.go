@@ -244,10 +244,13 @@ func show(cmd *cobra.Command, s *offline.Snapshot, j checkpointJSON) error {
 	for _, s := range m.Logs {
 		if n := len(s.Logs); n > 0 {
 			var bytes int64
+			var count int
 			for _, l := range s.Logs {
-				bytes += l.Length
+				of, _, _ := l.Span()
+				bytes, count = bytes+l.Length, count+of
 			}
-			logs.add(s.Operator, strconv.Itoa(n), size(bytes), span(s.Logs[0].Checkpoint, s.Logs[n-1].Checkpoint))
+			_, first, _ := s.Logs[0].Span()
+			logs.add(s.Operator, strconv.Itoa(count), size(bytes), span(max(first, s.From), s.Logs[n-1].Checkpoint))
 		}
 	}
 	for _, t := range []table{positions, states, segments, logs} {
