@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"strconv"
 	"strings"
@@ -19,26 +18,11 @@ import (
 	"github.com/testcontainers/testcontainers-go/wait"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/internal/containers"
 )
 
 const kafkaImage = "apache/kafka:4.3.1"
-
-// stopGrace is what a container gets to stop in, at the end of the tests.
-const stopGrace = 0 * time.Second
-
-var (
-	containersMu sync.Mutex
-	containers   []testcontainers.Container
-)
-
-func removeContainers() {
-	containersMu.Lock()
-	defer containersMu.Unlock()
-	for _, c := range containers {
-		_ = testcontainers.TerminateContainer(c, testcontainers.StopTimeout(stopGrace)) // what can't be removed is listed by Docker
-	}
-	containers = nil
-}
 
 // node is one Kafka process in a container, on the host's network.
 type node struct {
@@ -70,7 +54,7 @@ var broker = sync.OnceValues(func() (string, error) {
 // needBroker returns the address of the shared broker.
 func needBroker(t *testing.T) string {
 	t.Helper()
-	needDocker(t)
+	containers.Need(t)
 	addr, err := broker()
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +66,7 @@ func needBroker(t *testing.T) string {
 // What two brokers keep survives the death of one.
 func startCluster(t *testing.T, brokers int) []*node {
 	t.Helper()
-	needDocker(t)
+	containers.Need(t)
 	ctl := &node{id: 100, controller: freePort()}
 	nodes := []*node{ctl}
 	for i := range brokers {
@@ -144,9 +128,7 @@ func (n *node) start(voters string, extra map[string]string) error {
 		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.NetworkMode = "host" }),
 		testcontainers.WithWaitStrategyAndDeadline(time.Minute, wait.ForLog("Kafka Server started")))
 	if c != nil {
-		containersMu.Lock()
-		containers = append(containers, c)
-		containersMu.Unlock()
+		containers.Remove(c)
 		n.container = c
 	}
 	if err != nil {
@@ -176,31 +158,8 @@ func (n *node) restart(t *testing.T) {
 	}
 }
 
-var (
-	portsMu sync.Mutex
-	ports   = map[int]bool{}
-)
-
-// freePort returns a port on loopback that nobody listens on and the system gives to
-// nobody who doesn't ask for it, so that it is still free while a broker is down.
-func freePort() int {
-	const low, high = 20000, 32000 // the system's own begin at 32768
-	portsMu.Lock()
-	defer portsMu.Unlock()
-	for {
-		p := low + rand.IntN(high-low)
-		if ports[p] {
-			continue
-		}
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
-		if err != nil {
-			continue
-		}
-		l.Close()
-		ports[p] = true
-		return p
-	}
-}
+// freePort returns a port that stays free while a broker is down.
+func freePort() int { return containers.FreePort(20000, 32000) }
 
 // admin returns an admin client that is closed with the test.
 func admin(t *testing.T, addrs ...string) *kadm.Client {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"strconv"
 	"strings"
@@ -18,6 +17,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/testcontainers/testcontainers-go"
 	tcexec "github.com/testcontainers/testcontainers-go/exec"
+
+	"github.com/weirstream/weir/internal/containers"
 )
 
 // Images that the tests run. Each has the program of the other under its own name.
@@ -46,7 +47,7 @@ func Start(t testing.TB, args ...string) *Server {
 // StartImage starts a server of an image.
 func StartImage(t testing.TB, image string, args ...string) *Server {
 	t.Helper()
-	Need(t)
+	containers.Need(t)
 	s, err := start(image, args)
 	if err != nil {
 		t.Fatal(err)
@@ -68,9 +69,7 @@ func start(image string, args []string) (*Server, error) {
 	c, err := testcontainers.Run(ctx, image, testcontainers.WithCmd(args...),
 		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.NetworkMode = "host" }))
 	if c != nil {
-		mu.Lock()
-		containers = append(containers, c)
-		mu.Unlock()
+		containers.Remove(c)
 		s.c = c
 	}
 	if err != nil {
@@ -85,7 +84,7 @@ var shared = sync.OnceValues(func() (*Server, error) { return start(Redis, nil) 
 // Shared returns a server that lives as long as the tests, and that nobody hurts.
 func Shared(t testing.TB) *Server {
 	t.Helper()
-	Need(t)
+	containers.Need(t)
 	s, err := shared()
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +158,7 @@ func (s *Server) Exec(t testing.TB, command ...string) string {
 // StartCluster starts a cluster of three primaries.
 func StartCluster(t testing.TB) []*Server {
 	t.Helper()
-	Need(t)
+	containers.Need(t)
 	nodes := make([]*Server, 3)
 	create := []string{"redis-cli", "--cluster", "create"}
 	for i := range nodes {
@@ -194,28 +193,5 @@ func Eventually(t testing.TB, within time.Duration, check func() error) {
 			t.Fatalf("not within %v: %v", within, err)
 		}
 		time.Sleep(pause)
-	}
-}
-
-var ports = map[int]bool{}
-
-// freePort returns a port on loopback that nobody listens on and the system gives to
-// nobody who doesn't ask for it, so that it is still free while a server is down.
-func freePort() int {
-	const low, high = 10100, 19900 // the system's own begin at 32768, other tests' at 20000
-	mu.Lock()
-	defer mu.Unlock()
-	for {
-		p := low + rand.IntN(high-low)
-		if ports[p] {
-			continue
-		}
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
-		if err != nil {
-			continue
-		}
-		l.Close()
-		ports[p] = true
-		return p
 	}
 }

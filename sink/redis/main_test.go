@@ -9,6 +9,7 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 
+	"github.com/weirstream/weir/internal/containers"
 	"github.com/weirstream/weir/internal/redistest"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
@@ -52,7 +53,7 @@ var cluster struct {
 // clusterOptions are those of a cluster that all tests share.
 func clusterOptions(t *testing.T) Options {
 	t.Helper()
-	redistest.Need(t)
+	containers.Need(t)
 	cluster.once.Do(func() { cluster.nodes = redistest.StartCluster(t) })
 	if cluster.nodes == nil {
 		t.Fatal("the cluster did not start")
