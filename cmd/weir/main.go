@@ -6,6 +6,7 @@
 //	weir savepoint    create, list, copy, change and remove savepoints
 //	weir state        look into state, take it out and put it in
 //	weir gc           delete from a store what no checkpoint needs
+//	weir redis        show how far write-ahead sinks are applied in Redis
 //	weir version      which build this is
 package main
 
@@ -69,6 +70,7 @@ func newCommand() *cobra.Command {
 		savepointCommand(),
 		stateCommand(),
 		gcCommand(),
+		redisCommand(),
 		demoCommand(),
 		demoWorkerCommand(),
 		versionCommand(),

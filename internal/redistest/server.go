@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/testcontainers/testcontainers-go"
 	tcexec "github.com/testcontainers/testcontainers-go/exec"
 
@@ -193,5 +194,25 @@ func Eventually(t testing.TB, within time.Duration, check func() error) {
 			t.Fatalf("not within %v: %v", within, err)
 		}
 		time.Sleep(pause)
+	}
+}
+
+// Run starts a server outside of a test. stop removes it.
+func Run(args ...string) (s *Server, stop func(), err error) {
+	redis.SetLogger(&logging.VoidLogger{})
+	if s, err = start(Redis, args); err != nil {
+		return nil, nil, err
+	}
+	stop = func() { _ = testcontainers.TerminateContainer(s.c, testcontainers.StopTimeout(0)) } // what can't be removed is listed by Docker
+	cl := redis.NewClient(&redis.Options{Addr: s.Addr, DialerRetries: 1})
+	defer cl.Close()
+	for deadline := time.Now().Add(startTimeout); ; time.Sleep(10 * time.Millisecond) {
+		if err = cl.Ping(context.Background()).Err(); err == nil {
+			return s, stop, nil
+		}
+		if time.Now().After(deadline) {
+			stop()
+			return nil, nil, err
+		}
 	}
 }

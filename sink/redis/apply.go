@@ -304,8 +304,7 @@ func (a *applier) judgeReply(b *batch, reply any) (done bool, err error) {
 		}
 		err := classifyText(text(2), nil)
 		if blamed(err) {
-			args, _ := commandArgs(b.commands[:b.ends[0]])
-			err = &CommandError{Sink: a.env.Operator(), Checkpoint: b.log.checkpoint, Command: describe(args), Err: err}
+			err = &CommandError{Sink: a.env.Operator(), Checkpoint: b.log.checkpoint, Command: describe(b.commands[:b.ends[0]]), Err: err}
 		}
 		return false, err
 	case 0:

@@ -148,9 +148,13 @@ func (e *CommandError) Error() string {
 func (e *CommandError) Unwrap() error { return e.Err }
 
 // describe is a command for messages: its name and first argument.
-func describe(args [][]byte) string {
+func describe(command []byte) string {
 	const most = 100
-	if len(args) < 2 {
+	args, err := commandArgs(command)
+	switch {
+	case err != nil:
+		return err.Error()
+	case len(args) < 2:
 		return string(args[0])
 	}
 	return fmt.Sprintf("%s %.*q", args[0], most, args[1])

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -235,7 +236,7 @@ func (p *pipeline) write(cl goredis.UniversalClient, b upsertBatch) error {
 			e = classify(e)
 			if blamed(e) {
 				if !p.set.deadLetters {
-					return &CommandError{Sink: p.sink, Command: describe(cmds[i].op), Err: e}
+					return &CommandError{Sink: p.sink, Command: describe(cmds[i].raw), Err: e}
 				}
 				aside++
 				continue
@@ -287,8 +288,7 @@ type upsertCommand struct {
 	args     []any
 	firstKey int8
 	slot     uint16
-	op       [][]byte // arguments of the user's command
-	raw      []byte   // the user's command
+	raw      []byte // the user's command
 }
 
 func (c *upsertCommand) command() *goredis.Cmd {
@@ -299,26 +299,44 @@ func (c *upsertCommand) command() *goredis.Cmd {
 
 // commands decodes a batch.
 func (p *pipeline) commands(b upsertBatch) ([]upsertCommand, error) {
+	const fewArgs = 4 // that a command has, more or less
 	l := p.opts.layout()
 	cmds := make([]upsertCommand, 0, b.count)
+	// All arguments of the batch are in one string, and the client takes pointers to its
+	// pieces, so that they cost no allocation each.
+	text := string(b.operations)
+	pieces := make([]string, 0, fewArgs*b.count)
+	boxes := make([]any, 0, fewArgs*b.count)
+	box := func(s string) {
+		pieces = append(pieces, s)
+		boxes = append(boxes, &pieces[len(pieces)-1])
+	}
 	var op operation
 	for rest := b.operations; len(rest) > 0; {
 		var err error
 		if rest, err = op.decode(rest); err != nil {
 			return nil, fmt.Errorf("sink %q: %w", p.sink, err)
 		}
-		c := upsertCommand{op: op.args(), slot: op.slot, raw: op.command}
-		if op.flags&flagGuarded == 0 {
-			c.firstKey = int8(op.keys[0])
-			c.args = make([]any, len(c.op))
-			for i, a := range c.op {
-				c.args[i] = a
+		begin := len(text) - len(rest) - len(op.command)
+		n, left, err := readArrayHeader(op.command)
+		if err != nil {
+			return nil, fmt.Errorf("sink %q: %w", p.sink, err)
+		}
+		first := len(boxes)
+		for range n {
+			var arg []byte
+			if arg, left, err = readString(left); err != nil {
+				return nil, fmt.Errorf("sink %q: %w", p.sink, err)
 			}
-		} else {
-			keys := []any{l.version(op.slot, string(c.op[op.keys[0]]))}
+			end := begin + len(op.command) - len(left)
+			box(text[end-len(arg) : end])
+		}
+		c := upsertCommand{args: boxes[first:len(boxes):len(boxes)], firstKey: int8(min(op.keys[0], math.MaxInt8)), slot: op.slot, raw: op.command}
+		if op.flags&flagGuarded != 0 {
+			keys := []any{l.version(op.slot, *c.args[op.keys[0]].(*string))}
 			if p.opts.Cluster {
 				for _, k := range op.keys {
-					keys = append(keys, c.op[k])
+					keys = append(keys, c.args[k])
 				}
 			}
 			c.firstKey = 3
