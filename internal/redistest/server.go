@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/testcontainers/testcontainers-go"
 	tcexec "github.com/testcontainers/testcontainers-go/exec"
+	tclog "github.com/testcontainers/testcontainers-go/log"
 
 	"github.com/weirstream/weir/internal/containers"
 )
@@ -200,6 +201,7 @@ func Eventually(t testing.TB, within time.Duration, check func() error) {
 // Run starts a server outside of a test. stop removes it.
 func Run(args ...string) (s *Server, stop func(), err error) {
 	redis.SetLogger(&logging.VoidLogger{})
+	tclog.SetDefault(tclog.NewNoopLogger())
 	if s, err = start(Redis, args); err != nil {
 		return nil, nil, err
 	}
