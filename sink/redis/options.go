@@ -232,7 +232,7 @@ func VersionsFor(d time.Duration) Option {
 }
 
 // MaxPending bounds what is committed and not applied yet, for [WriteAhead]: beyond it
-// Write waits, and with it the stream. Default 64 MiB.
+// no more input is processed, but what was processed is still committed. Default 64 MiB.
 func MaxPending(bytes int64) Option {
 	return option(func(s *settings) {
 		if s.pendingBytes = bytes; bytes < 1 {

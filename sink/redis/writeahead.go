@@ -91,11 +91,8 @@ type logWriter[T any] struct {
 	applier *applier
 }
 
-// Write implements [sink.Writer]. It waits while too much is committed and not applied.
+// Write implements [sink.Writer].
 func (w *logWriter[T]) Write(v T) error {
-	if err := w.applier.room(w.env.Context()); err != nil {
-		return err
-	}
 	if err := w.record(func() { w.sink.f(&w.Batch, v) }); err != nil {
 		return w.sink.set.refused(err)
 	}
@@ -128,8 +125,13 @@ var _ interface {
 	sink.Flusher
 } = (*upserter[int])(nil)
 
-// room returns when less is pending than the bound.
-func (a *applier) room(ctx context.Context) error {
+var _ interface {
+	sink.Applier
+	sink.Throttler
+} = (*applier)(nil)
+
+// Room implements [sink.Throttler]: it returns when less is pending than the bound.
+func (a *applier) Room(ctx context.Context) error {
 	for a.pending.Load() > a.set.pendingBytes {
 		a.mu.Lock()
 		changed := a.changed

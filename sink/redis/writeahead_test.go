@@ -839,7 +839,7 @@ func TestTransactionsAreSeenWholeAndNeverCut(t *testing.T) {
 	})
 }
 
-func TestWriteWaitsWhileTooMuchIsPending(t *testing.T) {
+func TestInputWaitsWhileTooMuchIsPending(t *testing.T) {
 	p := redistest.StartProxy(t, redistest.Shared(t).Addr)
 	direct := redistest.Shared(t).Addr
 	w := newWorld(t, options(p.Addr), MaxPending(1000))
@@ -852,30 +852,31 @@ func TestWriteWaitsWhileTooMuchIsPending(t *testing.T) {
 	if s := l.sink.Status(); s.PendingBytes <= 1000 || s.PendingCheckpoints != 1 || s.Oldest.IsZero() {
 		t.Errorf("status %+v", s)
 	}
-	wrote := make(chan error, 1)
-	next := w.pushes(1)
-	go func() { wrote <- l.writers[len(next[0].key)%2].Write(next[0]) }()
+	room := make(chan error, 1)
+	go func() { room <- l.applier.(sink.Throttler).Room(w.t.Context()) }()
 	select {
-	case err := <-wrote:
-		t.Fatalf("Write returned (%v) although %d bytes are pending", err, l.sink.Status().PendingBytes)
+	case err := <-room:
+		t.Fatalf("there is room (%v) although %d bytes are pending", err, l.sink.Status().PendingBytes)
 	case <-time.After(300 * time.Millisecond):
 	}
+	l.checkpoint(w.pushes(1)...) // what is on its way is written meanwhile
 	p.Deaf(false)
 	p.Break()
-	if err := <-wrote; err != nil {
+	if err := <-room; err != nil {
 		t.Fatal(err)
 	}
-	l.checkpoint()
 	l.drain()
 	w.verify(direct)
 	// And it ends with the incarnation.
 	p.Deaf(true)
 	l.checkpoint(w.pushes(100)...)
-	go func() { wrote <- l.writers[0].Write(push{"x", "x"}) }()
-	l.kill()
-	if err := <-wrote; !errors.Is(err, context.Canceled) {
-		t.Errorf("Write returned %v", err)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { room <- l.applier.(sink.Throttler).Room(ctx) }()
+	cancel()
+	if err := <-room; !errors.Is(err, context.Canceled) {
+		t.Errorf("waiting for room ended with %v", err)
 	}
+	l.kill()
 }
 
 func TestAppStartsWhileRedisIsDown(t *testing.T) {
