@@ -33,6 +33,7 @@ type App struct {
 type stage interface {
 	processor.Stage
 	Idle() bool
+	Unaligned() error
 }
 
 // node is one operator of the topology, for validation and for Describe.
@@ -153,6 +154,14 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 	if a.opts.deadLetters != "" && topics[a.opts.deadLetters] {
 		errs = append(errs, fmt.Errorf("dead-letter topic %q is an input of the app: a bad record would come back for ever", a.opts.deadLetters))
 	}
+	if cfg.Unaligned {
+		for _, st := range a.stages {
+			if err := st.Unaligned(); err != nil && !st.Idle() {
+				i := slices.IndexFunc(a.nodes, func(n *node) bool { return n.id == st.StageID() })
+				errs = append(errs, fmt.Errorf("operator %q: %w (%s)", st.StageID(), err, a.nodes[i].where))
+			}
+		}
+	}
 	if len(errs) > 0 {
 		return cfg, nil, &BuildError{App: a.name, Errs: errs}
 	}
@@ -213,7 +222,7 @@ func (a *App) Describe() string {
 	var b strings.Builder
 	cfg, _, err := a.build()
 	fmt.Fprintf(&b, "app %s: group %s, instance %s, %d key-groups, %d subtasks a stage\n", a.name, cfg.Group, cfg.Instance, cfg.KeyGroups, cfg.Parallelism)
-	fmt.Fprintf(&b, "checkpoints: %s, store %s, %d kept\n", describeTrigger(cfg.Trigger), a.opts.store, cfg.Retain)
+	fmt.Fprintf(&b, "checkpoints: %s, %s, store %s, %d kept\n", describeTrigger(cfg.Trigger), describeAlignment(cfg), a.opts.store, cfg.Retain)
 	for _, n := range a.nodes {
 		fmt.Fprintf(&b, "  %-10s %s", n.kind, n.id)
 		if n.detail != "" {

@@ -100,3 +100,52 @@ func TestDescribeShowsOperatorsInputsAndStates(t *testing.T) {
 		}
 	}
 }
+
+func TestUnalignedCheckpointsNeedACodecForEachEdge(t *testing.T) {
+	topology := func(opts ...weir.Option) *weir.App {
+		app := weir.New("slow", append([]weir.Option{weir.Brokers("localhost:1"), weir.CheckpointStore("mem://")}, opts...)...)
+		words := weir.From(app, "words", source.Values("words", codec.String))
+		self := func(s string) string { return s }
+		with := weir.KeyBy(words, "with", self, codec.String, weir.ValueCodec(codec.String))
+		without := weir.KeyBy(words, "without", self, codec.String)
+		hearing := weir.KeyBy(words, "hearing", self, codec.String, weir.ValueCodec(codec.String))
+		weir.KeyBy(words, "unused", self, codec.String)
+		out := kafka.Sink("out", codec.String, codec.Int64)
+		weir.To(weir.Aggregate(with, "count-with", weir.Count[string]()), "out-with", out)
+		weir.To(weir.Aggregate(without, "count-without", weir.Count[string]()), "out-without", out)
+		rules := weir.Broadcast(weir.From(app, "rules", source.Values("rules", codec.String)))
+		weir.To(weir.Process(hearing, "hear", func(s *weir.Setup) weir.Handler[string, string, weir.KV[string, int64]] {
+			state.Broadcast(s, "rules", codec.String, codec.String)
+			rules.On(s, func(string) error { return nil })
+			return weir.OnRecord(func(*weir.Context[string, weir.KV[string, int64]], string) error { return nil })
+		}), "out-hearing", out)
+		return app
+	}
+	if err := topology().Validate(); err == nil || strings.Contains(err.Error(), "unaligned") {
+		t.Errorf("aligned: %v", err) // only "unused" is wrong
+	}
+	for _, o := range []weir.Option{weir.Unaligned(), weir.AlignmentTimeout(time.Second)} {
+		err := topology(o).Validate()
+		wantErrors(t, err,
+			`operator "without": unaligned checkpoints store what is in flight to it, and its values of type string have no codec; pass weir.ValueCodec to weir.KeyBy (app_test.go:`,
+			`operator "hearing": broadcast records that are in flight can't be stored`,
+		)
+		if strings.Contains(err.Error(), `"with"`) {
+			t.Errorf("the operator with a codec is refused: %v", err)
+		}
+	}
+	wantErrors(t, topology(weir.AlignmentTimeout(0)).Validate(), "weir.AlignmentTimeout(0s): want more than 0")
+	broken := codec.Func[string]("broken", 0, nil, nil)
+	app := weir.New("slow", weir.Brokers("localhost:1"), weir.CheckpointStore("mem://"))
+	weir.KeyBy(weir.From(app, "words", source.Values("words", codec.String)), "by-word", func(s string) string { return s }, codec.String, weir.ValueCodec(broken))
+	wantErrors(t, app.Validate(), `operator "by-word": weir.ValueCodec:`)
+	for text, opts := range map[string][]weir.Option{
+		", aligned, ":            nil,
+		", unaligned, ":          {weir.AlignmentTimeout(time.Second), weir.Unaligned()},
+		", unaligned after 1s, ": {weir.Unaligned(), weir.AlignmentTimeout(time.Second)},
+	} {
+		if d := topology(opts...).Describe(); !strings.Contains(d, text) {
+			t.Errorf("the description lacks %q:\n%s", text, d)
+		}
+	}
+}

@@ -61,6 +61,9 @@ type options struct {
 	checkpointTimeout time.Duration
 	tolerable         int
 
+	unaligned        bool
+	alignmentTimeout time.Duration
+
 	backend pebble.Backend
 	from    processor.SavepointStart
 	fromURL string
@@ -157,6 +160,30 @@ func MinPause(d time.Duration) Option { return option(func(o *options) { o.minPa
 // durable; then it is given up and counts as failed. Default 60s.
 func CheckpointTimeout(d time.Duration) Option {
 	return option(func(o *options) { o.checkpointTimeout = d })
+}
+
+// Unaligned makes barriers overtake what is queued in front of operators, so that a
+// checkpoint takes no longer when handlers are slow. What was overtaken is stored with the
+// checkpoint, so it is larger then; after a failure that is processed before new input.
+// Every [KeyBy] needs a [ValueCodec]. Savepoints and the last checkpoint of a clean stop
+// are aligned all the same: they have nothing in flight.
+//
+// Default: barriers keep their place, and a subtask waits until the barrier came on all of
+// its inputs.
+func Unaligned() Option {
+	return option(func(o *options) { o.unaligned, o.alignmentTimeout = true, 0 })
+}
+
+// AlignmentTimeout makes checkpoints begin aligned and turn unaligned when they are not
+// aligned after d, as with [Unaligned]: what is in flight is stored only where it would
+// take too long to wait for it.
+func AlignmentTimeout(d time.Duration) Option {
+	return option(func(o *options) {
+		o.unaligned, o.alignmentTimeout = true, d
+		if d <= 0 {
+			o.errs = append(o.errs, fmt.Errorf("weir.AlignmentTimeout(%v): want more than 0; weir.Unaligned() is unaligned from the begin", d))
+		}
+	})
 }
 
 // TolerableFailures sets how many checkpoints in a row may fail; one more stops the
@@ -385,6 +412,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		KeyGroups: o.keyGroups, Parallelism: o.parallelism,
 		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause, RetryPause: o.retryPause},
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
+		Unaligned: o.unaligned, AlignmentTimeout: o.alignmentTimeout,
 		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, BloomBits: o.bloomBits, Backend: o.backend, HeldBytes: o.held,
 		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
 		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
@@ -491,6 +519,16 @@ func deriveTransactionTimeout(o options) time.Duration {
 	const least, most = time.Minute, 15 * time.Minute
 	open := o.every + time.Duration(o.tolerable+1)*o.checkpointTimeout
 	return min(max(2*open, least), most)
+}
+
+func describeAlignment(cfg processor.Config) string {
+	switch {
+	case !cfg.Unaligned:
+		return "aligned"
+	case cfg.AlignmentTimeout == 0:
+		return "unaligned"
+	}
+	return fmt.Sprintf("unaligned after %v", cfg.AlignmentTimeout)
 }
 
 func describeTrigger(t barrier.TriggerConfig) string {

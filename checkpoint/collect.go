@@ -199,7 +199,7 @@ func (w *Writer) recoverGarbage(ctx context.Context) error {
 		return err
 	}
 	found := map[string]int64{}
-	for _, prefix := range []string{manifestPrefix, segmentPrefix, logPrefix} {
+	for _, prefix := range []string{manifestPrefix, segmentPrefix, logPrefix, inFlightPrefix} {
 		for o, err := range w.cfg.Store.List(ctx, prefix) {
 			if err != nil {
 				return fmt.Errorf("collect garbage: %w", err)
@@ -331,7 +331,7 @@ func collect(ctx context.Context, store Store, o CollectOptions) (r CollectRepor
 		}
 	}
 	var found []Object
-	for _, prefix := range []string{segmentPrefix, logPrefix, manifestPrefix} { // the manifests last, see above
+	for _, prefix := range []string{segmentPrefix, logPrefix, inFlightPrefix, manifestPrefix} { // the manifests last, see above
 		for object, err := range store.List(ctx, prefix) {
 			if err != nil {
 				return r, err

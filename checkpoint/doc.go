@@ -12,6 +12,7 @@
 //	seg/<checkpoint>-<incarnation>.sst                 the changes of one checkpoint
 //	log/<checkpoint>-<incarnation>-<n>.log             what a write-ahead sink is to do after it
 //	seg/<checkpoint>-<incarnation>-m<n>.sst            a piece of several of them merged
+//	inflight/<checkpoint>-<incarnation>.rec            records in flight of an unaligned one
 //	savepoint/<name>/                                  a savepoint, complete in itself
 //
 // Objects are immutable and never overwritten. A [Manifest] names its segments,

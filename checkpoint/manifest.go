@@ -52,6 +52,9 @@ type Manifest struct {
 	Sinks map[string]json.RawMessage
 	// Logs lists the logs of write-ahead sinks that are kept, by operator ID.
 	Logs []SinkLogs
+	// InFlight are the records that were in flight to subtasks, if the checkpoint was
+	// unaligned. Those of a stage are to be processed in this order.
+	InFlight []InFlight
 }
 
 // NoWatermark is the watermark before any event time is known.
@@ -140,6 +143,11 @@ func (m *Manifest) objects(yield func(string) bool) {
 			return
 		}
 	}
+	for _, f := range m.InFlight {
+		if !yield(f.Object) {
+			return
+		}
+	}
 }
 
 const (
@@ -162,8 +170,13 @@ func mergedObject(ref offsets.ManifestRef, n int) string {
 	return segmentPrefix + ref.Object() + "-m" + strconv.Itoa(n) + segmentSuffix
 }
 
-// parseObject returns the checkpoint id and incarnation in the name of a manifest,
-// segment or log.
+// hasAffixes tells whether name begins and ends so.
+func hasAffixes(name, prefix, suffix string) bool {
+	return len(name) >= len(prefix)+len(suffix) && strings.HasPrefix(name, prefix) && strings.HasSuffix(name, suffix)
+}
+
+// parseObject returns the checkpoint id and incarnation in the name of a manifest, of a
+// segment, of a log or of records in flight.
 func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 	switch {
 	case strings.HasPrefix(name, manifestPrefix) && strings.HasSuffix(name, manifestSuffix):
@@ -186,6 +199,8 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 			return 0, 0, false
 		}
 		name = name[:i]
+	case hasAffixes(name, inFlightPrefix, inFlightSuffix):
+		name = name[len(inFlightPrefix) : len(name)-len(inFlightSuffix)]
 	default:
 		return 0, 0, false
 	}
@@ -204,22 +219,24 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 	return int64(cp), uint32(inc), true
 }
 
-// An encoded manifest, versions 1 to 3; numbers are big-endian:
+// An encoded manifest, versions 1 to 4; numbers are big-endian:
 //
 //	magic          "WEIRCKPT"
 //	version        4 bytes
 //	header length  4 bytes
 //	total length   8 bytes  of everything, checksum included
 //	header         JSON, for people and for fields to come; unknown ones are ignored
-//	inline         the bytes of an inline segment, then those of inline logs; or nothing
+//	inline         the bytes of an inline segment, then those of inline logs, then those of
+//	               records in flight; or nothing
 //	crc32c         4 bytes  of everything before it
 //
 // Version 2 has logs. A build that doesn't know them must not restore it, or what they
-// hold would never be applied. Version 3 has packs of logs. A manifest has the lowest
-// version that does.
+// hold would never be applied. Version 3 has packs of logs. Version 4 has records in flight,
+// which would be lost in the same way. A manifest has the lowest version that does.
 const (
 	manifestMagic   = "WEIRCKPT"
-	manifestVersion = 3
+	manifestVersion = 4
+	maxOffset       = math.MaxInt64
 	fixedBytes      = 8 + 4 + 4 + 8
 	trailerBytes    = 4
 )
@@ -240,7 +257,8 @@ type header struct {
 	States      []StateInfo                `json:"states"`
 	Segments    []SegmentRef               `json:"segments"`
 	Sinks       map[string]json.RawMessage `json:"sinks,omitempty"`
-	Logs        []sinkLogsJSON             `json:"logs,omitempty"` // from version 2 on
+	Logs        []sinkLogsJSON             `json:"logs,omitempty"`     // from version 2 on
+	InFlight    []InFlight                 `json:"inFlight,omitempty"` // from version 3 on
 }
 
 type refJSON struct {
@@ -258,14 +276,14 @@ type positionJSON struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encode returns the manifest's bytes and the reference to them. Segments and logs whose
-// Object is empty refer to inline; in m they get the place that inline has in the encoded
-// manifest.
+// encode returns the manifest's bytes and the reference to them. Segments, logs and records
+// in flight whose Object is empty refer to inline; in m they get the place that inline has
+// in the encoded manifest.
 func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	h := header{
 		App: m.App, Instance: m.Instance, Checkpoint: m.Checkpoint, Incarnation: m.Incarnation,
 		Created: m.Created, KeyGroups: m.KeyGroups, Lineage: m.Lineage, States: m.States, Segments: m.Segments, Sinks: m.Sinks,
-		Positions: make([]positionJSON, 0, len(m.Positions)), Logs: encodeSinkLogs(m),
+		Positions: make([]positionJSON, 0, len(m.Positions)), Logs: encodeSinkLogs(m), InFlight: m.InFlight,
 	}
 	version := uint32(1)
 	if len(m.Logs) > 0 {
@@ -275,6 +293,9 @@ func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 		if l.Pack() {
 			version = 3
 		}
+	}
+	if len(m.InFlight) > 0 {
+		version = 4
 	}
 	if m.Watermark != NoWatermark {
 		h.Watermark = &m.Watermark
@@ -322,6 +343,12 @@ func (m *Manifest) place(object string, inlineAt int64) {
 		if l.Object == "" {
 			l.Object = object
 			l.Offset += inlineAt
+		}
+	}
+	for i := range m.InFlight {
+		if f := &m.InFlight[i]; f.Object == "" {
+			f.Object = object
+			f.Offset += inlineAt
 		}
 	}
 }
@@ -375,7 +402,7 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	}
 	m := &Manifest{
 		App: h.App, Instance: h.Instance, Checkpoint: h.Checkpoint, Incarnation: h.Incarnation,
-		Created: h.Created, KeyGroups: h.KeyGroups, Lineage: h.Lineage, Watermark: NoWatermark, States: h.States, Segments: h.Segments, Sinks: h.Sinks,
+		Created: h.Created, KeyGroups: h.KeyGroups, Lineage: h.Lineage, Watermark: NoWatermark, States: h.States, Segments: h.Segments, Sinks: h.Sinks, InFlight: h.InFlight,
 		Positions: make(map[offsets.Partition]offsets.Position, len(h.Positions)),
 	}
 	if h.Watermark != nil {
@@ -419,6 +446,14 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	for _, l := range m.logs {
 		if version < 3 && l.Pack() {
 			return nil, errors.New("header: it lists a pack of logs, which only a manifest of version 3 has")
+		}
+	}
+	if version < 4 && len(m.InFlight) > 0 {
+		return nil, errors.New("header: it lists records in flight, which only a manifest of version 4 has")
+	}
+	for i, f := range m.InFlight {
+		if err := f.check(inline); err != nil {
+			return nil, fmt.Errorf("header: records in flight, number %d: %w", i, err)
 		}
 	}
 	m.place(object, int64(fixedBytes+headerLen))

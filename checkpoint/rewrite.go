@@ -79,6 +79,9 @@ func rewriteSavepoint(ctx context.Context, view Store, m *Manifest, to Store, na
 		}
 		markRun(sp.segments, run, shards)
 	}
+	if err := sp.copyInFlight(ctx, view, wholeRange(m.InFlight, o.KeyGroups)); err != nil {
+		return SavepointInfo{}, sp.giveUp(ctx, err)
+	}
 	out := *m
 	out.KeyGroups = o.KeyGroups
 	if err := sp.copyLogs(ctx, view, &out); err != nil {

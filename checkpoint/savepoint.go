@@ -21,6 +21,7 @@ import (
 //
 //	savepoint/<name>/seg/<attempt>-<n>.sst    its segments
 //	savepoint/<name>/log/<attempt>-<n>.log    the logs of its sinks, if there are any
+//	savepoint/<name>/inflight/<attempt>.rec   its records in flight, if there are any
 //	savepoint/<name>/savepoint.manifest       a manifest whose objects are relative to it
 //
 // The manifest is written last, and only what has one is a savepoint. A crash before
@@ -107,6 +108,9 @@ func createSavepoint(ctx context.Context, from Store, m *Manifest, to Store, nam
 	}
 	p.Bytes += m.LogBytes()
 	report(progress, p)
+	if err := sp.copyInFlight(ctx, from, m.InFlight); err != nil {
+		return SavepointInfo{}, sp.giveUp(ctx, err)
+	}
 	return sp.complete(ctx, whole)
 }
 
@@ -123,6 +127,7 @@ type savepointWriter struct {
 	attempt  string
 	segments []SegmentRef // with names relative to view
 	logs     []string     // names of objects, relative to view
+	inFlight []InFlight   // as segments
 }
 
 func beginSavepoint(ctx context.Context, to Store, name string) (*savepointWriter, error) {
@@ -168,6 +173,12 @@ func (w *savepointWriter) copyLogs(ctx context.Context, from Store, m *Manifest)
 	})
 }
 
+// copyInFlight takes the records in flight of another store.
+func (w *savepointWriter) copyInFlight(ctx context.Context, from Store, refs []InFlight) (err error) {
+	w.inFlight, err = copyInFlight(ctx, from, refs, w.view, inFlightPrefix+w.attempt+inFlightSuffix)
+	return err
+}
+
 // put writes a piece.
 func (w *savepointWriter) put(ctx context.Context, p segment.Merged, data []byte) error {
 	object := w.next()
@@ -180,7 +191,7 @@ func (w *savepointWriter) put(ctx context.Context, p segment.Merged, data []byte
 
 // complete writes the manifest, which makes it a savepoint.
 func (w *savepointWriter) complete(ctx context.Context, m Manifest) (SavepointInfo, error) {
-	m.Segments, m.Parent = w.segments, offsets.ManifestRef{}
+	m.Segments, m.InFlight, m.Parent = w.segments, w.inFlight, offsets.ManifestRef{}
 	b, _, err := m.encode(nil)
 	if err != nil {
 		return SavepointInfo{}, w.giveUp(ctx, err)
@@ -193,7 +204,7 @@ func (w *savepointWriter) complete(ctx context.Context, m Manifest) (SavepointIn
 		// It may be there although we were told otherwise: the segments stay.
 		return SavepointInfo{}, err
 	}
-	info := SavepointInfo{Name: w.name, Complete: true, Objects: len(w.segments) + len(w.logs) + 1, Bytes: m.Bytes() + m.LogBytes() + int64(len(b)), Created: time.Now()}
+	info := SavepointInfo{Name: w.name, Complete: true, Objects: len(w.segments) + len(w.logs) + min(len(w.inFlight), 1) + 1, Bytes: m.Bytes() + m.LogBytes() + int64(len(b)), Created: time.Now()}
 	return info, nil
 }
 
@@ -204,6 +215,9 @@ func (w *savepointWriter) giveUp(ctx context.Context, cause error) error {
 	}
 	for _, object := range w.logs {
 		_ = w.view.Delete(context.WithoutCancel(ctx), object)
+	}
+	for _, f := range w.inFlight[:min(len(w.inFlight), 1)] {
+		_ = w.view.Delete(context.WithoutCancel(ctx), f.Object)
 	}
 	return cause
 }
@@ -306,6 +320,11 @@ func decodeSavepoint(b []byte) (*Manifest, error) {
 			return nil, fmt.Errorf("header: the log of checkpoint %d is in %q, outside of the savepoint", l.Checkpoint, l.Object)
 		}
 	}
+	for i, f := range m.InFlight {
+		if !strings.HasPrefix(f.Object, inFlightPrefix) {
+			return nil, fmt.Errorf("header: records in flight, number %d, are in %q, outside of the savepoint", i, f.Object)
+		}
+	}
 	return m, nil
 }
 
@@ -360,8 +379,9 @@ type AdoptOptions struct {
 	// would not be older than those to come.
 	Checkpoint  int64
 	Incarnation uint32 // a random number, as in Config
-	// DropPositions forgets where the input was read to, and event time with it: the job
-	// starts with this state at positions that are chosen otherwise.
+	// DropPositions forgets where the input was read to, and with it event time and what was
+	// read of the input and in flight: the job starts with this state at positions that are
+	// chosen otherwise.
 	DropPositions bool
 }
 
@@ -395,7 +415,7 @@ func adoptSavepoint(ctx context.Context, view Store, sp *Manifest, store Store, 
 	m.App, m.Instance, m.Checkpoint, m.Incarnation = o.App, o.Instance, o.Checkpoint, o.Incarnation
 	m.Parent, m.Lineage, m.Created = none, NewLineage(), time.Now().UTC().Round(0)
 	if o.DropPositions {
-		m.Positions, m.Watermark, m.EventTime = nil, NoWatermark, EventTime{}
+		m.Positions, m.Watermark, m.EventTime, m.InFlight = nil, NoWatermark, EventTime{}, nil
 	}
 	m.Segments = slices.Clone(sp.Segments)
 	name := offsets.ManifestRef{Checkpoint: o.Checkpoint, Incarnation: o.Incarnation}
@@ -416,6 +436,9 @@ func adoptSavepoint(ctx context.Context, view Store, sp *Manifest, store Store, 
 		return object, store.Put(ctx, object, data)
 	})
 	if err != nil {
+		return nil, none, err
+	}
+	if m.InFlight, err = copyInFlight(ctx, view, m.InFlight, store, inFlightObject(name)); err != nil {
 		return nil, none, err
 	}
 	b, ref, err := m.encode(nil)

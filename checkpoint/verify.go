@@ -43,6 +43,14 @@ func Verify(ctx context.Context, store Store, m *Manifest, progress func(Progres
 		p.Bytes += l.Length
 		report(progress, p)
 	}
+	for _, f := range m.InFlight {
+		if ctx.Err() != nil {
+			break
+		}
+		if _, err := readInFlight(ctx, store, f); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	return wrap(fmt.Sprintf("verify checkpoint %d", m.Checkpoint), errors.Join(errs...))
 }
 

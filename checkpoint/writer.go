@@ -133,6 +133,9 @@ type Snapshot struct {
 	// needs: those of that checkpoint and later ones; or KeepNone. A sink that isn't in it
 	// keeps all.
 	Keep map[string]int64
+	// InFlight is what was captured for this checkpoint and for no other, those of a stage
+	// in the order in which they are to be processed.
+	InFlight []InFlightData
 }
 
 // Stats describes what Persist wrote.
@@ -140,7 +143,8 @@ type Stats struct {
 	Entries       int64
 	Tombstones    int64
 	SegmentBytes  int64
-	ManifestBytes int64 // an inline segment included
+	ManifestBytes int64 // an inline segment, and records in flight that are inline, included
+	InFlightBytes int64 // records in flight that are an object of their own
 	Inline        bool  // the segment rides in the manifest
 	Segments      int   // length of the chain
 	LogBytes      int64 // of logs that were written as objects of their own
@@ -356,11 +360,21 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 			w.compressed = min(float64(len(data))/float64(raw), 1)
 		}
 	}
+	flights, flying := lay(s.InFlight, "", 0)
 	inline := data != nil && int64(len(data)) <= w.cfg.InlineLimit
+	flyInline := len(flying) == 0 || int64(len(flying)) <= w.cfg.InlineLimit
 	var written []object
 	if data != nil && !inline {
 		o := object{segmentObject(w.last), data}
 		if err := w.put(ctx, s.Checkpoint, o); err != nil {
+			return none, Stats{}, err
+		}
+		written = append(written, object{name: o.name})
+	}
+	if !flyInline {
+		o := object{inFlightObject(w.last), flying}
+		if err := w.put(ctx, s.Checkpoint, o); err != nil {
+			w.discard(s.Checkpoint, written...)
 			return none, Stats{}, err
 		}
 		written = append(written, object{name: o.name})
@@ -384,7 +398,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	m := &Manifest{
 		App: w.cfg.App, Instance: w.cfg.Instance, Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation,
 		Created: start.UTC().Round(0), KeyGroups: w.cfg.KeyGroups, Lineage: w.lineage, Watermark: s.Watermark, EventTime: s.EventTime,
-		Positions: s.Positions, States: s.States, Sinks: s.Sinks,
+		Positions: s.Positions, States: s.States, Sinks: s.Sinks, InFlight: flights,
 	}
 	w.mu.Lock()
 	m.Parent = w.baseRef
@@ -432,6 +446,16 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 		}
 		m.Logs = addLog(m.Logs, l.operator, lr)
 	}
+	for i := range m.InFlight {
+		if flyInline {
+			m.InFlight[i].Offset += int64(len(body))
+		} else {
+			m.InFlight[i].Object = inFlightObject(w.last)
+		}
+	}
+	if flyInline && len(flying) > 0 {
+		body = append(body[:len(body):len(body)], flying...)
+	}
 	encoded, ref, err := m.encode(body)
 	if err == nil {
 		crashpoint.Hit(crashpoint.BeforeManifest)
@@ -448,7 +472,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	w.mu.Unlock()
 	return ref, Stats{
 		Entries: info.Entries, Tombstones: info.Tombstones, SegmentBytes: info.Bytes, ManifestBytes: int64(len(encoded)),
-		Inline: inline, Segments: len(m.Segments), Took: w.cfg.Now().Sub(start), Segment: data, Manifest: m,
+		InFlightBytes: flownBytes(flyInline, flying), Inline: inline, Segments: len(m.Segments), Took: w.cfg.Now().Sub(start), Segment: data, Manifest: m,
 		LogBytes: logBytes, Parts: parts,
 	}, nil
 }
@@ -501,6 +525,14 @@ func (w *Writer) keepSmall(p *pending) {
 		kept[s.Operator] = of
 	}
 	w.small = kept
+}
+
+// flownBytes is the size of the object that holds the records in flight.
+func flownBytes(inline bool, data []byte) int64 {
+	if inline {
+		return 0
+	}
+	return int64(len(data))
 }
 
 // abandonPending forgets a checkpoint that was persisted and not committed. Its runs

@@ -320,8 +320,8 @@ func TestRestartFindsRetainedAndOrphanedCheckpoints(t *testing.T) {
 			t.Errorf("%s is left", name)
 		}
 	}
-	if lists != 3 {
-		t.Errorf("the store was listed %d times, want once for each of three prefixes", lists)
+	if lists != 4 {
+		t.Errorf("the store was listed %d times, want once for each of four prefixes", lists)
 	}
 }
 

@@ -650,3 +650,31 @@ func TestInspectListsCheckpoints(t *testing.T) {
 		t.Error(out.String())
 	}
 }
+
+func slow(app *weir.App) {
+	type order struct{ Customer, Item string }
+	orders := weir.From(app, "orders", source.Values("orders", codec.JSON[order]()))
+	byCustomer := weir.KeyBy(orders, "by-customer", func(o order) string { return o.Customer }, codec.String,
+		weir.ValueCodec(codec.JSON[order]()))
+	counts := weir.Aggregate(byCustomer, "count", weir.Count[order]())
+	weir.To(counts, "counts", kafka.Sink("counts", codec.String, codec.Int64))
+}
+
+func TestSlowHandlersMayBeOvertaken(t *testing.T) {
+	for _, o := range []weir.Option{weir.Unaligned(), weir.AlignmentTimeout(time.Second)} {
+		brokers := cluster(t, "orders", "counts")
+		produce(t, brokers, "orders", `{"Customer":"ann","Item":"a"}`, `{"Customer":"ann","Item":"b"}`)
+		app := weir.New("slow", weir.Brokers(brokers...), weir.CheckpointStore("mem://"), weir.Drain(), o)
+		slow(app)
+		if err := app.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rs := committed(t, brokers, "counts")
+		if len(rs) != 2 {
+			t.Fatalf("%d results, want 2", len(rs))
+		}
+		if n, err := codec.Int64.Decode(rs[1].Value); n != 2 || err != nil {
+			t.Errorf("the count is %d, %v", n, err)
+		}
+	}
+}

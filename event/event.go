@@ -28,11 +28,19 @@ type CheckpointPersisted struct {
 	Entries    int64         // changed state entries
 	Bytes      int64         // bytes written to the store
 	Segments   int           // segments that the manifest names
+	// Unaligned says that a barrier overtook records, and InFlight how many records are
+	// stored that were in flight.
+	Unaligned bool
+	InFlight  int64
 }
 
 func (i CheckpointPersisted) String() string {
-	return fmt.Sprintf("checkpoint %d persisted: %d entries, %d bytes, %d segments, aligned in %v, written in %v",
-		i.Checkpoint, i.Entries, i.Bytes, i.Segments, i.Aligned.Round(time.Microsecond), i.Took.Round(time.Microsecond))
+	cut := "aligned"
+	if i.Unaligned {
+		cut = fmt.Sprintf("%d records in flight, unaligned", i.InFlight)
+	}
+	return fmt.Sprintf("checkpoint %d persisted: %d entries, %d bytes, %d segments, %s in %v, written in %v",
+		i.Checkpoint, i.Entries, i.Bytes, i.Segments, cut, i.Aligned.Round(time.Microsecond), i.Took.Round(time.Microsecond))
 }
 
 // CheckpointCommitted says that the commit point of a checkpoint is behind us.
@@ -67,6 +75,7 @@ type Restored struct {
 	Partitions int
 	Segments   int
 	Entries    int64 // of all segments together
+	InFlight   int64 // records that were in flight and are processed before new input
 	// How the state came: "read" into memory, or into a local store that was "reused",
 	// "caught up" or "rebuilt": it had all, some or none of the segments. Attached is how
 	// many came in, and Bytes what all of them hold.
@@ -80,8 +89,12 @@ func (i Restored) String() string {
 	if i.Checkpoint == 0 {
 		return fmt.Sprintf("started empty on %d partitions", i.Partitions)
 	}
-	return fmt.Sprintf("restored checkpoint %d: %d entries in %d segments, %s, for %d partitions in %v",
-		i.Checkpoint, i.Entries, i.Segments, i.How, i.Partitions, i.Took.Round(time.Microsecond))
+	flying := ""
+	if i.InFlight > 0 {
+		flying = fmt.Sprintf(" and %d records in flight", i.InFlight)
+	}
+	return fmt.Sprintf("restored checkpoint %d: %d entries in %d segments, %s%s, for %d partitions in %v",
+		i.Checkpoint, i.Entries, i.Segments, i.How, flying, i.Partitions, i.Took.Round(time.Microsecond))
 }
 
 // Restarting says that the incarnation ended and another one begins.

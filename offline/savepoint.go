@@ -59,6 +59,9 @@ func (s *Snapshot) Save(ctx context.Context, to checkpoint.Store, name string, p
 // entry that was deleted is not in it, nor is what the snapshot holds of states that were
 // dropped. It may be called again, for another savepoint.
 func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
+	if b.base != nil && b.base.manifest.RecordsInFlight() > 0 {
+		return checkpoint.SavepointInfo{}, fmt.Errorf("build savepoint %s: %v was unaligned and holds %d records in flight, which an edit can't take along; take a savepoint of the running app and edit that: it holds none", name, b.base, b.base.manifest.RecordsInFlight())
+	}
 	sp, err := checkpoint.BuildSavepoint(ctx, to, name)
 	if err != nil {
 		return checkpoint.SavepointInfo{}, err

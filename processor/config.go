@@ -33,6 +33,8 @@ type Config struct {
 	Trigger           barrier.TriggerConfig
 	CheckpointTimeout time.Duration
 	TolerableFailures int
+	Unaligned         bool          // checkpoints may be unaligned
+	AlignmentTimeout  time.Duration // for how long they are aligned all the same
 
 	Store  checkpoint.Store
 	Retain int // committed checkpoints kept

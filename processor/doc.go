@@ -11,6 +11,8 @@
 //     its outgoing edges and its [output]; nothing of it is shared.
 //   - edge (shuffle.go): typed batches over a bounded queue between two subtasks.
 //     A subtask that runs out of empty batches waits: that is the backpressure.
+//   - records in flight (inflight.go): what an unaligned checkpoint captures of edges,
+//     and what a restore does with it.
 //   - time (time.go): watermarks, and the timers that they and the clock make fire.
 //   - gate: which epoch's outputs may go into the open transaction.
 //   - incarnation: one life of the job, from the first assignment to the first
@@ -47,4 +49,20 @@
 //	loop       Commit{N}
 //	committer  commit record, offsets with pointer, EndTxn
 //	loop       Completed{N}: the gate opens for N+1, subtasks release what they held
+//
+// If N is unaligned ([Config.Unaligned]), the loop says so to all keyed subtasks with the
+// number of the checkpoint and a flag that they look at before each record. Then
+//
+//	subtask    freezes its state between two records and forwards barrier N, wherever
+//	           it comes from, counts its outputs to epoch N+1, captures what is queued
+//	           here (inflight.go)
+//	subtask    captures what comes on each input in front of barrier N, and acknowledges
+//	           when it came on all of them
+//
+// and a restore gives what was captured to whoever owns its key-groups, to be processed
+// first.
+//
+// Only between two records a barrier can be cut. So where checkpoints may be unaligned no
+// subtask waits in the midst of a record: neither for room on its edges, which it overdraws,
+// nor for the commit of a checkpoint that it has not acknowledged itself.
 package processor

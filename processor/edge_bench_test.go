@@ -75,11 +75,7 @@ func (e *edge) batch(t testing.TB, from int) {
 	}
 	e.sub.idle()
 	for _, r := range e.runners {
-		for len(r.box.ch) > 0 {
-			if err := r.take(<-r.box.ch); err != nil {
-				t.Fatal(err)
-			}
-		}
+		takeAll(t, r)
 	}
 }
 
@@ -120,5 +116,22 @@ func TestEdgeAndKeyedUpdateAllocateNothingPerRecord(t *testing.T) {
 	// The function under guard holds its loop's variables: a few for each receiver.
 	if perBatch > 2*parallelism {
 		t.Errorf("%d values make %v allocations, want at most %d", edgeBatch, perBatch, 2*parallelism)
+	}
+}
+
+// takeAll makes r process what was handed over to it.
+func takeAll[K comparable, T any](t testing.TB, r *keyedRunner[K, T]) {
+	t.Helper()
+	for {
+		bt, err := r.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bt == nil {
+			return
+		}
+		if err := r.take(bt); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

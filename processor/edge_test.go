@@ -65,7 +65,11 @@ func TestPanicInAKeysHashNamesItsRecord(t *testing.T) {
 		send(v)
 	}
 	s.idle()
-	err = r.take(<-r.box.ch)
+	bt, err := r.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = r.take(bt)
 	if err == nil || !strings.Contains(err.Error(), `"count" panicked on in/0 at offset 2`) {
 		t.Fatalf("got %v, want a panic of operator count on in/0 at offset 2", err)
 	}

@@ -72,6 +72,9 @@ type output struct {
 	epoch int64
 	held  []*kgo.Record
 	bytes int64
+	// owing says that the subtask has not acknowledged the checkpoint whose barrier it
+	// met last. To wait for the commit of that would be to wait for oneself.
+	owing bool
 }
 
 // recordOverhead is the memory of a held record beside its key and value, bytes.
@@ -89,7 +92,7 @@ func (o *output) Produce(r *kgo.Record) {
 	o.held = append(o.held, r)
 	n := int64(len(r.Key)+len(r.Value)) + recordOverhead
 	o.bytes += n
-	if o.gate.held.Add(n) > o.gate.limit {
+	if o.gate.held.Add(n) > o.gate.limit && !o.owing {
 		o.gate.wait(o.ctx, o.epoch)
 		o.release()
 	}

@@ -86,6 +86,9 @@ type incarnation struct {
 	revokeStarted atomic.Bool
 	memoryAsked   atomic.Bool // a checkpoint was asked for to free memory
 
+	unaligned atomic.Int64 // newest checkpoint that is to be unaligned
+	givenUp   atomic.Int64 // newest checkpoint that was given up
+
 	// For Status.
 	last     atomic.Pointer[commitInfo]
 	restored atomic.Pointer[event.Restored]
@@ -114,8 +117,11 @@ type ack struct {
 	held      time.Duration // the longest time that the subtask was held for it
 	records   int64         // input since the barrier before
 	stage     string        // of a keyed subtask
-	watermark int64         // of the stage, at the barrier
+	watermark int64         // of a keyed subtask, at the barrier
 	logs      []checkpoint.LogPart
+	unaligned bool // it did not wait for the barrier on all inputs
+	inFlight  []checkpoint.InFlightData
+	abandoned bool // only run and logs count: what was in flight was not captured to the end
 }
 
 // Outcomes that the committer reports to the loop.
@@ -357,6 +363,8 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 		LastID:            inc.committed.Load(),
 		Timeout:           inc.cfg.CheckpointTimeout,
 		TolerableFailures: inc.cfg.TolerableFailures,
+		Unaligned:         inc.cfg.Unaligned,
+		AlignmentTimeout:  inc.cfg.AlignmentTimeout,
 		Trigger:           inc.cfg.Trigger,
 	}, now)
 	if err != nil {
@@ -366,6 +374,12 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 	if inc.restore.state.mended {
 		// The committed offsets are still those that the operator had us pass over:
 		// until they are replaced, the next start would refuse again.
+		if over, err := d.do(now, co.MarkDirty(now)); over {
+			return err
+		}
+	}
+	if inc.base.RecordsInFlight() > 0 {
+		// What they change and emit is to be committed, also if nothing follows them.
 		if over, err := d.do(now, co.MarkDirty(now)); over {
 			return err
 		}
@@ -467,7 +481,9 @@ type driver struct {
 	logs          []logged      // likewise, of sinks
 	positions     map[offsets.Partition]offsets.Position
 	times         map[offsets.Partition]checkpoint.PartitionTime
-	watermarks    map[string]int64 // by stage
+	watermarks    map[string]int64 // by stage, the least
+	inFlight      []checkpoint.InFlightData
+	unaligned     bool // a subtask did not wait for the barrier on all its inputs
 	ref           offsets.ManifestRef
 	manifest      *checkpoint.Manifest // that ref names
 	parts         map[string][][]byte  // of its logs, by sink
@@ -490,6 +506,10 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			d.logs = append(d.logs, logged{e.id, e.subtask, e.logs})
 		}
 		d.epochRecords += e.records // of one that was given up, too: the next one covers them
+		if e.abandoned {
+			return nil
+		}
+		var acts []barrier.Action
 		if e.id == d.pending {
 			d.held = max(d.held, e.held)
 			for _, p := range e.positions {
@@ -499,10 +519,20 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 				}
 			}
 			if e.stage != "" {
-				d.watermarks[e.stage] = e.watermark
+				least, ok := d.watermarks[e.stage]
+				if !ok {
+					least = e.watermark
+				}
+				d.watermarks[e.stage] = min(least, e.watermark)
+			}
+			d.unaligned = d.unaligned || e.unaligned
+			d.inFlight = append(d.inFlight, e.inFlight...)
+			if slices.ContainsFunc(e.inFlight, func(f checkpoint.InFlightData) bool { return f.Records > 0 }) {
+				// They change and emit something in the next epoch, also if nothing follows.
+				acts = slices.Clone(d.co.MarkDirty(now))
 			}
 		}
-		return d.co.Ack(now, e.subtask, e.id)
+		return append(acts, d.co.Ack(now, e.subtask, e.id)...)
 	case persisted:
 		if e.err != nil {
 			return d.co.PersistFailed(now, e.id, e.err)
@@ -516,6 +546,7 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 		d.inc.cfg.Listener.CheckpointPersisted(event.CheckpointPersisted{
 			App: d.inc.cfg.App, Checkpoint: e.id, Aligned: d.aligned, Held: d.held, Took: e.took,
 			Entries: e.stats.Entries, Bytes: written(e.stats), Segments: e.stats.Segments,
+			Unaligned: d.unaligned, InFlight: inFlight(e.stats),
 		})
 		return d.co.Persisted(now, e.id)
 	case committed:
@@ -548,17 +579,22 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			crashpoint.Hit(crashpoint.BeforeBarrier)
 			d.pending, d.begun, d.held = a.ID, now, 0
 			d.positions = map[offsets.Partition]offsets.Position{}
+			d.inFlight, d.unaligned = nil, false
 			d.times, d.watermarks = map[offsets.Partition]checkpoint.PartitionTime{}, map[string]int64{}
 			d.cut, d.asked = append(d.cut, d.asked...), nil
 			for _, s := range inc.sources {
 				s.inject(a.ID)
 			}
 			inc.cfg.Listener.CheckpointBegun(event.CheckpointBegun{App: inc.cfg.App, Checkpoint: a.ID, Reason: a.Reason.String()})
+		case barrier.Unalign:
+			inc.unaligned.Store(a.ID)
+			inc.callAttention()
 		case barrier.Persist:
 			d.aligned = now.Sub(d.begun)
 			var ctx context.Context
 			ctx, d.cancelPersist = context.WithCancel(inc.ctx)
 			s := &checkpoint.Snapshot{Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs, Logs: inOrder(d.logs)}
+			s.InFlight = d.worthKeeping()
 			s.EventTime, s.Watermark = eventTime(d.times, d.watermarks)
 			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: s})
 			d.runs, d.logs = nil, nil
@@ -569,6 +605,10 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 				d.cancelPersist()
 			}
 			inc.cfg.Listener.CheckpointFailed(event.CheckpointFailed{App: inc.cfg.App, Checkpoint: a.ID, Err: a.Err})
+			inc.givenUp.Store(a.ID)
+			if inc.cfg.Unaligned {
+				inc.callAttention()
+			}
 			// The epoch stays open: what was held for the next one joins it.
 			inc.release(a.ID + 1)
 		case barrier.Completed:
@@ -608,6 +648,23 @@ func (d *driver) drainBy() time.Time {
 		return time.Now().Add(d.inc.cfg.StopTimeout)
 	}
 	return d.stopBy
+}
+
+// callAttention makes every keyed subtask look at what the loop says, before its next
+// record.
+func (inc *incarnation) callAttention() {
+	for _, s := range inc.subtasks {
+		s.attend.Store(true)
+		s.notify()
+	}
+}
+
+// worthKeeping returns what was captured without the parts that say nothing.
+func (d *driver) worthKeeping() []checkpoint.InFlightData {
+	return slices.DeleteFunc(d.inFlight, func(f checkpoint.InFlightData) bool {
+		ahead := f.Watermark != nil && *f.Watermark > d.watermarks[f.Stage]
+		return len(f.Data) == 0 && !ahead
+	})
 }
 
 // completed is what follows the commit point.
@@ -706,7 +763,15 @@ func sortedPartitions[V any](m map[offsets.Partition]V) []offsets.Partition {
 // written is the number of bytes that a checkpoint put into the store.
 func written(s checkpoint.Stats) int64 {
 	if s.Inline {
-		return s.ManifestBytes // holds the segment
+		return s.ManifestBytes + s.InFlightBytes // the manifest holds the segment
 	}
-	return s.ManifestBytes + s.SegmentBytes
+	return s.ManifestBytes + s.SegmentBytes + s.InFlightBytes
+}
+
+// inFlight is the number of records in flight that a checkpoint stored.
+func inFlight(s checkpoint.Stats) int64 {
+	if s.Manifest == nil {
+		return 0
+	}
+	return s.Manifest.RecordsInFlight()
 }

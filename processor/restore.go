@@ -343,7 +343,7 @@ func (inc *incarnation) build(at recovered) error {
 	if at.manifest != nil {
 		inc.base = *at.manifest
 	}
-	if err := inc.register(); err != nil {
+	if err := errors.Join(inc.register(), inc.checkInFlight()); err != nil {
 		return err
 	}
 	inc.sources = inc.plan.Sources.build(inc)
@@ -403,6 +403,12 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 	}
 	if err := inc.recoverAppliers(ctx, at); err != nil {
 		return err
+	}
+	if at.manifest != nil {
+		if err := inc.loadInFlight(ctx, at.manifest); err != nil {
+			return err
+		}
+		info.InFlight = at.manifest.RecordsInFlight()
 	}
 	crashpoint.Hit(crashpoint.AfterRestore)
 	info.Took = time.Since(begun)

@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/barrier"
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/segment"
@@ -35,7 +39,10 @@ type batch[K comparable, T any] struct {
 	casts   []cast // broadcast records; an edge has either these or items
 	time    mark
 	barrier int64
-	home    chan *batch[K, T]
+	home    chan *batch[K, T] // nil: nobody takes it back
+	// restored says that it was in flight when the job was restored. Then input is the
+	// part of what was in flight that it is of.
+	restored bool
 }
 
 // cast is one record of a broadcast stream, on its way to every subtask of a stage.
@@ -52,6 +59,10 @@ func (b *batch[K, T]) empty() bool { return len(b.items)+len(b.casts) == 0 }
 const (
 	batchSize     = 512 // records in a full batch
 	batchesInEdge = 4   // batches of one edge: the bound of its queue
+	// overdraft is how many batches more a record may fill where checkpoints may be
+	// unaligned: only between two records can positions and state be cut, so in the midst
+	// of one a subtask does not wait for room if it can help it.
+	overdraft = 8
 )
 
 // KeyedStage is the stage behind a KeyBy: subtasks that own contiguous ranges of
@@ -60,6 +71,7 @@ type KeyedStage[K comparable, T any] struct {
 	id        string
 	key       func(T) K
 	codec     codec.Codec[K]
+	values    codec.Codec[T] // nil: what is in flight can't be stored
 	operators []KeyedOperator[K, T]
 	casts     int // handlers of broadcast records
 }
@@ -75,6 +87,25 @@ type KeyedOperator[K comparable, T any] struct {
 // NewKeyedStage returns the stage of a KeyBy with this operator ID.
 func NewKeyedStage[K comparable, T any](id string, key func(T) K, c codec.Codec[K]) *KeyedStage[K, T] {
 	return &KeyedStage[K, T]{id: id, key: key, codec: c}
+}
+
+// InFlight sets the codec with which unaligned checkpoints store values that are in
+// flight to the stage.
+func (st *KeyedStage[K, T]) InFlight(c codec.Codec[T]) { st.values = c }
+
+// Unaligned tells what keeps checkpoints from being unaligned in front of the stage.
+func (st *KeyedStage[K, T]) Unaligned() error {
+	switch {
+	case st.casts > 0:
+		return errors.New("broadcast records that are in flight can't be stored: unaligned checkpoints and broadcast streams don't go together")
+	case st.values == nil:
+		return fmt.Errorf("unaligned checkpoints store what is in flight to it, and its values of type %s have no codec; pass weir.ValueCodec to weir.KeyBy", reflect.TypeFor[T]())
+	}
+	return nil
+}
+
+func (st *KeyedStage[K, T]) flightWriter() flightWriter[K, T] {
+	return flightWriter[K, T]{keys: st.codec, values: st.values}
 }
 
 // Add appends an operator to the stage.
@@ -111,12 +142,14 @@ func (st *KeyedStage[K, T]) sender(s *Subtask) *sender[K, T] {
 		sub: s, op: s.Operator(st.id), stage: st,
 		keyGroups: s.inc.cfg.KeyGroups, parallelism: len(sh.boxes),
 		boxes: sh.boxes, open: make([]*batch[K, T], len(sh.boxes)), free: make([]chan *batch[K, T], len(sh.boxes)),
+		short: make([]bool, len(sh.boxes)), overdraws: s.inc.cfg.Unaligned,
 		now: mark{watermark: noWatermark}, told: make([]mark, len(sh.boxes)),
 	}
 	for i := range snd.told {
 		snd.told[i] = snd.now
 	}
 	input := sh.inputs
+	snd.input = input
 	sh.inputs++
 	for i := range snd.free {
 		snd.free[i] = make(chan *batch[K, T], batchesInEdge)
@@ -134,15 +167,37 @@ type shuffle[K comparable, T any] struct {
 	inputs int
 }
 
-// mailbox is the queue before one subtask, shared by its inputs. It has room for
-// every batch of every edge, so a send never blocks: what blocks a fast sender is
-// that it runs out of its own empty batches, which holds no other input back.
+// mailbox is the queue before one subtask, shared by its inputs. A put never blocks: what
+// blocks a fast sender is that it runs out of its own empty batches, which holds no other
+// input back. The subtask takes all that is there at once into a queue of its own, where
+// a barrier can overtake what lies in front of it.
 type mailbox[K comparable, T any] struct {
-	ch chan *batch[K, T]
+	owner *Subtask // set before anything is put
+
+	mu    sync.Mutex
+	queue []*batch[K, T]
 }
 
-// maxInputs bounds the edges into one subtask, for the mailbox's capacity.
-const maxInputs = 1024
+func (m *mailbox[K, T]) put(bt *batch[K, T]) {
+	barrier := bt.barrier != 0
+	m.mu.Lock()
+	m.queue = append(m.queue, bt)
+	m.mu.Unlock()
+	if barrier {
+		m.owner.attend.Store(true)
+	}
+	m.owner.notify()
+}
+
+// drain appends what is in the mailbox to queue.
+func (m *mailbox[K, T]) drain(queue []*batch[K, T]) []*batch[K, T] {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	queue = append(queue, m.queue...)
+	clear(m.queue)
+	m.queue = m.queue[:0]
+	return queue
+}
 
 func (st *KeyedStage[K, T]) shuffle(inc *incarnation) *shuffle[K, T] {
 	if sh, ok := inc.shuffles[st.id]; ok {
@@ -150,7 +205,7 @@ func (st *KeyedStage[K, T]) shuffle(inc *incarnation) *shuffle[K, T] {
 	}
 	sh := &shuffle[K, T]{}
 	for range inc.cfg.Parallelism {
-		sh.boxes = append(sh.boxes, &mailbox[K, T]{make(chan *batch[K, T], maxInputs*batchesInEdge)})
+		sh.boxes = append(sh.boxes, &mailbox[K, T]{})
 	}
 	inc.shuffles[st.id] = sh
 	return sh
@@ -159,8 +214,13 @@ func (st *KeyedStage[K, T]) shuffle(inc *incarnation) *shuffle[K, T] {
 // Build implements [Stage].
 func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 	sh := st.shuffle(inc)
-	if sh.inputs > maxInputs {
-		return nil, fmt.Errorf("%q has %d input subtasks, more than %d: lower weir.Parallelism", st.id, sh.inputs, maxInputs)
+	if inc.cfg.Unaligned {
+		if err := st.Unaligned(); err != nil {
+			return nil, fmt.Errorf("operator %q: %w", st.id, err)
+		}
+	}
+	if err := st.checkInFlight(inc); err != nil {
+		return nil, err
 	}
 	var rs []runner
 	for i, box := range sh.boxes {
@@ -168,7 +228,8 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 		lo, hi := keygroup.Range(i, len(sh.boxes), inc.cfg.KeyGroups)
 		cfg := inc.keyspaceConfig(len(sh.boxes) * inc.keyedStages())
 		cfg.FirstKeyGroup, cfg.KeyGroups = lo, hi-lo
-		r := &keyedRunner[K, T]{sub: s, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, cfg), hashable: hashable(reflect.TypeFor[K]())}
+		box.owner = s
+		r := &keyedRunner[K, T]{sub: s, stage: st, lo: lo, hi: hi, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, cfg), hashable: hashable(reflect.TypeFor[K]())}
 		r.restoreTime(sh.inputs)
 		s.hearing = make([]func(any), st.casts)
 		for _, op := range st.operators {
@@ -192,6 +253,7 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 type sender[K comparable, T any] struct {
 	sub         *Subtask
 	op          *Operator
+	input       int // its number among the inputs of each receiver
 	stage       *KeyedStage[K, T]
 	keyGroups   int
 	parallelism int
@@ -202,6 +264,10 @@ type sender[K comparable, T any] struct {
 
 	now  mark   // goes with the next batch
 	told []mark // what went to each receiver last
+
+	overdraws bool   // it may fill more batches than an edge has
+	short     []bool // by receiver: it did
+	extra     int    // how many, since no receiver was short
 }
 
 func (e *sender[K, T]) send(v T) {
@@ -252,12 +318,11 @@ func (e *sender[K, T]) acquire(to int) *batch[K, T] {
 		return e.open[to]
 	default:
 	}
-	// What the receivers wait for must not wait behind this one.
-	for i, bt := range e.open {
-		if bt != nil && !bt.empty() {
-			e.hand(i)
-		}
+	if e.overdraws && e.extra < overdraft {
+		return e.overdraw(to)
 	}
+	// What the receivers wait for must not wait behind this one.
+	e.handAll()
 	select {
 	case e.open[to] = <-e.free[to]:
 		return e.open[to]
@@ -267,11 +332,59 @@ func (e *sender[K, T]) acquire(to int) *batch[K, T] {
 	}
 }
 
+// overdraw makes a batch beyond those that the edge has, which nobody takes back. The
+// subtask has to refill before its next record.
+func (e *sender[K, T]) overdraw(to int) *batch[K, T] {
+	e.extra++
+	e.short[to], e.sub.crowded = true, true
+	e.sub.attend.Store(true)
+	e.open[to] = &batch[K, T]{input: e.input}
+	return e.open[to]
+}
+
+// refill implements [outgoing].
+func (e *sender[K, T]) refill() bool {
+	for to := range e.short {
+		if !e.short[to] {
+			continue
+		}
+		var bt *batch[K, T]
+		select {
+		case bt = <-e.free[to]:
+		default:
+			e.handAll()
+			select {
+			case bt = <-e.free[to]:
+			case <-e.sub.wake:
+				return false
+			case <-e.sub.inc.ctx.Done():
+				e.sub.err = context.Cause(e.sub.inc.ctx)
+				return false
+			}
+		}
+		if e.open[to] != nil { // the last one beyond
+			e.hand(to)
+		}
+		e.open[to], e.short[to] = bt, false
+	}
+	e.extra = 0
+	return true
+}
+
+// handAll hands over every open batch that holds records.
+func (e *sender[K, T]) handAll() {
+	for i, bt := range e.open {
+		if bt != nil && !bt.empty() {
+			e.hand(i)
+		}
+	}
+}
+
 func (e *sender[K, T]) hand(to int) {
 	bt := e.open[to]
 	e.open[to] = nil
 	bt.time, e.told[to] = e.now, e.now
-	e.boxes[to].ch <- bt
+	e.boxes[to].put(bt)
 }
 
 // time sets where time stands behind what was sent so far. It goes with whatever is
@@ -279,11 +392,7 @@ func (e *sender[K, T]) hand(to int) {
 func (e *sender[K, T]) time(m mark) { e.now = m }
 
 func (e *sender[K, T]) flush() {
-	for i, bt := range e.open {
-		if bt != nil && !bt.empty() {
-			e.hand(i)
-		}
-	}
+	e.handAll()
 	for i := range e.told {
 		if e.told[i] == e.now {
 			continue
@@ -298,7 +407,9 @@ func (e *sender[K, T]) flush() {
 func (e *sender[K, T]) barrier(id int64) {
 	for i := range e.open {
 		bt := e.open[i]
-		if bt == nil {
+		if bt == nil && e.overdraws && e.extra >= overdraft && len(e.free[i]) == 0 {
+			bt = e.overdraw(i) // a barrier waits for nothing
+		} else if bt == nil {
 			if bt = e.acquire(i); bt == nil {
 				return
 			}
@@ -311,6 +422,8 @@ func (e *sender[K, T]) barrier(id int64) {
 // keyedRunner runs one subtask of a keyed stage.
 type keyedRunner[K comparable, T any] struct {
 	sub     *Subtask
+	stage   *KeyedStage[K, T]
+	lo, hi  int // its key-groups
 	box     *mailbox[K, T]
 	aligner *barrier.Aligner
 	keys    *state.Keyspace[K]
@@ -319,23 +432,44 @@ type keyedRunner[K comparable, T any] struct {
 	hashable bool // keys can be looked up outside a handler
 	ahead    [state.LookAhead]state.Sought[K]
 
-	stash []*batch[K, T] // batches of blocked inputs, in order of arrival
+	queue   []*batch[K, T] // taken out of the mailbox; from head on to be processed
+	head    int
+	stash   []*batch[K, T] // batches of blocked inputs, in order of arrival
+	current *batch[K, T]   // being processed; nil: none
+	done    int            // items of it that were
+
+	replay   []*batch[K, T] // what was in flight at the restore; it goes first
+	replayed int            // how many of them were begun
+	restored []mark         // where event time stands, by part of it
 
 	inputs []mark // by input
 	now    mark   // of the subtask
 	finite int64  // its watermark before the end of time
 	alarm  alarm
 
-	freeze freeze
+	freeze    freeze
+	unaligned int64 // newest checkpoint that is to be unaligned
+	capture   capture[K, T]
 }
 
 // freeze is the state of one checkpoint that a subtask encodes, a slice between
 // batches.
 type freeze struct {
-	id        int64         // 0: nothing is being encoded
+	id        int64         // 0: every checkpoint is acknowledged
+	encoded   bool          // nothing is left to encode
+	sliced    time.Time     // end of the last slice
 	held      time.Duration // the longest slice
 	watermark int64         // at the barrier
+	unaligned bool
+	inFlight  []checkpoint.InFlightData
+	abandoned bool // what was in flight was not captured to the end
 }
+
+// encoding tells whether there may be something left to encode.
+func (f *freeze) encoding() bool { return f.id != 0 && !f.encoded }
+
+// due tells whether processing has gone on for as long as a slice since the last one.
+func (f *freeze) due() bool { return f.encoding() && time.Since(f.sliced) >= encodeSlice }
 
 const (
 	// encodeSlice is how long a subtask encodes between two batches. It is enough for thousands
@@ -351,12 +485,13 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 	r.sub.time(r.now)
 	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
 	for {
-		var bt *batch[K, T]
-		select {
-		case bt = <-r.box.ch:
-		default:
+		bt, err := r.next()
+		if err != nil {
+			return err
+		}
+		if bt == nil {
 			r.sub.idle()
-			if r.freeze.id != 0 {
+			if r.freeze.encoding() {
 				if err := r.encode(encodeSlice); err != nil {
 					return err
 				}
@@ -369,7 +504,6 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 			}
 			r.arm()
 			select {
-			case bt = <-r.box.ch:
 			case <-r.sub.wake:
 				continue
 			case <-ctx.Done():
@@ -383,7 +517,7 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 		if _, err := r.tick(wall); err != nil {
 			return err
 		}
-		if r.freeze.id != 0 {
+		if r.freeze.encoding() {
 			if err := r.encode(encodeSlice); err != nil {
 				return err
 			}
@@ -392,6 +526,60 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// next returns the next batch, nil if there is none now.
+func (r *keyedRunner[K, T]) next() (bt *batch[K, T], err error) {
+	if err := r.settle(); err != nil {
+		return nil, err
+	}
+	newFirst := guard.Broken(guard.ReplayFirst)
+	if r.replayed < len(r.replay) && !newFirst {
+		r.replayed++
+		return r.replay[r.replayed-1], nil
+	}
+	if r.head == len(r.queue) {
+		r.queue, r.head = r.queue[:0], 0
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+	if r.head < len(r.queue) {
+		bt = r.queue[r.head]
+		r.queue[r.head] = nil
+		r.head++
+		return bt, nil
+	}
+	if r.replayed < len(r.replay) {
+		r.replayed++
+		return r.replay[r.replayed-1], nil
+	}
+	return nil, nil
+}
+
+// settle deals with what may not wait for the end of a batch: with what the loop or a
+// sender says, and with receivers that have no room for what the next record emits.
+func (r *keyedRunner[K, T]) settle() error {
+	for r.sub.err == nil {
+		if r.sub.attend.Load() {
+			if err := r.attend(); err != nil {
+				return err
+			}
+		}
+		if r.freeze.encoding() && (r.sub.crowded || r.current != nil && r.freeze.due()) {
+			if err := r.encode(encodeSlice); err != nil {
+				return err
+			}
+		}
+		if !r.sub.crowded {
+			break
+		}
+		if !r.freeze.encoding() {
+			r.sub.out.release()
+			r.sub.refill()
+		}
+	}
+	return r.sub.err
 }
 
 // fitMemory drops state that the local store has. Where what can't be dropped fills
@@ -408,6 +596,10 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 		if r.freeze.id != 0 || r.keys.Pinned() == 0 || r.keys.Evict() < 2 {
 			return nil
 		}
+		// Where checkpoints may be unaligned its barrier need not wait for them.
+		if r.sub.attend.Load() {
+			return nil
+		}
 		select {
 		case <-r.sub.wake:
 		case <-ctx.Done():
@@ -420,16 +612,40 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 // restoreTime begins where event time stood.
 func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 	r.sub.key = func() any { return r.keys.Key() }
-	at, ok := r.sub.inc.base.EventTime.Stages[r.sub.stage]
-	if !ok {
-		at = noWatermark
-	}
+	at := r.restoredWatermark()
 	r.now, r.finite, r.sub.watermark = mark{watermark: at}, at, at
 	r.inputs = make([]mark, inputs)
 	for i := range r.inputs {
 		r.inputs[i].watermark = noWatermark
 	}
 	r.keys.SetTime(segment.EventTime, at)
+}
+
+// restoredWatermark is where event time stood. After an unaligned checkpoint it may have
+// stood elsewhere on each subtask; then it is the least of those whose key-groups came here.
+func (r *keyedRunner[K, T]) restoredWatermark() int64 {
+	stage, ok := r.sub.inc.base.EventTime.Stages[r.sub.stage]
+	if !ok {
+		stage = noWatermark
+	}
+	least, covered := int64(endOfTime), make([]bool, r.hi-r.lo)
+	for _, f := range r.sub.inc.base.InFlight {
+		if f.Stage != r.sub.stage || !f.Overlaps(r.lo, r.hi) {
+			continue
+		}
+		if at := int64(noWatermark); f.Watermark == nil {
+			least = at
+		} else {
+			least = min(least, *f.Watermark)
+		}
+		for kg := max(int(f.MinKG), r.lo); kg <= min(int(f.MaxKG), r.hi-1); kg++ {
+			covered[kg-r.lo] = true
+		}
+	}
+	if slices.Contains(covered, false) {
+		return min(least, stage)
+	}
+	return least
 }
 
 // wall looks at the clock.
@@ -450,6 +666,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 		}
 	}
 	r.sub.barrier(id)
+	r.sub.out.owing = true
 	r.keys.Cut(&r.sub.frozen, id)
 	r.freeze = freeze{id: id, held: time.Since(begun), watermark: r.finite}
 	return nil
@@ -459,28 +676,35 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 // the checkpoint when all is encoded.
 func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
 	begun := time.Now()
-	for {
+	for !r.freeze.encoded {
 		done, err := r.keys.Encode(encodeStep)
 		if err != nil {
 			return fatal(fmt.Errorf("freezing state for checkpoint %d: %w", r.freeze.id, err))
 		}
-		took := time.Since(begun)
-		if !done && took < budget {
-			continue
+		r.freeze.encoded = done
+		if time.Since(begun) >= budget {
+			break
 		}
-		r.freeze.held = max(r.freeze.held, took)
-		if !done {
-			return nil
-		}
-		break
 	}
-	a := ack{subtask: r.sub.id, id: r.freeze.id, held: r.freeze.held, stage: r.sub.stage, watermark: r.freeze.watermark, logs: r.sub.takeLogged()}
+	r.freeze.sliced = time.Now()
+	r.freeze.held = max(r.freeze.held, r.freeze.sliced.Sub(begun))
+	r.acknowledge()
+	return nil
+}
+
+// acknowledge acknowledges the checkpoint if nothing is left to encode and to capture.
+func (r *keyedRunner[K, T]) acknowledge() {
+	if r.freeze.id == 0 || !r.freeze.encoded || r.capture.id != 0 {
+		return
+	}
+	f := r.freeze
+	a := ack{subtask: r.sub.id, id: f.id, held: f.held, stage: r.sub.stage, watermark: f.watermark, logs: r.sub.takeLogged(), unaligned: f.unaligned, inFlight: f.inFlight, abandoned: f.abandoned}
 	if crashpoint.Hit(crashpoint.InFreeze); r.sub.frozen.Len() > 0 {
 		a.run, a.hasRun = r.sub.frozen.Finish(), true
 	}
-	r.freeze.id = 0
+	r.freeze = freeze{}
+	r.sub.out.owing = false
 	r.sub.inc.send(a)
-	return nil
 }
 
 // storeError returns what a handle could not tell its handler.
@@ -545,19 +769,27 @@ func (r *keyedRunner[K, T]) hear(casts []cast) {
 
 // take processes a batch, or puts it aside while its input is blocked.
 func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
-	if r.aligner.Blocked(bt.input) {
+	if !bt.restored && r.aligner.Blocked(bt.input) {
 		r.stash = append(r.stash, bt)
 		return nil
 	}
+	r.current, r.done = bt, 0
 	// The items from begin on have their keys looked up, up to found.
-	for begin, done, found := 0, 0, 0; done < len(bt.items) && r.sub.err == nil; {
+	for begin, found := 0, 0; r.done < len(bt.items) && r.sub.err == nil; {
 		r.sub.guarded(func() {
-			for done < len(bt.items) && r.sub.err == nil {
-				if done == found {
-					begin, found = done, done+r.find(bt.items[done:])
+			for r.done < len(bt.items) && r.sub.err == nil && !r.sub.attend.Load() {
+				if r.done == found {
+					if r.freeze.due() {
+						return
+					}
+					rest := bt.items[r.done:]
+					if r.freeze.unaligned && r.freeze.encoding() {
+						rest = rest[:1] // a handler may be slow, and the checkpoint should not be
+					}
+					begin, found = r.done, r.done+r.find(rest)
 				}
-				it, slot := &bt.items[done], r.ahead[done-begin].Slot
-				done++
+				it, slot := &bt.items[r.done], r.ahead[r.done-begin].Slot
+				r.done++
 				r.sub.raw, r.sub.at = it.raw, it.at
 				r.keys.UseAt(it.key, it.kg, slot)
 				for _, next := range r.chain {
@@ -568,6 +800,12 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 				}
 			}
 		})
+		if r.done < len(bt.items) {
+			if err := r.settle(); err != nil {
+				return err
+			}
+			begin, found = r.done, r.done // encoding may have moved state
+		}
 	}
 	if len(bt.casts) > 0 {
 		r.hear(bt.casts)
@@ -575,36 +813,21 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	if r.sub.err != nil {
 		return r.sub.err
 	}
+	r.current = nil
 	id, input, at := bt.barrier, bt.input, bt.time
+	if bt.restored {
+		r.replay[r.replayed-1] = nil
+		return r.advanceRestored(input, at)
+	}
 	clear(bt.items) // a batch at rest must not keep fetched records alive
 	clear(bt.casts)
 	clear(r.ahead[:])
 	bt.items, bt.casts, bt.barrier = bt.items[:0], bt.casts[:0], 0
-	bt.home <- bt
+	if bt.home != nil {
+		bt.home <- bt
+	}
 	if err := r.advance(input, at); err != nil || id == 0 {
 		return err
 	}
-	eff, err := r.aligner.Barrier(input, id)
-	if err != nil {
-		return fmt.Errorf("%s/%d: %w", r.sub.stage, r.sub.index, err)
-	}
-	if eff.Snapshot != 0 {
-		if err := r.cut(eff.Snapshot); err != nil {
-			return err
-		}
-		if r.sub.err != nil {
-			return r.sub.err
-		}
-	}
-	if !eff.Unblock {
-		return nil
-	}
-	stash := r.stash
-	r.stash = nil
-	for _, bt := range stash {
-		if err := r.take(bt); err != nil {
-			return err
-		}
-	}
-	return nil
+	return r.apply(r.aligner.Barrier(input, id))
 }

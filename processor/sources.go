@@ -168,10 +168,17 @@ func (r *sourceRunner) process(s slice) {
 	r.sub.inc.processing.Add(1)
 	defer r.sub.inc.processing.Add(-1)
 	var bytes int64
+	every := barrierEvery
+	if r.sub.inc.cfg.Unaligned {
+		every = 1 // a barrier must not wait for handlers that are slow
+	}
 	for done := 0; done < len(s.records) && r.sub.err == nil; {
 		r.sub.guarded(func() {
 			for done < len(s.records) && r.sub.err == nil {
-				if done%barrierEvery == barrierEvery-1 {
+				if r.sub.crowded {
+					return
+				}
+				if done%every == every-1 {
 					r.barrier()
 				}
 				rec := s.records[done]
@@ -192,12 +199,22 @@ func (r *sourceRunner) process(s slice) {
 				chain(rec)
 			}
 		})
+		r.settle()
 	}
 	if c.how != nil {
 		c.update()
 	}
 	r.sub.inc.observe(int64(len(s.records)), bytes)
 	r.drain(s.part)
+}
+
+// settle waits until the receivers have room again. Barriers are cut meanwhile.
+func (r *sourceRunner) settle() {
+	for r.sub.crowded && r.sub.err == nil {
+		r.sub.refill()
+		r.sub.out.release()
+		r.barrier()
+	}
 }
 
 // drain tells the incarnation when the partition reached the end it is to stop at.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -45,7 +46,9 @@ type Subtask struct {
 	frozen   segment.Builder // keeps the memory of runs that were written
 	out      output
 	outgoing []outgoing
-	wake     chan struct{} // capacity 1: the gate moved, or a barrier waits
+	crowded  bool          // an edge has more batches on the way than it should
+	wake     chan struct{} // capacity 1: the gate moved, or something waits
+	attend   atomic.Bool   // something is to be looked at before the next record
 }
 
 // outgoing is the sending side of an edge, without its types.
@@ -56,6 +59,10 @@ type outgoing interface {
 	barrier(id int64)
 	// time sets where event time stands behind what was sent so far.
 	time(m mark)
+	// refill waits until each receiver has given back an empty batch that was sent to
+	// more than it should hold. It returns false if something woke the subtask first, or
+	// the incarnation ended.
+	refill() bool
 }
 
 // Operator is one operator of a subtask's chain.
@@ -224,6 +231,16 @@ func (s *Subtask) idle() {
 	for _, o := range s.outgoing {
 		o.flush()
 	}
+}
+
+// refill waits until no edge is crowded, or something wakes the subtask.
+func (s *Subtask) refill() {
+	for _, o := range s.outgoing {
+		if !o.refill() {
+			return
+		}
+	}
+	s.crowded = false
 }
 
 // time sets where event time stands behind what was sent so far.

@@ -264,7 +264,11 @@ func (r *keyedRunner[K, T]) advance(input int, in mark) error {
 		return nil
 	}
 	r.inputs[input] = in
-	m := merge(r.inputs)
+	return r.rise(merge(r.inputs))
+}
+
+// rise takes up where time stands on all inputs together.
+func (r *keyedRunner[K, T]) rise(m mark) error {
 	m.watermark = max(m.watermark, r.now.watermark)
 	if m.watermark > r.now.watermark {
 		before := r.now.watermark

@@ -69,11 +69,7 @@ func (e *timedEdge) take(want ...string) {
 	for _, s := range e.senders {
 		s.idle()
 	}
-	for len(e.r.box.ch) > 0 {
-		if err := e.r.take(<-e.r.box.ch); err != nil {
-			e.t.Fatal(err)
-		}
-	}
+	takeAll(e.t, e.r)
 	if !slices.Equal(e.log, want) {
 		e.t.Fatalf("it did %v, want %v", e.log, want)
 	}

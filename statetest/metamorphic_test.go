@@ -29,8 +29,8 @@ import (
 )
 
 // The check: the same input gives the same state and the same committed outputs of each
-// key, whatever the backend, the parallelism and the rhythm of checkpoints are, and
-// wherever the app was stopped, or died of its store, to go on with others. What it must be, a model says that
+// key, whatever the backend, the parallelism, the rhythm and the alignment of checkpoints
+// are, and wherever the app was stopped, or died of its store, to go on with others. What it must be, a model says that
 // is a loop over the input.
 
 // order is a line of the input. Its index is its event time: times of a partition ascend,
@@ -60,6 +60,23 @@ func parseOrder(b []byte) (o order, err error) {
 	_, err = fmt.Sscanf(string(b), "%d %s %s %d", &o.i, &o.key, &o.op, &o.n)
 	return o, err
 }
+
+// orderCodec and totalCodec encode what may be in flight.
+var orderCodec = codec.Func("order", 1,
+	func(dst []byte, o order) ([]byte, error) { return append(dst, o.String()...), nil }, parseOrder)
+
+var totalCodec = codec.Func("total", 1,
+	func(dst []byte, v weir.KV[string, int64]) ([]byte, error) {
+		return append(binary.AppendVarint(dst, v.Value), v.Key...), nil
+	},
+	func(b []byte) (v weir.KV[string, int64], err error) {
+		n := 0
+		if v.Value, n = binary.Varint(b); n <= 0 {
+			return v, errors.New("no total")
+		}
+		v.Key = string(b[n:])
+		return v, nil
+	})
 
 // recent is how many elements the lists keep.
 const recent = 4
@@ -97,7 +114,7 @@ var meanCodec = codec.Func("mean", 1,
 func everyKind(app *weir.App) {
 	src := source.Source[order]{Topic: "in", Decode: func(r *kgo.Record) (order, error) { return parseOrder(r.Value) }}
 	in := weir.From(app, "in", src, weir.EventTime(order.at))
-	byKey := weir.KeyBy(in, "by-key", func(o order) string { return o.key }, codec.String)
+	byKey := weir.KeyBy(in, "by-key", func(o order) string { return o.key }, codec.String, weir.ValueCodec(orderCodec))
 	asides := weir.Side[weir.KV[string, string]]("asides")
 	reminded := weir.Side[weir.KV[string, string]]("reminded")
 	totals := weir.Process(byKey, "track", func(s *weir.Setup) weir.Handler[string, order, weir.KV[string, int64]] {
@@ -157,9 +174,9 @@ func everyKind(app *weir.App) {
 	weir.To(totals, "totals", kafka.Sink("totals", codec.String, codec.Int64))
 	weir.To(asides.From(totals), "asides", kafka.Sink("asides", codec.String, codec.String))
 	weir.To(reminded.From(totals), "reminded", kafka.Sink("reminded", codec.String, codec.String))
-	again := weir.KeyBy(in, "again", func(o order) string { return o.key }, codec.String)
+	again := weir.KeyBy(in, "again", func(o order) string { return o.key }, codec.String, weir.ValueCodec(orderCodec))
 	weir.To(weir.Aggregate(again, "count", weir.Count[order]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
-	byBucket := weir.KeyBy(totals, "by-bucket", func(v weir.KV[string, int64]) string { return bucket(v.Key) }, codec.String)
+	byBucket := weir.KeyBy(totals, "by-bucket", func(v weir.KV[string, int64]) string { return bucket(v.Key) }, codec.String, weir.ValueCodec(totalCodec))
 	weir.To(weir.Aggregate(byBucket, "bucket", weir.Sum(func(v weir.KV[string, int64]) int64 { return v.Value })),
 		"buckets", kafka.Sink("buckets", codec.String, codec.Int64))
 }
@@ -350,6 +367,17 @@ type journey struct {
 	backend     string
 	parallelism int
 	byRecords   bool
+	alignment   int // index into alignments
+}
+
+// alignments are the ways in which checkpoints can be cut.
+var alignments = []struct {
+	name string
+	opts []weir.Option
+}{
+	{"aligned", nil},
+	{"unaligned", []weir.Option{weir.Unaligned()}},
+	{"unaligned after a while", []weir.Option{weir.AlignmentTimeout(200 * time.Microsecond)}},
 }
 
 func (j *journey) triggers() []weir.Option {
@@ -374,9 +402,10 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 	for i := range lives {
 		if i > 0 {
 			j.backend, j.parallelism, j.byRecords = []string{"memory", "pebble"}[j.rng.IntN(2)], []int{1, 2, 3, 7}[j.rng.IntN(4)], j.rng.IntN(2) == 0
+			j.alignment = j.rng.IntN(len(alignments))
 		}
 		l := &life{brokers: brokers, topology: everyKind, store: store,
-			opts: slices.Concat([]weir.Option{weir.Parallelism(j.parallelism), weir.DeadLetters("dead"), weir.Retain(1 + j.rng.IntN(3))}, j.triggers(), from)}
+			opts: slices.Concat([]weir.Option{weir.Parallelism(j.parallelism), weir.DeadLetters("dead"), weir.Retain(1 + j.rng.IntN(3))}, alignments[j.alignment].opts, j.triggers(), from)}
 		if j.backend == "pebble" {
 			if j.rng.IntN(3) == 0 {
 				local = t.TempDir() // or else it may be that of an earlier life
@@ -384,7 +413,7 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 			l.backend = pebble.Dir(local)
 			l.backend.MemoryBytes = 1 // the least there is
 		}
-		path = append(path, fmt.Sprintf("%s with %d subtasks (by records: %v)", j.backend, j.parallelism, j.byRecords))
+		path = append(path, fmt.Sprintf("%s with %d subtasks, %s (by records: %v)", j.backend, j.parallelism, alignments[j.alignment].name, j.byRecords))
 		part := orders
 		if i < lives-1 {
 			part = orders[:len(orders)/(lives-i)+j.rng.IntN(50)]
@@ -398,6 +427,7 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 		if i == lives-1 {
 			produce(t, brokers, rs...)
 			l.mustDrain(t)
+			path = append(path, fmt.Sprintf("with %d records in flight", l.flown))
 			break
 		}
 		end := []string{"stop", "savepoint", "retained", "death"}[j.rng.IntN(4)]
@@ -417,6 +447,7 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 			} else if err != nil {
 				path = append(path, fmt.Sprintf("after %d commits", l.commits))
 			}
+			path = append(path, fmt.Sprintf("with %d records in flight", l.flown))
 			left -= l.records
 			continue
 		}
@@ -456,6 +487,7 @@ func (j *journey) run(t *testing.T, orders []order, lives int) outcome {
 		if err := <-fed; err != nil {
 			t.Fatal(err)
 		}
+		path = append(path, fmt.Sprintf("with %d records in flight", l.flown))
 		left -= l.records
 	}
 	return observe(t, brokers, store)
@@ -503,13 +535,14 @@ func TestBackendParallelismTriggersAndRestoresChangeNoResult(t *testing.T) {
 	orders := randomOrders(rand.New(rand.NewPCG(1, 2)), 1500, 120)
 	want := model(orders)
 	for _, backend := range []string{"memory", "pebble"} {
-		for _, parallelism := range []int{1, 2, 3, 7} {
+		for i, parallelism := range []int{1, 2, 3, 7} {
 			for _, byRecords := range []bool{false, true} {
 				trigger := map[bool]string{false: "interval", true: "records"}[byRecords]
+				alignment := (i + len(trigger) + len(backend)) % len(alignments)
 				t.Run(fmt.Sprintf("%s/%d/%s", backend, parallelism, trigger), func(t *testing.T) {
 					t.Parallel()
 					seed := *journeys<<16 | uint64(parallelism)<<1 | uint64(len(trigger)&1) | uint64(len(backend)&1)<<8
-					j := &journey{rand.New(rand.NewPCG(seed, 3)), backend, parallelism, byRecords}
+					j := &journey{rng: rand.New(rand.NewPCG(seed, 3)), backend: backend, parallelism: parallelism, byRecords: byRecords, alignment: alignment}
 					want.compare(t, j.run(t, orders, 4))
 				})
 			}

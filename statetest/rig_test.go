@@ -119,6 +119,7 @@ type life struct {
 	mu       sync.Mutex
 	records  int64 // of input, in committed checkpoints
 	commits  int
+	flown    int64 // records in flight, in persisted checkpoints
 	restored event.Restored
 	changed  chan struct{} // capacity 1
 }
@@ -133,7 +134,8 @@ func (l *life) start(t *testing.T) {
 		weir.Brokers(l.brokers...), weir.InstanceID("a"), weir.Store(l.store), weir.StateBackend(l.backend),
 		weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond),
 		weir.Listen(weir.Listener{
-			Restored: func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock() },
+			Restored:            func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock() },
+			CheckpointPersisted: func(i event.CheckpointPersisted) { l.mu.Lock(); l.flown += i.InFlight; l.mu.Unlock() },
 			CheckpointCommitted: func(i event.CheckpointCommitted) {
 				l.mu.Lock()
 				l.records += i.Records

@@ -22,6 +22,9 @@ var controls = map[guard.Guard]struct{ pkg, test string }{
 	guard.ApplyAfterCommit:    {".", "TestLogsAreAppliedOnlyAfterTheCommit"},
 	guard.MarkerInScript:      {"sink/redis", "TestS34_KilledBetweenBatchesAndInsideOfThem"},
 	guard.MarkerInSlot:        {"sink/redis", "TestOperationsAreAppliedOnceAndInOrder"},
+	guard.LateCapture:         {"processor", "TestLateRecordsArePartOfAnUnalignedCheckpoint"},
+	guard.ReplayFirst:         {"processor", "TestWhatWasInFlightIsProcessedBeforeNewInput"},
+	guard.RouteByKeyGroup:     {"processor", "TestWhatWasInFlightGoesToTheOwnerOfItsKeyGroup"},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

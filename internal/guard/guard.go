@@ -25,7 +25,16 @@ const (
 	MarkerInScript Guard = "marker-in-script"
 	// MarkerInSlot: that marker is in the hash slot of the data.
 	MarkerInSlot Guard = "marker-in-slot"
+	// LateCapture: what comes after the snapshot and before the barrier of an unaligned checkpoint is part of it.
+	LateCapture Guard = "late-capture"
+	// ReplayFirst: records that were in flight are processed before new input.
+	ReplayFirst Guard = "replay-first"
+	// RouteByKeyGroup: records that were in flight go to the subtask that owns their key-group now.
+	RouteByKeyGroup Guard = "route-by-key-group"
 )
 
 // All lists every guard.
-var All = []Guard{DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum, ApplyAfterCommit, MarkerInScript, MarkerInSlot}
+var All = []Guard{
+	DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum,
+	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup,
+}

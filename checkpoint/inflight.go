@@ -1,0 +1,156 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/weirstream/weir/internal/guard"
+	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/segment"
+)
+
+// Records in flight are what an unaligned checkpoint holds beside state: records that were
+// queued in front of a subtask when it took its snapshot. They belong to one checkpoint
+// alone. So they are no part of the chain of segments: the next checkpoint doesn't name
+// them, nobody merges them, and they go with their manifest. They ride in it while they
+// are small, or are an object of their own.
+
+// inFlightPrefix is that of the objects that hold records in flight.
+const (
+	inFlightPrefix = "inflight/"
+	inFlightSuffix = ".rec"
+)
+
+func inFlightObject(ref offsets.ManifestRef) string {
+	return inFlightPrefix + ref.Object() + inFlightSuffix
+}
+
+// InFlight describes the records that were in flight to one subtask, in the order in
+// which they are to be processed.
+type InFlight struct {
+	// Stage is the ID of the KeyBy in front of which they were queued.
+	Stage string `json:"stage"`
+	// MinKG and MaxKG are the key-groups that the subtask owned, both inclusive.
+	MinKG uint16 `json:"minKG"`
+	MaxKG uint16 `json:"maxKG"`
+	// Watermark is where event time stood on the subtask, in milliseconds since 1970, nil
+	// if nothing was known of it.
+	Watermark *int64 `json:"watermark,omitempty"`
+	Records   int64  `json:"records"`
+	// The codecs of key and value, and the version that wrote the values.
+	KeyCodec     string `json:"keyCodec"`
+	ValueCodec   string `json:"valueCodec"`
+	ValueVersion int    `json:"valueVersion"`
+	// Where the bytes are; Object is empty in the encoded manifest that holds them itself.
+	Object string `json:"object,omitempty"`
+	Offset int64  `json:"offset,omitempty"` // bytes
+	Length int64  `json:"length"`           // bytes
+	CRC32C uint32 `json:"crc32c"`           // of these bytes
+}
+
+// Overlaps tells whether the subtask owned any of the key-groups [lo, hi).
+func (f InFlight) Overlaps(lo, hi int) bool { return int(f.MinKG) < hi && int(f.MaxKG) >= lo }
+
+// InFlightData is what a subtask captured. Object, Offset, Length and CRC32C are set when
+// it is written.
+type InFlightData struct {
+	InFlight
+	Data []byte // as the subtask wrote it; it must not be changed
+}
+
+// RecordsInFlight returns how many records were in flight.
+func (m *Manifest) RecordsInFlight() (n int64) {
+	for _, f := range m.InFlight {
+		n += f.Records
+	}
+	return n
+}
+
+// lay puts what was captured one behind the other, from offset on of object, and returns
+// the references and the bytes.
+func lay(parts []InFlightData, object string, offset int64) (refs []InFlight, data []byte) {
+	for _, p := range parts {
+		f := p.InFlight
+		f.Object, f.Offset, f.Length, f.CRC32C = object, offset+int64(len(data)), int64(len(p.Data)), segment.Checksum(p.Data)
+		refs = append(refs, f)
+		data = append(data, p.Data...)
+	}
+	return refs, data
+}
+
+// ReadInFlight returns the bytes that f refers to, verified. Errors are as with
+// [ReadSegment].
+func ReadInFlight(ctx context.Context, store Store, f InFlight) ([]byte, error) {
+	b, err := readInFlight(ctx, store, f)
+	if err != nil {
+		return nil, fmt.Errorf("read records in flight to %q: %w", f.Stage, err)
+	}
+	return b, nil
+}
+
+func readInFlight(ctx context.Context, store Store, f InFlight) ([]byte, error) {
+	if f.Length == 0 {
+		return nil, nil
+	}
+	damaged := func(what string, err error) error {
+		return &DamagedError{Object: f.Object, Store: store.String(), What: what, Err: err}
+	}
+	b, err := store.GetRange(ctx, f.Object, f.Offset, f.Length)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil, &MissingError{Object: f.Object, Store: store.String(), Err: err}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, damaged(fmt.Sprintf("truncated: it ends before byte %d", f.Offset+f.Length), err)
+	case err != nil:
+		return nil, err
+	}
+	if got := segment.Checksum(b); (got != f.CRC32C || int64(len(b)) != f.Length) && !guard.Broken(guard.Checksum) {
+		return nil, damaged(fmt.Sprintf("the checksum of the records in flight at byte %d is %08x, the manifest says %08x", f.Offset, got, f.CRC32C), nil)
+	}
+	return b, nil
+}
+
+// copyInFlight makes what refs name one object of another store, or of the same, and
+// returns the references to it.
+func copyInFlight(ctx context.Context, from Store, refs []InFlight, to Store, object string) ([]InFlight, error) {
+	if len(refs) == 0 {
+		return nil, nil
+	}
+	parts := make([]InFlightData, len(refs))
+	for i, f := range refs {
+		b, err := readInFlight(ctx, from, f)
+		if err != nil {
+			return nil, err
+		}
+		parts[i] = InFlightData{f, b}
+	}
+	copied, data := lay(parts, object, 0)
+	return copied, to.Put(ctx, object, data)
+}
+
+// checkInFlight tells what is wrong with a reference in a manifest with so many inline
+// bytes.
+func (f InFlight) check(inline int64) error {
+	switch {
+	case f.Stage == "" || f.Offset < 0 || f.Length < 0 || f.Offset > maxOffset-f.Length || f.Records < 0 || f.MinKG > f.MaxKG:
+		return errors.New("makes no sense")
+	case f.Object == "" && f.Offset+f.Length > inline:
+		return fmt.Errorf("is inline in bytes %d to %d, there are %d", f.Offset, f.Offset+f.Length, inline)
+	case f.Object != "" && (!validName(f.Object) || !hasAffixes(f.Object, inFlightPrefix, inFlightSuffix)):
+		return fmt.Errorf("has the object name %q", f.Object)
+	}
+	return nil
+}
+
+// wholeRange returns refs as those of a subtask that owns all of n key-groups: for who
+// changes what a key-group is.
+func wholeRange(refs []InFlight, n int) []InFlight {
+	refs = slices.Clone(refs)
+	for i := range refs {
+		refs[i].MinKG, refs[i].MaxKG = 0, uint16(n-1)
+	}
+	return refs
+}
