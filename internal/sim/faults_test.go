@@ -195,12 +195,14 @@ func generate(seed uint64, steps int) script {
 		seed: seed, brokers: 1 + r.IntN(3), partitions: 1 + r.IntN(4), accounts: 2 + r.IntN(12), instances: 1 + r.IntN(3),
 		latency: pick(r, 100*time.Microsecond, time.Millisecond, 5*time.Millisecond), v1: r.IntN(4) == 0,
 	}
+	align := rand.New(rand.NewPCG(seed, 2))
 	for range 4 {
 		sc.lives = append(sc.lives, settings{
 			parallelism: pick(r, 1, 2, 3, 5), backend: pick(r, "memory", "memory", "pebble", "fresh"),
 			every: pick[time.Duration](r, 5, 20, 100, 500) * time.Millisecond, records: pick[int64](r, 0, 0, 1, 10),
 			timeout: pick[time.Duration](r, 500, 2000, 10000) * time.Millisecond, txn: pick[time.Duration](r, 4, 10, 30) * time.Second, session: pick[time.Duration](r, 6, 10) * time.Second,
 			tolerable: r.IntN(4), retain: 1 + r.IntN(3), held: pick[int64](r, 1, 1000, 1<<20),
+			unaligned: align.IntN(3) > 0, align: pick[time.Duration](align, 0, 1, 50) * time.Millisecond,
 		})
 	}
 	now := time.Duration(0)

@@ -71,6 +71,16 @@ func entriesOf(t transfer) []entry {
 	return []entry{{t.id, t.from, t.from, -t.amount}, {t.id, t.to, t.from, t.amount}}
 }
 
+// entryCodec encodes entries that are in flight.
+var entryCodec = codec.Func("entry", 1,
+	func(dst []byte, e entry) ([]byte, error) {
+		return fmt.Appendf(dst, "%d %s %s %d", e.id, e.account, e.from, e.amount), nil
+	},
+	func(b []byte) (e entry, err error) {
+		_, err = fmt.Sscanf(string(b), "%d %s %s %d", &e.id, &e.account, &e.from, &e.amount)
+		return e, err
+	})
+
 func bucketOf(account string) string { return account[len(account)-1:] }
 
 var errOrder = errors.New("out of order")
@@ -88,7 +98,7 @@ func ledger(app *weir.App, step func()) {
 		}
 		return nil
 	})
-	byAccount := weir.KeyBy(entries, "by-account", func(e entry) string { return e.account }, codec.String)
+	byAccount := weir.KeyBy(entries, "by-account", func(e entry) string { return e.account }, codec.String, weir.ValueCodec(entryCodec))
 	large := weir.Side[weir.KV[string, int64]]("large")
 	booked := weir.Process(byAccount, "book", func(s *weir.Setup) weir.Handler[string, entry, weir.KV[string, string]] {
 		balance := state.Value(s, "balance", codec.Int64)
@@ -117,16 +127,23 @@ func ledger(app *weir.App, step func()) {
 	})
 	weir.To(booked, "entries", kafka.Sink(entryTopic, codec.String, codec.String))
 	weir.To(large.From(booked), "large", kafka.Sink(largeTopic, codec.String, codec.Int64))
-	byBucket := weir.KeyBy(booked, "by-bucket", func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String)
+	byBucket := weir.KeyBy(booked, "by-bucket", func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String, weir.ValueCodec(codec.JSON[weir.KV[string, string]]()))
 	weir.To(weir.Aggregate(byBucket, "count", weir.Count[weir.KV[string, string]]()), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))
 }
 
 // options are those of a life.
 func (l settings) options() []weir.Option {
-	return []weir.Option{
+	opts := []weir.Option{
 		weir.KeyGroups(keyGroups), weir.Parallelism(l.parallelism), weir.DeadLetters(deadTopic),
 		weir.CheckpointEvery(l.every), weir.AfterRecords(l.records), weir.CheckpointTimeout(l.timeout), weir.RetryPause(200 * time.Millisecond),
 		weir.TolerableFailures(l.tolerable), weir.TransactionTimeout(l.txn), weir.SessionTimeout(l.session),
 		weir.Retain(l.retain), weir.HeldBytes(l.held), weir.StopTimeout(20 * time.Second),
 	}
+	switch {
+	case l.unaligned && l.align > 0:
+		opts = append(opts, weir.AlignmentTimeout(l.align))
+	case l.unaligned:
+		opts = append(opts, weir.Unaligned())
+	}
+	return opts
 }

@@ -38,6 +38,9 @@ type settings struct {
 	tolerable   int
 	retain      int
 	held        int64 // bytes
+	// unaligned says that checkpoints may be, and align for how long they are not.
+	unaligned bool
+	align     time.Duration
 }
 
 // step is something that happens at a time.
@@ -86,8 +89,8 @@ func (s step) String() string {
 }
 
 func (s settings) String() string {
-	return fmt.Sprintf("life parallelism=%d backend=%s every=%v records=%d timeout=%v txn=%v session=%v tolerable=%d retain=%d held=%d",
-		s.parallelism, s.backend, s.every, s.records, s.timeout, s.txn, s.session, s.tolerable, s.retain, s.held)
+	return fmt.Sprintf("life parallelism=%d backend=%s every=%v records=%d timeout=%v txn=%v session=%v tolerable=%d retain=%d held=%d unaligned=%v align=%v",
+		s.parallelism, s.backend, s.every, s.records, s.timeout, s.txn, s.session, s.tolerable, s.retain, s.held, s.unaligned, s.align)
 }
 
 // String is the text form, which parse reads.
@@ -136,6 +139,7 @@ func (sc *script) parseLine(line string) error {
 		return fields(words[1:], map[string]any{
 			"parallelism": &p.parallelism, "backend": &p.backend, "every": &p.every, "records": &p.records, "timeout": &p.timeout,
 			"txn": &p.txn, "session": &p.session, "tolerable": &p.tolerable, "retain": &p.retain, "held": &p.held,
+			"unaligned": &p.unaligned, "align": &p.align,
 		})
 	case "at":
 		if len(words) < 3 {
