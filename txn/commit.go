@@ -504,6 +504,10 @@ func (s *Session) redo() error {
 	if err := s.cl.BeginTransaction(); err != nil {
 		return err
 	}
+	// One goroutine asks for the new producer id, or those of all leaders would.
+	if _, _, err := s.cl.ProducerID(s.ctx); err != nil {
+		return err
+	}
 	s.txnStart.Store(0)
 	again := s.kept
 	s.kept = nil

@@ -46,6 +46,12 @@ func (in *instance) judge(l *life) {
 		lost      *offsets.LostOffsetError
 		unknown   *offsets.UnknownPartitionError
 	)
+	l.store.mu.Lock()
+	flipped := l.store.flipped
+	l.store.mu.Unlock()
+	if flipped && (errors.As(l.err, &damaged) || errors.As(l.err, &version)) {
+		return // as it has to be
+	}
 	switch err := l.err; {
 	case errors.As(err, &build), errors.As(err, &handler), errors.As(err, &damaged), errors.As(err, &missing), errors.As(err, &version),
 		errors.As(err, &forgotten), errors.As(err, &unstable), errors.As(err, &moved), errors.As(err, &bare), errors.As(err, &pointer),

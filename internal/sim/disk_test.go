@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
@@ -42,6 +43,8 @@ type handle struct {
 	dead   chan struct{} // closed when the process dies
 	frozen gate          // of a process that is stopped
 	rules  []*storeRule
+	// flipped says that a bit of what the process read was not what was written.
+	flipped bool
 }
 
 // storeRule is a fault that waits for an operation.
@@ -170,8 +173,8 @@ func (h *handle) wait(ctx context.Context, more time.Duration, deaf bool) error 
 	return nil
 }
 
-// around runs do as an operation of the process.
-func (h *handle) around(ctx context.Context, op, name string, do func() error) error {
+// around runs do as an operation of the process. got is what it reads.
+func (h *handle) around(ctx context.Context, op, name string, got *[]byte, do func() error) error {
 	fail := func(err error) error {
 		if err == nil {
 			return nil
@@ -183,13 +186,15 @@ func (h *handle) around(ctx context.Context, op, name string, do func() error) e
 		return &checkpoint.StoreError{Op: op, Object: name, Store: h.String(), Err: err}
 	}
 	var before, after time.Duration
-	deaf, unknown := false, false
+	deaf, unknown, flip := false, false, false
 	if r := h.match(op); r != nil {
 		switch r.mode {
 		case "fail":
 			return fail(errInjected)
 		case "unknown":
 			unknown = true
+		case "flip":
+			flip = true
 		case "hang":
 			before = r.dur
 		case "stall":
@@ -223,12 +228,19 @@ func (h *handle) around(ctx context.Context, op, name string, do func() error) e
 	if unknown {
 		return fail(errUncertain)
 	}
+	if flip && got != nil && len(*got) > 0 {
+		h.mu.Lock()
+		*got = bytes.Clone(*got)
+		(*got)[h.rng.IntN(len(*got))] ^= 1 << h.rng.IntN(8)
+		h.flipped = true
+		h.mu.Unlock()
+	}
 	return nil
 }
 
 // Put implements checkpoint.Store.
 func (h *handle) Put(ctx context.Context, name string, data []byte) error {
-	return h.around(ctx, "put", name, func() error {
+	return h.around(ctx, "put", name, nil, func() error {
 		err := h.Mem.Put(context.Background(), name, data)
 		if err == nil && strings.HasSuffix(name, ".manifest") {
 			_ = h.archive.Put(context.Background(), name, data)
@@ -239,7 +251,7 @@ func (h *handle) Put(ctx context.Context, name string, data []byte) error {
 
 // Get implements checkpoint.Store.
 func (h *handle) Get(ctx context.Context, name string) (b []byte, err error) {
-	err = h.around(ctx, "get", name, func() error {
+	err = h.around(ctx, "get", name, &b, func() error {
 		b, err = h.Mem.Get(context.Background(), name)
 		return err
 	})
@@ -248,7 +260,7 @@ func (h *handle) Get(ctx context.Context, name string) (b []byte, err error) {
 
 // GetRange implements checkpoint.Store.
 func (h *handle) GetRange(ctx context.Context, name string, off, n int64) (b []byte, err error) {
-	err = h.around(ctx, "get", name, func() error {
+	err = h.around(ctx, "get", name, &b, func() error {
 		b, err = h.Mem.GetRange(context.Background(), name, off, n)
 		return err
 	})
@@ -258,7 +270,7 @@ func (h *handle) GetRange(ctx context.Context, name string, off, n int64) (b []b
 // List implements checkpoint.Store.
 func (h *handle) List(ctx context.Context, prefix string) iter.Seq2[checkpoint.Object, error] {
 	return func(yield func(checkpoint.Object, error) bool) {
-		if err := h.around(ctx, "list", prefix, func() error { return nil }); err != nil {
+		if err := h.around(ctx, "list", prefix, nil, func() error { return nil }); err != nil {
 			yield(checkpoint.Object{}, err)
 			return
 		}
@@ -272,5 +284,5 @@ func (h *handle) List(ctx context.Context, prefix string) iter.Seq2[checkpoint.O
 
 // Delete implements checkpoint.Store.
 func (h *handle) Delete(ctx context.Context, name string) error {
-	return h.around(ctx, "delete", name, func() error { return h.Mem.Delete(context.Background(), name) })
+	return h.around(ctx, "delete", name, nil, func() error { return h.Mem.Delete(context.Background(), name) })
 }

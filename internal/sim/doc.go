@@ -57,11 +57,26 @@
 //
 // A script that fails is shrunk first (shrink_test.go): faults are left out as long as it
 // still fails. It is then printed with what happened, by time, and with the command that
-// runs it again. -script=FILE runs a script from a file.
+// runs it again. -script=FILE runs a script from a file, -client=a puts the debug log of
+// an instance's Kafka client into the history, -for bounds the time.
+//
+// RECORD.md tells what the simulator found, with the scripts in testdata/record that find
+// it again. TestEveryGuardTakenOutIsFound takes out guards (package internal/guard) and
+// demands that a seed notices.
+//
+// # Runs that are given up
+//
+// A bubble's time passes when all its goroutines wait. One that waits for a mutex counts
+// as being at work, so if the holder of the mutex waits for time to pass, both wait for
+// ever. The Kafka client has such places. Real time never stands still, so such a run says
+// nothing: it is given up and counted, and too many of them are a failure. If the mutex is
+// one of this module the run fails.
 //
 // # What it leaves out
 //
 // kfake decides transactions at once, has no replication and keeps no log on disk: faults
 // of brokers themselves are the matter of package integration. It also has a fault of its
-// own that a world has to get around, see loosen.
+// own that a world has to get around, see loosen. Watermarks, timers, unaligned checkpoints
+// and savepoints are not in the simulated app yet, and clocks of different instances are
+// the same.
 package sim

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -90,6 +91,14 @@ func (w *world) apply(ctx context.Context, s step) {
 		l.at(s, func() { l.freeze(s.dur) })
 	case verbCut:
 		l.at(s, func() { l.cut(s.mode, s.dur) })
+	case verbEvict:
+		l.at(s, func() {
+			w.watching.Go(func() {
+				if _, err := w.adm.LeaveGroup(ctx, kadm.LeaveGroup(appName).InstanceIDs(in.name)); err != nil {
+					w.note(in.name, "evict: %v", err)
+				}
+			})
+		})
 	case verbStop:
 		l.asked.Store(true)
 		l.mu.Lock()
@@ -122,6 +131,11 @@ func (w *world) apply(ctx context.Context, s step) {
 		})
 	case verbStore:
 		l.store.addRule(&storeRule{op: s.on, mode: s.mode, left: n, dur: s.dur, act: func() {}})
+		if s.mode == "flip" { // most is read when a life begins
+			in.mu.Lock()
+			in.inherit = append(in.inherit, &storeRule{op: s.on, mode: s.mode, skip: int(w.sc.seed % 4), left: n})
+			in.mu.Unlock()
+		}
 	default:
 		w.violate("%v: no such verb", s)
 	}
@@ -152,12 +166,13 @@ func (l *life) at(s step, do func()) {
 		do()
 	}
 	if key, ok := requestKey(s.on); ok {
-		after := s.mode == "after"
-		l.nic.addRule(&rule{key: key, answer: after, skip: max(1, s.n) - 1, left: 1, act: func(*wire) bool {
+		answer := s.mode == "after" || s.mode == "deaf"
+		l.nic.addRule(&rule{key: key, answer: answer, skip: max(1, s.n) - 1, left: 1, act: func(*wire) bool {
 			noted()
 			// A request of one that was killed before it wrote it doesn't get out, an
-			// answer doesn't get in; one that was only stopped finds both later.
-			return s.verb == verbPause
+			// answer doesn't get in; one that was only stopped, or is deaf for a while,
+			// finds both later.
+			return s.verb == verbPause || s.verb == verbEvict || s.mode == "deaf" || s.mode == "mute"
 		}})
 		return
 	}
@@ -200,7 +215,7 @@ func generate(seed uint64, steps int) script {
 		sc.lives = append(sc.lives, settings{
 			parallelism: pick(r, 1, 2, 3, 5), backend: pick(r, "memory", "memory", "pebble", "fresh"),
 			every: pick[time.Duration](r, 5, 20, 100, 500) * time.Millisecond, records: pick[int64](r, 0, 0, 1, 10),
-			timeout: pick[time.Duration](r, 500, 2000, 10000) * time.Millisecond, txn: pick[time.Duration](r, 4, 10, 30) * time.Second, session: pick[time.Duration](r, 6, 10) * time.Second,
+			timeout: pick[time.Duration](r, 500, 2000, 10000) * time.Millisecond, txn: pick[time.Duration](r, 2, 4, 10, 30) * time.Second, session: pick[time.Duration](r, 6, 10) * time.Second,
 			tolerable: r.IntN(4), retain: 1 + r.IntN(3), held: pick[int64](r, 1, 1000, 1<<20),
 			unaligned: align.IntN(3) > 0, align: pick[time.Duration](align, 0, 1, 50) * time.Millisecond,
 		})
@@ -227,7 +242,7 @@ func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
 // fault makes a fault.
 func fault(r *rand.Rand, instances int) step {
-	s := step{verb: pick(r, verbKill, verbKill, verbKill, verbPause, verbCut, verbLose, verbLose, verbDrop, verbDelay, verbSlow, verbStore, verbStore, verbBroker, verbBroker, verbMove, verbStop),
+	s := step{verb: pick(r, verbKill, verbKill, verbKill, verbPause, verbPause, verbCut, verbCut, verbLose, verbLose, verbDrop, verbDelay, verbSlow, verbStore, verbStore, verbStore, verbBroker, verbBroker, verbMove, verbStop, verbEvict, verbEvict),
 		who: string(rune('a' + r.IntN(instances)))}
 	if r.IntN(3) > 0 {
 		s.who = active // nothing much happens to one that stands by
@@ -245,18 +260,21 @@ func fault(r *rand.Rand, instances int) step {
 		}
 		s.dur = long()
 	case verbCut:
-		s.mode, s.dur = pick(r, "silent", "silent", "reset", "deaf", "mute"), long()
+		s.mode, s.dur = pick(r, "silent", "silent", "reset", "deaf", "deaf", "mute"), long()
 		if r.IntN(2) == 0 {
 			s.on, s.n = pick(r, killedAt...).Name(), 1+r.IntN(4)
 		}
 	case verbLose, verbDrop:
-		s.on, s.n = pick(r, lostAt...).Name(), pick(r, 1, 1, 2, 5)
+		s.on, s.n = pick(r, lostAt...).Name(), pick(r, 1, 1, 2, 5, 50)
 	case verbDelay:
 		s.on, s.mode, s.n, s.dur = pick(r, lostAt...).Name(), pick(r, "request", "answer"), pick(r, 1, 1, 2, 5), long()
 	case verbSlow:
 		s.n, s.dur = 1+r.IntN(20), long()
 	case verbStore:
-		s.on, s.mode, s.n, s.dur = pick(r, storeOps...), pick(r, "fail", "unknown", "hang", "stall", "slow"), pick(r, 1, 1, 2, 6), long()
+		s.on, s.mode, s.n, s.dur = pick(r, storeOps...), pick(r, "fail", "unknown", "hang", "stall", "slow", "flip", "flip"), pick(r, 1, 1, 2, 6), long()
+		if s.mode == "flip" {
+			s.on, s.dur = "get", 0
+		}
 	case verbBroker:
 		key := pick(r, sortedKeys...)
 		s.on, s.mode, s.n = key.Name(), pick(r, brokerErrors[key]...).Message, pick(r, 1, 1, 2, 5)
@@ -264,6 +282,10 @@ func fault(r *rand.Rand, instances int) step {
 		s.who, s.mode = "", pick(r, "leaders", "coordinators")
 	case verbStop:
 		s.dur = long()
+	case verbEvict:
+		if r.IntN(3) > 0 {
+			s.on, s.mode, s.n = pick(r, kmsg.Produce, kmsg.Produce, kmsg.TxnOffsetCommit, kmsg.EndTxn, kmsg.OffsetFetch, kmsg.Fetch).Name(), "after", 1+r.IntN(4)
+		}
 	}
 	return s
 }

@@ -43,6 +43,9 @@ type rule struct {
 // request is not delivered, an answer not given if it doesn't.
 type action func(w *wire) (goOn bool)
 
+// refusal is how long it takes to learn that there is no network.
+const refusal = 5 * time.Millisecond
+
 var errNoNetwork = errors.New("no network")
 
 func newNIC(inner *kfake.VirtualNetwork, latency time.Duration, rng *rand.Rand) *nic {
@@ -205,6 +208,7 @@ func (n *nic) dial(ctx context.Context, network, addr string) (net.Conn, error) 
 		up, no := n.up.open, n.dead || n.refuse > 0
 		n.mu.Unlock()
 		if no {
+			time.Sleep(refusal) // or a client that tries again at once would stop time
 			return nil, errNoNetwork
 		}
 		if up == nil {

@@ -60,13 +60,14 @@ const (
 	verbKill   = "kill"   // kill -9, restarted after dur; mode before or after the request
 	verbStop   = "stop"   // SIGTERM, restarted after dur
 	verbPause  = "pause"  // SIGSTOP for dur; mode before or after the request
-	verbCut    = "cut"    // no network for dur; mode silent, reset, deaf (no answers) or mute (no requests)
+	verbCut    = "cut"    // no network for dur; mode silent, reset, deaf (from an answer on) or mute (no requests)
 	verbLose   = "lose"   // n requests are applied and their answers lost
 	verbDrop   = "drop"   // n requests are lost
 	verbDelay  = "delay"  // n frames take dur longer; mode request or answer
 	verbSlow   = "slow"   // handlers take some milliseconds for each record, for dur
-	verbStore  = "store"  // n store operations; mode fail, unknown (done, error), hang, stall or slow
+	verbStore  = "store"  // n store operations; mode fail, unknown (done, error), hang, stall, slow or flip (a bit of what is read)
 	verbBroker = "broker" // n requests are answered with the error mode
+	verbEvict  = "evict"  // the group takes the instance for gone
 	verbMove   = "move"   // leaders move; mode leaders or coordinators
 )
 

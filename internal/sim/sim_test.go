@@ -8,13 +8,26 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// leftBehind says that goroutines of a run that was given up are still there.
+var leftBehind atomic.Bool
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if code == 0 && !leftBehind.Load() {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
 
 var (
 	seedFlag   = flag.Uint64("seed", 1, "the first seed")
@@ -24,6 +37,7 @@ var (
 	scriptFlag = flag.String("script", "", "a file with a script to run instead of seeds")
 	triesFlag  = flag.Int("tries", 1, "how often each script is run")
 	shrinkFlag = flag.Duration("shrink", time.Minute, "for how long to look for fewer faults with which a script still fails; 0: not at all")
+	clientFlag = flag.String("client", "", "the instance whose Kafka client's debug log goes into the history")
 	forFlag    = flag.Duration("for", 0, "after what time to begin no further seed; by default never")
 )
 
@@ -47,7 +61,7 @@ func TestSim(t *testing.T) {
 			seeds = 5
 		}
 	}
-	begin, done := time.Now(), 0
+	begin, done, frozen := time.Now(), 0, 0
 	var sum result
 	for seed := *seedFlag; seed < *seedFlag+uint64(seeds); seed++ {
 		if *forFlag > 0 && time.Since(begin) > *forFlag {
@@ -64,10 +78,16 @@ func TestSim(t *testing.T) {
 			sum.lives += res.lives
 			sum.commits += res.commits
 			sum.records += res.records
+			if res.frozen {
+				frozen++
+			}
 		})
 	}
-	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v",
-		done, *seedFlag, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second))
+	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v; %d runs were given up",
+		done, *seedFlag, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), frozen)
+	if frozen > 2+done/20 {
+		t.Errorf("%d of %d runs were given up because virtual time stood still", frozen, done)
+	}
 }
 
 // chosen reads -only.
@@ -91,6 +111,10 @@ func simulate(t *testing.T, sc script, how string) *result {
 		if res = play(t, sc); res.failed() {
 			break
 		}
+	}
+	if res.frozen {
+		t.Logf("given up: virtual time stands still")
+		return res
 	}
 	t.Logf("%v of virtual time, %d processes, %d commits, %d records", res.took.Round(time.Millisecond), res.lives, res.commits, res.records)
 	if !res.failed() {

@@ -30,6 +30,11 @@ import (
 	"github.com/weirstream/weir/state/pebble"
 )
 
+// realLimit is how long a run may take in real time: a hundred times what it usually
+// does. Whoever does something again and again without a pause hardly lets virtual time
+// pass.
+const realLimit = time.Minute
+
 // Bounds, in virtual time.
 const (
 	// drainWithin is how long the app may take to be done with its input after the last
@@ -37,7 +42,9 @@ const (
 	// a few restarts with their delays.
 	drainWithin = 5 * time.Minute
 	// quiet is how long nothing happens between that and the last input.
-	quiet = 20 * time.Second
+	// Its length is that of the longest wait of a client: for a rebalance that the broker
+	// has forgotten.
+	quiet = 90 * time.Second
 	// stopWithin is how long a clean stop may take.
 	stopWithin = time.Minute
 	// goneWithin is how long what is left of a killed life may take to end.
@@ -51,14 +58,15 @@ type result struct {
 	took       time.Duration // virtual
 	commits    int
 	lives      int
-	records    int // of input
+	records    int  // of input
+	frozen     bool // given up, see attend
+	late       bool // took more than realLimit
 }
 
 func (r *result) failed() bool { return len(r.violations) > 0 }
 
 // world is a run of a script.
 type world struct {
-	t     testing.TB
 	sc    script
 	begin time.Time
 	net   *kfake.VirtualNetwork
@@ -69,8 +77,11 @@ type world struct {
 	dir   string // for local stores
 
 	instances []*instance
-	healed    chan struct{} // closed when the faults end
-	ending    chan struct{} // closed when nobody is to be started any more
+	late      atomic.Bool            // the run takes too long in real time
+	beat      atomic.Int64           // counts seconds of virtual time
+	bubble    atomic.Pointer[string] // its number
+	healed    chan struct{}          // closed when the faults end
+	ending    chan struct{}          // closed when nobody is to be started any more
 	lives     sync.WaitGroup
 	watching  sync.WaitGroup
 
@@ -88,57 +99,136 @@ type fed struct {
 	partition int32
 }
 
-// leaked returns the goroutines of the bubble but this one.
-func leaked() []string {
-	buf := make([]byte, 1<<20)
-	buf = buf[:runtime.Stack(buf, true)]
-	all := strings.Split(string(buf), "\n\n")
-	_, bubble, ok := strings.Cut(strings.SplitN(all[0], "\n", 2)[0], "synctest bubble ")
-	if !ok {
-		return []string{"no bubble: " + all[0]}
-	}
-	bubble = "synctest bubble " + strings.TrimSuffix(bubble, "]:")
-	var found []string
-	for _, g := range all[1:] {
-		if head, _, _ := strings.Cut(g, "\n"); strings.Contains(head, bubble+"]") || strings.Contains(head, bubble+",") {
-			// synctest's own goroutine waits for the bubble's.
-			if !strings.Contains(g, "internal/synctest.Run(") && !strings.Contains(g, "testing/synctest.testingSynctestTest") {
-				found = append(found, g)
-			}
+// inBubble returns those goroutines of a stack dump that are in a bubble, by its number.
+func inBubble(dump, bubble string) (found []string) {
+	for g := range strings.SplitSeq(dump, "\n\n") {
+		head, _, _ := strings.Cut(g, "\n")
+		if !strings.Contains(head, "synctest bubble "+bubble+"]") {
+			continue
+		}
+		// Those of synctest itself wait for the others.
+		if !strings.Contains(g, "internal/synctest.Run(") && !strings.Contains(g, "testing/synctest.testingSynctestTest(") {
+			found = append(found, g)
 		}
 	}
 	return found
 }
 
+func stacks(all bool) string {
+	buf := make([]byte, 8<<20)
+	return string(buf[:runtime.Stack(buf, all)])
+}
+
+// thisBubble returns the number of the bubble that it is called in.
+func thisBubble() string {
+	head, _, _ := strings.Cut(stacks(false), "\n")
+	_, n, _ := strings.Cut(head, "synctest bubble ")
+	return strings.TrimSuffix(n, "]:")
+}
+
 // play runs a script to its end and tells what came of it.
 func play(t *testing.T, sc script) *result {
 	t.Helper()
-	var res *result
 	dir, err := os.MkdirTemp("", "weir-sim-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	var w *world
-	func() {
+	w := &world{sc: sc, dir: dir, disk: newDisk()}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
 		// A bubble in which nothing can happen any more panics.
 		defer func() {
 			if p := recover(); p != nil {
-				if w == nil {
-					panic(p)
-				}
 				w.violate("the bubble: %v", p)
-				res = &w.res
 			}
 		}()
 		synctest.Test(t, func(t *testing.T) {
-			w = &world{t: t, sc: sc, begin: time.Now(), dir: dir, disk: newDisk(), healed: make(chan struct{}), ending: make(chan struct{})}
+			w.begin, w.healed, w.ending = time.Now(), make(chan struct{}), make(chan struct{})
+			bubble := thisBubble()
+			w.bubble.Store(&bubble)
 			w.run(t.Context())
-			res = &w.res
 		})
 	}()
-	return res
+	if w.attend(done) {
+		leftBehind.Store(true)
+		w.mu.Lock() // it was given up, so nobody holds this for long
+		defer w.mu.Unlock()
+		res := w.res
+		return &res
+	}
+	return &w.res
 }
+
+// attend waits for the end of a run, in real time. It tells whether the run has to be
+// given up because virtual time stands still. That happens when a goroutine waits for a
+// mutex whose holder waits for time to pass, which the Kafka client lets happen now and
+// then: a bubble takes the one who waits for somebody who is at work. Such a run says
+// nothing; its goroutines stay as they are.
+func (w *world) attend(done <-chan struct{}) (frozen bool) {
+	begin, last, since := time.Now(), int64(-1), time.Now()
+	for {
+		select {
+		case <-done:
+			return false
+		case <-time.After(500 * time.Millisecond):
+		}
+		if time.Since(begin) > realLimit {
+			w.late.Store(true)
+		}
+		if beat := w.beat.Load(); beat != last {
+			last, since = beat, time.Now()
+			continue
+		}
+		bubble := w.bubble.Load()
+		if time.Since(since) < frozenAfter || bubble == nil {
+			continue
+		}
+		frozen := true
+		for range 3 { // what runs between two looks is not frozen
+			waiting, ours := stuck(inBubble(stacks(true), *bubble))
+			if ours {
+				w.violate("a mutex of ours is held by who waits for something:\n%s", waiting)
+				return true
+			}
+			frozen = frozen && waiting != ""
+			time.Sleep(200 * time.Millisecond)
+		}
+		if frozen {
+			w.mu.Lock()
+			w.res.frozen = true
+			w.mu.Unlock()
+			return true
+		}
+	}
+}
+
+// stuck returns a goroutine that waits for a mutex, if none is at work, and whether the
+// mutex is one of this module.
+func stuck(goroutines []string) (waiting string, ours bool) {
+	for _, g := range goroutines {
+		head, rest, _ := strings.Cut(g, "\n")
+		switch {
+		case strings.Contains(head, "(durable)"):
+		case strings.Contains(head, "[sync.Mutex.Lock"), strings.Contains(head, "[sync.RWMutex"):
+			waiting = g
+			for line := range strings.SplitSeq(rest, "\n") {
+				if !strings.HasPrefix(line, "\t") && !strings.HasPrefix(line, "sync.") && !strings.HasPrefix(line, "internal/sync.") {
+					ours = ours || strings.HasPrefix(line, "github.com/weirstream/")
+					break
+				}
+			}
+		default:
+			return "", false
+		}
+	}
+	return waiting, ours && waiting != ""
+}
+
+// frozenAfter is for how long of real time virtual time must have stood still before
+// somebody looks why.
+const frozenAfter = 3 * time.Second
 
 func (w *world) rng(what string, n int) *rand.Rand {
 	h := uint64(14695981039346656037)
@@ -172,7 +262,7 @@ func (w *world) run(ctx context.Context) {
 		// Whatever sleeps for a while may wake up; then nobody is to be left.
 		time.Sleep(goneWithin)
 		synctest.Wait()
-		if left := leaked(); len(left) > 0 {
+		if left := inBubble(stacks(true), *w.bubble.Load()); len(left) > 1 {
 			w.violate("%d goroutines are left:\n%s", len(left), strings.Join(left, "\n\n"))
 		}
 	}()
@@ -199,9 +289,20 @@ func (w *world) run(ctx context.Context) {
 		w.lives.Go(in.supervise)
 	}
 	watch, stopWatch := context.WithCancel(ctx)
+	w.watching.Go(func() {
+		for tick := time.NewTicker(time.Second); watch.Err() == nil; w.beat.Add(1) {
+			select {
+			case <-tick.C:
+			case <-watch.Done():
+			}
+		}
+	})
 	w.watching.Go(func() { w.watchCommits(watch) })
 
 	for _, s := range w.sc.steps {
+		if w.late.Load() {
+			break
+		}
 		if d := s.at - time.Since(w.begin); d > 0 {
 			time.Sleep(d)
 		}
@@ -306,6 +407,8 @@ type instance struct {
 	life *life
 	n    int // lives so far
 	dir  string
+	// inherit are the store faults that the next life finds.
+	inherit []*storeRule
 }
 
 // life is one process of an instance.
@@ -370,6 +473,7 @@ func (in *instance) start() *life {
 		store: newHandle(w.disk, w.healed, w.sc.latency, w.rng("store of "+in.name, in.n)),
 		done:  make(chan struct{}), over: make(chan struct{}),
 	}
+	l.store.rules, in.inherit = in.inherit, nil
 	in.n++
 	w.mu.Lock()
 	w.res.lives++
@@ -377,7 +481,7 @@ func (in *instance) start() *life {
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	opts := append(set.options(),
 		weir.Brokers(w.c.ListenAddrs()...), weir.InstanceID(in.name), weir.Store(l.store),
-		weir.KafkaOptions(kgo.Dialer(l.nic.dial), kgo.DisableClientMetrics()), weir.Listen(l.listener()))
+		weir.KafkaOptions(kgo.WithLogger(clientLog{l}), kgo.Dialer(l.nic.dial), kgo.DisableClientMetrics()), weir.Listen(l.listener()))
 	if set.backend != "memory" {
 		if set.backend == "fresh" || in.dir == "" {
 			in.dir = filepath.Join(w.dir, fmt.Sprint(in.name, in.n))
@@ -522,6 +626,9 @@ func (w *world) heal() {
 	w.faults = nil
 	w.mu.Unlock()
 	for _, in := range w.instances {
+		in.mu.Lock()
+		in.inherit = nil
+		in.mu.Unlock()
 		if l := in.current(); l != nil {
 			l.nic.heal()
 			l.store.heal()
@@ -541,6 +648,13 @@ func (w *world) drained(ctx context.Context) bool {
 		}
 		if time.Since(begin) > drainWithin {
 			w.violate("liveness: %v after the last fault, not all input is committed: %s (%v)", drainWithin, left, err)
+			return false
+		}
+		if w.late.Load() {
+			w.mu.Lock()
+			w.res.late = true
+			w.mu.Unlock()
+			w.violate("liveness: the run takes more than %v of real time: something is done again and again", realLimit)
 			return false
 		}
 		if g := w.c.GroupInfo(appName); g == nil || g.State != "PreparingRebalance" {
@@ -675,4 +789,20 @@ func (in *instance) is(req kmsg.Request) bool {
 		return r.RequireStable
 	}
 	return false
+}
+
+// clientLog puts what a Kafka client has to say into the history, see -client.
+type clientLog struct{ l *life }
+
+// Level implements kgo.Logger.
+func (c clientLog) Level() kgo.LogLevel {
+	if *clientFlag != c.l.in.name {
+		return kgo.LogLevelNone
+	}
+	return kgo.LogLevelDebug
+}
+
+// Log implements kgo.Logger.
+func (c clientLog) Log(_ kgo.LogLevel, msg string, pairs ...any) {
+	c.l.in.w.note(c.l.String(), "  %s", strings.TrimSpace(fmt.Sprintln(append([]any{msg}, pairs...)...)))
 }
