@@ -76,7 +76,7 @@
 //
 // kfake decides transactions at once, has no replication and keeps no log on disk: faults
 // of brokers themselves are the matter of package integration. It also has a fault of its
-// own that a world has to get around, see loosen. Watermarks, timers, unaligned checkpoints
-// and savepoints are not in the simulated app yet, and clocks of different instances are
+// own that a world has to get around, see loosen. Watermarks, timers
+// and savepoints are not in the simulated app, and the clocks of all instances are
 // the same.
 package sim
