@@ -63,12 +63,16 @@ func start(image string, args []string) (*Server, error) {
 	if image == Valkey {
 		program = "valkey-server"
 	}
-	s := &Server{port: freePort()}
-	s.Addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port))
-	args = append([]string{program, "--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--save", "", "--repl-diskless-sync-delay", "0"}, args...)
+	port := freePort()
+	return startCommand(image, port, append([]string{program, "--bind", "127.0.0.1", "--port", strconv.Itoa(port), "--save", "", "--repl-diskless-sync-delay", "0"}, args...))
+}
+
+// startCommand starts a container whose command listens at a port.
+func startCommand(image string, port int, command []string) (*Server, error) {
+	s := &Server{port: port, Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	c, err := testcontainers.Run(ctx, image, testcontainers.WithCmd(args...),
+	c, err := testcontainers.Run(ctx, image, testcontainers.WithCmd(command...),
 		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.NetworkMode = "host" }))
 	if c != nil {
 		containers.Remove(c)
@@ -78,6 +82,22 @@ func start(image string, args []string) (*Server, error) {
 		return nil, fmt.Errorf("start %s: %w", image, err)
 	}
 	return s, nil
+}
+
+// StartSentinel starts a sentinel that knows a primary by a name, and fails over when it
+// does not answer for half a second.
+func StartSentinel(t testing.TB, name string, primary *Server) *Server {
+	t.Helper()
+	containers.Need(t)
+	port := freePort()
+	conf := fmt.Sprintf(`port %d\nbind 127.0.0.1\nsentinel monitor %s 127.0.0.1 %d 1\nsentinel down-after-milliseconds %s 500\nsentinel failover-timeout %s 2000\n`,
+		port, name, primary.port, name, name)
+	s, err := startCommand(Redis, port, []string{"sh", "-c", "printf '" + conf + "' >/tmp/sentinel.conf && exec redis-server /tmp/sentinel.conf --sentinel"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.AwaitUp(t)
+	return s
 }
 
 // shared is the server that tests share, each with keys of its own.

@@ -69,3 +69,19 @@ func clusterOptions(t *testing.T) Options {
 func clusterOptionsOffline() Options {
 	return Options{Cluster: true, Addrs: []string{"127.0.0.1:1"}}
 }
+
+var valkeyServer struct {
+	once sync.Once
+	s    *redistest.Server
+}
+
+// valkey is a server that all tests share.
+func valkey(t *testing.T) *redistest.Server {
+	t.Helper()
+	containers.Need(t)
+	valkeyServer.once.Do(func() { valkeyServer.s = redistest.StartImage(t, redistest.Valkey) })
+	if valkeyServer.s == nil {
+		t.Fatal("the server did not start")
+	}
+	return valkeyServer.s
+}

@@ -83,8 +83,9 @@ func wantStrings(t *testing.T, o Options, want map[string]string) {
 	}
 }
 
-// everywhere runs a test against one server and against a cluster.
+// everywhere runs a test against one server of Redis and of Valkey, and against a cluster.
 func everywhere(t *testing.T, f func(t *testing.T, o Options)) {
+	t.Run("valkey", func(t *testing.T) { f(t, options(valkey(t).Addr)) })
 	t.Run("server", func(t *testing.T) { f(t, options(redistest.Shared(t).Addr)) })
 	t.Run("cluster", func(t *testing.T) { f(t, clusterOptions(t)) })
 }

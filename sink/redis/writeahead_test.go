@@ -1079,3 +1079,37 @@ func TestRightsOnAClusterAreEnough(t *testing.T) {
 	w.opts = o
 	w.verify()
 }
+
+func TestS35_SentinelsFailoverLosesNothing(t *testing.T) {
+	primary := redistest.Start(t)
+	host, port, _ := strings.Cut(primary.Addr, ":")
+	replica := redistest.Start(t, "--replicaof", host+" "+port)
+	name := fresh()
+	sentinel := redistest.StartSentinel(t, name, primary)
+	sc := goredis.NewSentinelClient(&goredis.Options{Addr: sentinel.Addr})
+	defer sc.Close()
+	redistest.Eventually(t, soon, func() error { // until then it could promote nobody
+		rs, err := sc.Replicas(t.Context(), name).Result()
+		if err == nil && (len(rs) != 1 || rs[0]["master-link-status"] != "ok") {
+			err = errors.New("the sentinel knows no replica")
+		}
+		return err
+	})
+	o := Options{Addrs: []string{sentinel.Addr}, Master: name, Prefix: fresh() + ":", Timeout: time.Second}
+	w := newWorld(t, o, BatchSize(10, 1<<20))
+	u := openUpsert(t, t.Context(), Upsert(o, setPair))
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(300)...)
+	l.drain()
+	mustWrite(t, u, pair{"k", "1"})
+	l.checkpoint(w.pushes(300)...)
+	primary.Kill(t) // the replica has the tail, or not
+	l.checkpoint(w.pushes(300)...)
+	l = w.settle(l)
+	w.verify()
+	mustWrite(t, u, pair{"k", "2"})
+	wantStrings(t, o, map[string]string{"k": "2"})
+	if role := replica.Client(t).Do(t.Context(), "ROLE").Val().([]any)[0]; role != "master" {
+		t.Errorf("the replica is %v: nothing failed over", role)
+	}
+}
