@@ -45,6 +45,7 @@ type applier struct {
 	restore  []sink.Log        // what Recover was given, until it was looked through
 	planned  bool              // it was
 	at       map[lane]position // what the marker of a lane is, or will be when all that was sent is applied
+	recent   []lane            // written last, the newest first
 
 	pending atomic.Int64 // bytes that were handed over and are not applied
 
@@ -159,9 +160,9 @@ func (a *applier) run(ctx context.Context) error {
 		}
 	}
 	for {
-		logs := a.next(ctx)
-		if logs == nil {
-			return nil
+		logs, err := a.next(ctx)
+		if err != nil {
+			return err
 		}
 		if err := a.apply(ctx, logs); err != nil {
 			return err
@@ -173,8 +174,9 @@ func (a *applier) patience() *patience {
 	return &patience{giveUp: a.set.giveUp, log: a.env.Logger(), sink: a.env.Operator()}
 }
 
-// next waits for logs and returns those to apply in one round; nil when ctx ends.
-func (a *applier) next(ctx context.Context) []sink.Log {
+// next waits for logs and returns those to apply in one round. Meanwhile it looks whether
+// Redis still has what it was given.
+func (a *applier) next(ctx context.Context) ([]sink.Log, error) {
 	for {
 		a.mu.Lock()
 		n, bytes := 0, int64(0)
@@ -185,14 +187,64 @@ func (a *applier) next(ctx context.Context) []sink.Log {
 		logs := a.queue[:n:n]
 		a.mu.Unlock()
 		if n > 0 {
-			return logs
+			return logs, nil
 		}
+		timer := time.NewTimer(a.set.lookEvery)
 		select {
 		case <-a.arrived:
+			timer.Stop()
+		case <-timer.C:
+			if err := a.look(ctx); err != nil {
+				return nil, err
+			}
 		case <-ctx.Done():
-			return nil
+			timer.Stop()
+			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// mostRecent bounds the lanes that are looked at while there is nothing to do.
+const mostRecent = 1024
+
+// touch notes which lanes were written last.
+func (a *applier) touch(batches []*batch) {
+	seen := map[lane]bool{}
+	var recent []lane
+	add := func(n lane) {
+		if !seen[n] && len(recent) < mostRecent {
+			seen[n] = true
+			recent = append(recent, n)
+		}
+	}
+	for i := len(batches) - 1; i >= 0; i-- {
+		add(batches[i].lane)
+	}
+	for _, n := range a.recent {
+		add(n)
+	}
+	a.recent = recent
+}
+
+// look compares the markers of the lanes that were written last with what they should say:
+// an app that has nothing to write would not notice otherwise that Redis lost its tail. If
+// Redis can't be reached it is asked again later.
+func (a *applier) look(ctx context.Context) error {
+	marks, err := a.marksOf(ctx, a.recent)
+	if err != nil {
+		if unavailable(err) || passing(err) {
+			a.note(err)
+			return nil
+		}
+		return err
+	}
+	a.note(nil)
+	for _, n := range a.recent {
+		if m := marks[n]; m.compare(a.at[n]) < 0 {
+			return &tailError{a.env.Operator(), a.marker(n), m.position, a.at[n]}
+		}
+	}
+	return nil
 }
 
 // applied notes that the oldest logs of the queue are applied: ends says where they left

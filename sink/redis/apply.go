@@ -114,6 +114,7 @@ func (a *applier) apply(ctx context.Context, logs []sink.Log) error {
 			return err
 		}
 	}
+	a.touch(batches)
 	if err := a.send(ctx, batches); err != nil {
 		return err
 	}

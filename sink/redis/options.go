@@ -148,6 +148,7 @@ type settings struct {
 	pendingBytes         int64
 	keep                 time.Duration
 	keepBytes            int64
+	lookEvery            time.Duration // how often an idle applier looks at its markers
 	errs                 []error
 }
 
@@ -155,7 +156,7 @@ func newSettings(opts []Option) settings {
 	s := settings{
 		batchOps: 512, batchBytes: 256 << 10, inFlight: 4, giveUp: time.Minute,
 		refused: func(err error) error { return err }, versionsFor: 7 * 24 * time.Hour,
-		pendingBytes: 64 << 20, keep: 30 * time.Second, keepBytes: 64 << 20,
+		pendingBytes: 64 << 20, keep: 30 * time.Second, keepBytes: 64 << 20, lookEvery: 5 * time.Second,
 	}
 	for _, o := range opts {
 		o.apply(&s)

@@ -90,9 +90,13 @@ type mark struct {
 
 // markers reads the markers of all lanes.
 func (a *applier) markers(ctx context.Context) (map[lane]mark, error) {
+	return a.marksOf(ctx, a.layout.lanes())
+}
+
+// marksOf reads the markers of some lanes.
+func (a *applier) marksOf(ctx context.Context, lanes []lane) (map[lane]mark, error) {
 	const chunk = 1024
 	found := map[lane]mark{}
-	lanes := a.layout.lanes()
 	for len(lanes) > 0 {
 		some := lanes[:min(chunk, len(lanes))]
 		lanes = lanes[len(some):]

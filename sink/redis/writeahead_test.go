@@ -412,6 +412,25 @@ func TestS35_RedisThatRestartsEmptyIsFilledFromTheLogs(t *testing.T) {
 	}
 }
 
+func TestS35_LossIsNoticedWithoutNewInput(t *testing.T) {
+	s := redistest.Start(t)
+	often := option(func(s *settings) { s.lookEvery = 10 * time.Millisecond })
+	w := newWorld(t, options(s.Addr), often)
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(300)...)
+	l.drain()
+	s.Kill(t)
+	s.Restart(t)
+	var lost *tailError
+	if err := l.ended(); !errors.As(err, &lost) {
+		t.Fatalf("the applier ended with %v", err)
+	}
+	l.kill()
+	l = w.mustBegin()
+	l.drain()
+	w.verify()
+}
+
 func TestS35_ReplicaThatLacksTheTailIsBroughtUp(t *testing.T) {
 	primary := redistest.Start(t)
 	host, port, _ := strings.Cut(primary.Addr, ":")
