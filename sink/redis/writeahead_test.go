@@ -192,6 +192,27 @@ func (l *life) checkpoint(ps ...push) {
 		w.after = log.Checkpoint
 	}
 	l.applier.Committed(log)
+	w.recoverable()
+}
+
+// recoverable makes sure that what is given up is accounted for: the logs that are kept
+// begin with the first, or one of them says where the lanes were before them.
+func (w *world) recoverable() {
+	w.t.Helper()
+	if len(w.logs) == 0 || w.logs[0].After == 0 {
+		return
+	}
+	a := &applier{restore: w.logs}
+	for _, l := range w.logs {
+		bs, err := a.basesOf(w.t.Context(), l)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if len(bs) > 0 {
+			return
+		}
+	}
+	w.t.Fatalf("checkpoint %d has logs from %d on, and no base", w.last, w.logs[0].Checkpoint)
 }
 
 // drain waits until everything is applied.
