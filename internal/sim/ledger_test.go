@@ -85,11 +85,12 @@ func bucketOf(account string) string { return account[len(account)-1:] }
 
 var errOrder = errors.New("out of order")
 
-// ledger builds the topology. step is called for each record and may take its time.
-func ledger(app *weir.App, step func()) {
+// ledger builds the topology. read is called for each record, step for each entry; both
+// may take their time.
+func ledger(app *weir.App, read, step func()) {
 	in := weir.From(app, "in", source.Source[transfer]{Topic: inTopic, Decode: parseTransfer})
 	entries := weir.FlatMap(in, "split", func(t transfer, emit func(entry)) error {
-		step()
+		read()
 		if t.bad {
 			return weir.DeadLetter(errors.New("bad"))
 		}

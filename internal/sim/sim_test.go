@@ -78,13 +78,15 @@ func TestSim(t *testing.T) {
 			sum.lives += res.lives
 			sum.commits += res.commits
 			sum.records += res.records
+			sum.inFlight += res.inFlight
+			sum.replays += res.replays
 			if res.frozen {
 				frozen++
 			}
 		})
 	}
-	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v; %d runs were given up",
-		done, *seedFlag, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), frozen)
+	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v; %d checkpoints with records in flight, %d restored; %d runs were given up",
+		done, *seedFlag, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), sum.inFlight, sum.replays, frozen)
 	if frozen > 2+done/20 {
 		t.Errorf("%d of %d runs were given up because virtual time stood still", frozen, done)
 	}

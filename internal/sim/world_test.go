@@ -59,6 +59,8 @@ type result struct {
 	commits    int
 	lives      int
 	records    int  // of input
+	inFlight   int  // checkpoints that captured records in flight
+	replays    int  // restores of such
 	frozen     bool // given up, see attend
 	late       bool // took more than realLimit
 }
@@ -243,6 +245,12 @@ func (w *world) note(who, format string, args ...any) {
 	defer w.mu.Unlock()
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "\n            ")
 	w.res.history = append(w.res.history, fmt.Sprintf("%10.3fs %-3s %s", time.Since(w.begin).Seconds(), who, text))
+}
+
+func (w *world) count(f func(*result)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f(&w.res)
 }
 
 func (w *world) violate(format string, args ...any) {
@@ -491,7 +499,11 @@ func (in *instance) start() *life {
 		opts = append(opts, weir.StateBackend(b))
 	}
 	l.app = weir.New(appName, opts...)
-	ledger(l.app, l.step)
+	read := l.step
+	if w.sc.seed%2 == 0 {
+		read = l.store.running // so that a slow process has its records in flight
+	}
+	ledger(l.app, read, l.step)
 	in.life = l
 	w.note(l.String(), "starts: %v", set)
 	w.lives.Go(func() {
@@ -604,14 +616,24 @@ func (l *life) listener() weir.Listener {
 		l.store.running()
 	}
 	return weir.Listener{
-		CheckpointBegun:     func(i event.CheckpointBegun) { l.store.running() },
-		CheckpointPersisted: func(i event.CheckpointPersisted) { l.store.running() },
+		CheckpointBegun: func(i event.CheckpointBegun) { l.store.running() },
+		CheckpointPersisted: func(i event.CheckpointPersisted) {
+			if i.InFlight > 0 {
+				l.in.w.count(func(r *result) { r.inFlight++ })
+			}
+			l.store.running()
+		},
 		CheckpointCommitted: func(i event.CheckpointCommitted) { note(i) },
 		CheckpointFailed:    func(i event.CheckpointFailed) { note(i) },
-		Restored:            func(i event.Restored) { note(i) },
-		Restarting:          func(i event.Restarting) { note(i) },
-		Rebalanced:          func(i event.Rebalanced) { note(i) },
-		Fenced:              func(i event.Fenced) { note(i) },
+		Restored: func(i event.Restored) {
+			if i.InFlight > 0 {
+				l.in.w.count(func(r *result) { r.replays++ })
+			}
+			note(i)
+		},
+		Restarting: func(i event.Restarting) { note(i) },
+		Rebalanced: func(i event.Rebalanced) { note(i) },
+		Fenced:     func(i event.Fenced) { note(i) },
 	}
 }
 
