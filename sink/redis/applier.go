@@ -141,12 +141,13 @@ func (a *applier) Run(ctx context.Context) error {
 		return nil
 	}
 	var lost *tailError
-	if err != nil && !errors.As(err, &lost) {
+	if !errors.As(err, &lost) {
 		a.failed.Store(&err)
 	}
 	return err
 }
 
+// run applies until it can't any more, and says why.
 func (a *applier) run(ctx context.Context) error {
 	again := a.patience()
 	for !a.planned {

@@ -1145,7 +1145,7 @@ func TestS35_SentinelsFailoverLosesNothing(t *testing.T) {
 	l.checkpoint(w.pushes(300)...)
 	primary.Kill(t) // the replica has the tail, or not
 	l.checkpoint(w.pushes(300)...)
-	l = w.settle(l)
+	w.settle(l)
 	w.verify()
 	mustWrite(t, u, pair{"k", "2"})
 	wantStrings(t, o, map[string]string{"k": "2"})
