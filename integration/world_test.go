@@ -466,6 +466,7 @@ func (w *world) quiet() {
 func (w *world) finish(p *process) {
 	w.t.Helper()
 	w.settleWith(p)
+	p.await("restored", 1, progressTime) // where nothing was left to process, it may not even listen to signals yet
 	p.stop()
 	w.judge(newModel().take(w.input()...))
 	w.quiet()
