@@ -215,15 +215,22 @@ func TestAStartThatFailsKeepsWhatItHasOfTheChain(t *testing.T) {
 	h.attach(s)
 	closeStore(t, s)
 	h.commit(set(2, "b", "1"))
+	var down atomic.Bool
+	down.Store(true)
+	b.hook = func(string, int64, int64) error {
+		if down.Load() {
+			return errors.New("the object store is down")
+		}
+		return nil
+	}
 	s = open(t, fs, Options{})
-	b.hook = func(string, int64, int64) error { return errors.New("the object store is down") }
 	if _, err := s.Attach(t.Context(), h.at, h.chain, b); err == nil || !strings.Contains(err.Error(), h.chain[1].Object) {
 		t.Fatal(err)
 	}
 	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrDetached) {
 		t.Fatal(err)
 	}
-	b.hook = nil
+	down.Store(false)
 	if a := h.attach(s); a.Reused != 1 || a.Copied != 1 {
 		t.Fatalf("%+v", a)
 	}
