@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"math"
 	"slices"
 
 	"github.com/weirstream/weir/internal/guard"
@@ -95,20 +95,12 @@ func readInFlight(ctx context.Context, store Store, f InFlight) ([]byte, error) 
 	if f.Length == 0 {
 		return nil, nil
 	}
-	damaged := func(what string, err error) error {
-		return &DamagedError{Object: f.Object, Store: store.String(), What: what, Err: err}
-	}
-	b, err := store.GetRange(ctx, f.Object, f.Offset, f.Length)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return nil, &MissingError{Object: f.Object, Store: store.String(), Err: err}
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, damaged(fmt.Sprintf("truncated: it ends before byte %d", f.Offset+f.Length), err)
-	case err != nil:
+	b, err := getRange(ctx, store, f.Object, f.Offset, f.Length)
+	if err != nil {
 		return nil, err
 	}
 	if got := segment.Checksum(b); (got != f.CRC32C || int64(len(b)) != f.Length) && !guard.Broken(guard.Checksum) {
-		return nil, damaged(fmt.Sprintf("the checksum of the records in flight at byte %d is %08x, the manifest says %08x", f.Offset, got, f.CRC32C), nil)
+		return nil, &DamagedError{Object: f.Object, Store: store.String(), What: fmt.Sprintf("the checksum of the records in flight at byte %d is %08x, the manifest says %08x", f.Offset, got, f.CRC32C)}
 	}
 	return b, nil
 }
@@ -131,15 +123,18 @@ func copyInFlight(ctx context.Context, from Store, refs []InFlight, to Store, ob
 	return copied, to.Put(ctx, object, data)
 }
 
-// checkInFlight tells what is wrong with a reference in a manifest with so many inline
+// check tells what is wrong with a reference in a manifest with so many inline
 // bytes.
 func (f InFlight) check(inline int64) error {
 	switch {
-	case f.Stage == "" || f.Offset < 0 || f.Length < 0 || f.Offset > maxOffset-f.Length || f.Records < 0 || f.MinKG > f.MaxKG:
+	case f.Stage == "" || f.Offset < 0 || f.Length < 0 || f.Offset > math.MaxInt64-f.Length || f.Records < 0 || f.MinKG > f.MaxKG:
 		return errors.New("makes no sense")
 	case f.Object == "" && f.Offset+f.Length > inline:
 		return fmt.Errorf("is inline in bytes %d to %d, there are %d", f.Offset, f.Offset+f.Length, inline)
-	case f.Object != "" && (!validName(f.Object) || !hasAffixes(f.Object, inFlightPrefix, inFlightSuffix)):
+	case f.Object == "":
+		return nil
+	}
+	if _, ok := cutAffixes(f.Object, inFlightPrefix, inFlightSuffix); !ok || !validName(f.Object) {
 		return fmt.Errorf("has the object name %q", f.Object)
 	}
 	return nil

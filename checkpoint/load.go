@@ -72,6 +72,23 @@ func get(ctx context.Context, store Store, object string) ([]byte, error) {
 	return b, err
 }
 
+// getRange reads a part of an object.
+func getRange(ctx context.Context, store Store, object string, off, n int64) ([]byte, error) {
+	b, err := store.GetRange(ctx, object, off, n)
+	return b, readError(store, object, off+n, err)
+}
+
+// readError says what an error of reading an object up to byte end means.
+func readError(store Store, object string, end int64, err error) error {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return &MissingError{Object: object, Store: store.String(), Err: err}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return &DamagedError{Object: object, Store: store.String(), What: fmt.Sprintf("truncated: it ends before byte %d", end), Err: err}
+	}
+	return err
+}
+
 // ReadSegment returns the bytes of a segment, verified. They are a Pebble table and
 // can be ingested as they are. Errors are *MissingError, *DamagedError and, if the
 // store itself failed, *StoreError.
@@ -84,31 +101,27 @@ func ReadSegment(ctx context.Context, store Store, s SegmentRef) ([]byte, error)
 }
 
 func readSegment(ctx context.Context, store Store, s SegmentRef) ([]byte, error) {
-	damaged := func(what string, err error) error {
-		return &DamagedError{Object: s.Object, Store: store.String(), What: what, Err: err}
+	damaged := func(what string) error {
+		return &DamagedError{Object: s.Object, Store: store.String(), What: what}
 	}
-	verify := !guard.Broken(guard.Checksum)
 	var b []byte
 	var err error
 	if s.Inline() {
-		b, err = store.GetRange(ctx, s.Object, s.Offset, s.Length)
+		b, err = getRange(ctx, store, s.Object, s.Offset, s.Length)
 	} else {
 		b, err = store.Get(ctx, s.Object)
+		err = readError(store, s.Object, s.Offset+s.Length, err)
 	}
 	switch {
-	case errors.Is(err, ErrNotFound):
-		return nil, &MissingError{Object: s.Object, Store: store.String(), Err: err}
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, damaged(fmt.Sprintf("truncated: it ends before byte %d", s.Offset+s.Length), err)
 	case err != nil:
 		return nil, err
 	case int64(len(b)) < s.Length:
-		return nil, damaged(fmt.Sprintf("truncated: %d of %d bytes", len(b), s.Length), nil)
+		return nil, damaged(fmt.Sprintf("truncated: %d of %d bytes", len(b), s.Length))
 	case int64(len(b)) > s.Length:
-		return nil, damaged(fmt.Sprintf("%d bytes, %d were written", len(b), s.Length), nil)
+		return nil, damaged(fmt.Sprintf("%d bytes, %d were written", len(b), s.Length))
 	}
-	if got := segment.Checksum(b); got != s.CRC32C && verify {
-		return nil, damaged(checksumsDiffer(s, got), nil)
+	if got := segment.Checksum(b); got != s.CRC32C && !guard.Broken(guard.Checksum) {
+		return nil, damaged(checksumsDiffer(s, got))
 	}
 	return b, nil
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"maps"
 	"math"
 	"slices"
@@ -306,13 +305,8 @@ func ReadLog(ctx context.Context, store Store, l LogRef) ([][]byte, error) {
 }
 
 func readLog(ctx context.Context, store Store, l LogRef) ([]byte, error) {
-	b, err := store.GetRange(ctx, l.Object, l.Offset, l.Length)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return nil, &MissingError{Object: l.Object, Store: store.String(), Err: err}
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, &DamagedError{Object: l.Object, Store: store.String(), What: fmt.Sprintf("truncated: it ends before byte %d", l.Offset+l.Length), Err: err}
-	case err != nil:
+	b, err := getRange(ctx, store, l.Object, l.Offset, l.Length)
+	if err != nil {
 		return nil, err
 	}
 	if got := crc32.Checksum(b, castagnoli); got != l.CRC32C && !guard.Broken(guard.Checksum) {

@@ -170,38 +170,39 @@ func mergedObject(ref offsets.ManifestRef, n int) string {
 	return segmentPrefix + ref.Object() + "-m" + strconv.Itoa(n) + segmentSuffix
 }
 
-// hasAffixes tells whether name begins and ends so.
-func hasAffixes(name, prefix, suffix string) bool {
-	return len(name) >= len(prefix)+len(suffix) && strings.HasPrefix(name, prefix) && strings.HasSuffix(name, suffix)
+// cutAffixes returns what is between prefix and suffix of name.
+func cutAffixes(name, prefix, suffix string) (between string, ok bool) {
+	if between, ok = strings.CutPrefix(name, prefix); ok {
+		between, ok = strings.CutSuffix(between, suffix)
+	}
+	return between, ok
 }
 
 // parseObject returns the checkpoint id and incarnation in the name of a manifest, of a
 // segment, of a log or of records in flight.
 func parseObject(name string) (id int64, incarnation uint32, ok bool) {
-	switch {
-	case strings.HasPrefix(name, manifestPrefix) && strings.HasSuffix(name, manifestSuffix):
-		name = name[len(manifestPrefix) : len(name)-len(manifestSuffix)]
-	case strings.HasPrefix(name, segmentPrefix) && strings.HasSuffix(name, segmentSuffix):
-		name = name[len(segmentPrefix) : len(name)-len(segmentSuffix)]
+	if ref, is := cutAffixes(name, manifestPrefix, manifestSuffix); is {
+		name = ref
+	} else if ref, is := cutAffixes(name, inFlightPrefix, inFlightSuffix); is {
+		name = ref
+	} else if ref, is := cutAffixes(name, segmentPrefix, segmentSuffix); is {
+		name = ref
 		if base, n, merged := strings.Cut(name, "-m"); merged {
 			if _, err := strconv.ParseUint(n, 10, 32); err != nil {
 				return 0, 0, false
 			}
 			name = base
 		}
-	case strings.HasPrefix(name, logPrefix) && strings.HasSuffix(name, logSuffix):
-		name = name[len(logPrefix) : len(name)-len(logSuffix)]
-		i := strings.LastIndexByte(name, '-')
+	} else if ref, is := cutAffixes(name, logPrefix, logSuffix); is {
+		i := strings.LastIndexByte(ref, '-')
 		if i < 0 {
 			return 0, 0, false
 		}
-		if _, err := strconv.ParseUint(name[i+1:], 10, 32); err != nil {
+		if _, err := strconv.ParseUint(ref[i+1:], 10, 32); err != nil {
 			return 0, 0, false
 		}
-		name = name[:i]
-	case hasAffixes(name, inFlightPrefix, inFlightSuffix):
-		name = name[len(inFlightPrefix) : len(name)-len(inFlightSuffix)]
-	default:
+		name = ref[:i]
+	} else {
 		return 0, 0, false
 	}
 	c, i, ok := strings.Cut(name, "-")
@@ -236,7 +237,6 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 const (
 	manifestMagic   = "WEIRCKPT"
 	manifestVersion = 4
-	maxOffset       = math.MaxInt64
 	fixedBytes      = 8 + 4 + 4 + 8
 	trailerBytes    = 4
 )
@@ -258,7 +258,7 @@ type header struct {
 	Segments    []SegmentRef               `json:"segments"`
 	Sinks       map[string]json.RawMessage `json:"sinks,omitempty"`
 	Logs        []sinkLogsJSON             `json:"logs,omitempty"`     // from version 2 on
-	InFlight    []InFlight                 `json:"inFlight,omitempty"` // from version 3 on
+	InFlight    []InFlight                 `json:"inFlight,omitempty"` // from version 4 on
 }
 
 type refJSON struct {

@@ -62,8 +62,6 @@ type lane struct {
 	behind   bool // so far that the budget no longer counts
 	failures int  // in a row
 	skip     int  // commits to let pass before the next try
-
-	buffer bytes.Buffer // the lane's goroutine's
 }
 
 const (
@@ -178,8 +176,9 @@ func (w *Writer) wantMerges() {
 }
 
 func (w *Writer) runMerger(kind int) {
+	var buffer bytes.Buffer // for the pieces of all its merges
 	w.background(&w.merge.lanes[kind].wanted, func(ctx context.Context) {
-		for ctx.Err() == nil && w.mergeOnce(ctx, kind) {
+		for ctx.Err() == nil && w.mergeOnce(ctx, kind, &buffer) {
 		}
 	})
 }
@@ -189,8 +188,7 @@ func (w *Writer) share() float64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	running := 0.0
-	for i := range w.merge.lanes {
-		l := &w.merge.lanes[i] // a copy would read the buffer, which is the goroutine's
+	for _, l := range w.merge.lanes {
 		if l.behind {
 			return 1 // a chain that grows costs more than the merging that it needs
 		}
@@ -206,7 +204,7 @@ func (w *Writer) share() float64 {
 const behindFactor = 2
 
 // mergeOnce does one merge and tells whether there may be another to do.
-func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
+func (w *Writer) mergeOnce(ctx context.Context, kind int, buffer *bytes.Buffer) bool {
 	least, limit := int64(-1), smallMergeTargets*w.cfg.MergeTarget
 	if kind == largeMerges {
 		least, limit = limit, 1<<62
@@ -236,9 +234,9 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int) bool {
 
 	start := w.cfg.Now()
 	info := event.Merged{App: w.cfg.App, Segments: len(m.inputs), Bytes: plan.bytes}
-	output, err := w.mergeSegments(ctx, m, plan, watermark, &info, &l.buffer)
+	output, err := w.mergeSegments(ctx, m, plan, watermark, &info, buffer)
 	if err != nil {
-		l.buffer = bytes.Buffer{} // a put that hangs may still be reading the old one
+		*buffer = bytes.Buffer{} // a put that hangs may still be reading the old one
 	}
 
 	w.mu.Lock()

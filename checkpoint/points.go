@@ -227,13 +227,7 @@ func (r *ranges) ReadAt(b []byte, off int64) (int, error) {
 	r.mu.Unlock()
 	if data == nil {
 		var err error
-		data, err = r.store.GetRange(r.ctx, r.s.Object, r.s.Offset+at.off, at.n)
-		switch {
-		case errors.Is(err, ErrNotFound):
-			return 0, &MissingError{Object: r.s.Object, Store: r.store.String(), Err: err}
-		case errors.Is(err, io.ErrUnexpectedEOF):
-			return 0, &DamagedError{Object: r.s.Object, Store: r.store.String(), What: fmt.Sprintf("truncated: it ends before byte %d", r.s.Offset+at.off+at.n), Err: err}
-		case err != nil:
+		if data, err = getRange(r.ctx, r.store, r.s.Object, r.s.Offset+at.off, at.n); err != nil {
 			return 0, err
 		}
 		r.keep(at, data)

@@ -152,13 +152,7 @@ func (in *stream) begin(number int64) *chunk {
 		defer close(c.done)
 		off := number * chunkBytes
 		n := min(chunkBytes, in.s.Length-off)
-		c.data, c.err = in.store.GetRange(in.ctx, in.s.Object, in.s.Offset+off, n)
-		switch {
-		case errors.Is(c.err, ErrNotFound):
-			c.err = &MissingError{Object: in.s.Object, Store: in.store.String(), Err: c.err}
-		case errors.Is(c.err, io.ErrUnexpectedEOF):
-			c.err = &DamagedError{Object: in.s.Object, Store: in.store.String(), What: fmt.Sprintf("truncated: it ends before byte %d", in.s.Offset+off+n), Err: c.err}
-		}
+		c.data, c.err = getRange(in.ctx, in.store, in.s.Object, in.s.Offset+off, n)
 	})
 	return c
 }

@@ -34,9 +34,9 @@ const (
 	// enough that a manifest names few, small enough that a merge touches little, and
 	// that the one that a merge holds in memory doesn't matter.
 	DefaultMergeTarget = 32 << 20
-	// DefaultBloomBits is how many bits the filter of a segment has for each key: one look
-	// in a hundred is in vain. With more than MaxBloomBits hardly any would be.
-	DefaultBloomBits = 10
+	// DefaultBloomBits is how many bits the filter of a segment has for each key. With more
+	// than MaxBloomBits hardly any look would be in vain.
+	DefaultBloomBits = segment.DefaultBloomBits
 	MaxBloomBits     = 32
 	// DefaultGrace is how old an object must be before somebody who doesn't know its
 	// writer calls it garbage.

@@ -84,7 +84,7 @@ func (r *Reader) Close() error {
 
 var tableOptions = sstable.ReaderOptions{
 	ReaderOptions: block.ReaderOptions{},
-	Filters:       map[string]sstable.FilterPolicy{bloom.FilterPolicy(bloomBits).Name(): bloom.FilterPolicy(bloomBits)},
+	Filters:       map[string]sstable.FilterPolicy{bloom.FilterPolicy(DefaultBloomBits).Name(): bloom.FilterPolicy(DefaultBloomBits)},
 }
 
 // checkFooter looks at the end of a segment of size bytes. The formats before this

@@ -25,8 +25,9 @@ const (
 	blockBytes = 8 << 10
 	// indexBlockBytes keeps the index of all but huge segments in one level.
 	indexBlockBytes = 256 << 10
-	// bloomBits for each key give one false positive in a hundred. It is the default.
-	bloomBits = 10
+	// DefaultBloomBits is how many bits the filter of a segment has for each key: one
+	// look in a hundred is in vain.
+	DefaultBloomBits = 10
 )
 
 // compression was measured on entries of 116 bytes, half of them random: 234 ns and
@@ -55,7 +56,9 @@ func (i Info) Empty() bool { return i.Entries+i.Tombstones == 0 }
 
 // Write writes runs as one segment. They are given oldest first: of several
 // entries with one key the one in the newest run counts. It does not release them.
-func Write(w io.Writer, runs ...Run) (Info, error) { return WriteFiltered(w, bloomBits, runs...) }
+func Write(w io.Writer, runs ...Run) (Info, error) {
+	return WriteFiltered(w, DefaultBloomBits, runs...)
+}
 
 // WriteFiltered is Write with that many bits for each key in the segment's filter; 0 is
 // the default.
@@ -106,7 +109,7 @@ func disjointOrder(runs []Run) ([]Run, bool) {
 // dropTombstones deleted keys vanish; that is right only if no older segment is
 // left for them to hide.
 func Merge(w io.Writer, dropTombstones bool, readers ...*Reader) (Info, error) {
-	sw := newWriter(w, bloomBits)
+	sw := newWriter(w, DefaultBloomBits)
 	m, err := openMerger(nil, nil, readers)
 	if err != nil {
 		return Info{}, sw.abort(err)
@@ -129,7 +132,7 @@ func newWriter(w io.Writer, bits int) *writer {
 		BlockSize:          blockBytes,
 		IndexBlockSize:     indexBlockBytes,
 		Compression:        compression,
-		FilterPolicy:       bloom.FilterPolicy(cmp.Or(bits, bloomBits)),
+		FilterPolicy:       bloom.FilterPolicy(cmp.Or(bits, DefaultBloomBits)),
 		DisableValueBlocks: true,
 	})}
 }
