@@ -81,6 +81,11 @@ func TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind(t *testing.T) {
 				t.Logf("before restart %d: %v", i+1, us[i])
 			}
 		}
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("before each restart: %v", us)
+			}
+		})
 		committed := p.count("committed")
 		w.quench()
 		w.finish(p)
@@ -101,16 +106,17 @@ func TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind(t *testing.T) {
 			}
 			bound := int64(float64(least(early))*factor) + slack
 			if got := least(late); got > bound {
-				t.Errorf("%s: at least %d before restarts %d to %d, and %d before the last %d; want at most %d\n%v", what, least(early), warm+1, warm+window, got, window, bound, us)
+				t.Errorf("%s: at least %d before restarts %d to %d, and %d before the last %d; want at most %d", what, least(early), warm+1, warm+window, got, window, bound)
 			}
 		}
-		// One for each restart is more than the slack.
+		// What one more for each restart would make is several times the slack: 75 files, 2 MB of
+		// segments, 75 goroutines.
 		flat("goroutines", func(u usage) int64 { return int64(u.goroutines) }, 1, 4)
 		flat("descriptors, with the segments of the local store", func(u usage) int64 { return int64(u.descriptors) }, 1, 20)
-		flat("resident bytes", func(u usage) int64 { return u.resident }, 1.2, 8<<20)
-		flat("files of the checkpoint store", func(u usage) int64 { return int64(u.storeFiles) }, 1, 8)
-		flat("bytes of the checkpoint store", func(u usage) int64 { return u.storeBytes }, 1.2, 256<<10)
-		flat("files of the local store", func(u usage) int64 { return int64(u.localFiles) }, 1, 8)
-		flat("bytes of the local store", func(u usage) int64 { return u.localBytes }, 1.2, 256<<10)
+		flat("resident bytes", func(u usage) int64 { return u.resident }, 1.2, 16<<20)
+		flat("files of the checkpoint store", func(u usage) int64 { return int64(u.storeFiles) }, 1, 20)
+		flat("bytes of the checkpoint store", func(u usage) int64 { return u.storeBytes }, 1.2, 768<<10)
+		flat("files of the local store", func(u usage) int64 { return int64(u.localFiles) }, 1, 20)
+		flat("bytes of the local store", func(u usage) int64 { return u.localBytes }, 1.2, 768<<10)
 	})
 }

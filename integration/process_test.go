@@ -120,9 +120,12 @@ func (p *process) tellLocked() {
 
 // story is what the process said.
 func (p *process) story() string {
-	const most = 30 // lines of each kind
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	most := 30 // lines of each kind
+	if p.over && p.state.Success() {
+		most = 5 // the test has more to say
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%v), the last events:\n", p.name, p.state)
 	events := slices.DeleteFunc(slices.Clone(p.events), func(h happened) bool { return h.Event == "deadlettered" })
