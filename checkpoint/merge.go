@@ -297,6 +297,9 @@ func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, wa
 	p := newPacer(ctx, w.share, w.cfg.MergeBandwidth)
 	o := newOpener(ctx, w.cfg.Store, p)
 	defer o.close()
+	// What grows by doubling is cleared and copied as often.
+	buffer.Reset()
+	buffer.Grow(int(min(plan.bytes, w.cfg.MergeTarget*5/4)))
 	var output []SegmentRef
 	err := segment.MergeLevels(segment.MergeOptions{
 		Base: plan.base, Processing: w.cfg.Now().UnixMilli(), Event: watermark,

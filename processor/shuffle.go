@@ -474,7 +474,7 @@ func (f *freeze) due() bool { return f.encoding() && time.Since(f.sliced) >= enc
 const (
 	// encodeSlice is how long a subtask encodes between two batches. It is enough for thousands
 	// of cells, and a batch changes some hundreds, so encoding never falls behind.
-	encodeSlice = time.Millisecond
+	encodeSlice = 500 * time.Microsecond
 	// encodeStep is how many cells are encoded between two looks at the clock.
 	encodeStep = 256
 )

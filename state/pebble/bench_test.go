@@ -278,3 +278,45 @@ func benchReads(b *testing.B, s *Store, reads bool, entries uint64, stop chan st
 		}
 	}
 }
+
+// BenchmarkGet gets keys at random that only the oldest of many segments has, with a
+// cache that has room for filters and indexes and little else.
+func BenchmarkGet(b *testing.B) {
+	const entries, young = 2_000_000, 20_000
+	for _, depth := range []int{1, 8, 16, 32} {
+		b.Run(fmt.Sprintf("depth=%d", depth), func(b *testing.B) {
+			bk := newDirBucket(b, vfs.Default, b.TempDir())
+			chain := benchBase(b, bk, entries)
+			rng := rand.New(rand.NewPCG(5, 6))
+			for i := 1; i < depth; i++ {
+				var builder segment.Builder
+				for range young {
+					benchEntry(&builder, entries+rng.Uint64N(entries), rng)
+				}
+				run := builder.Finish()
+				chain = append(chain, benchWrite(b, bk, fmt.Sprintf("own-%d.sst", i), run))
+				run.Release()
+			}
+			s := open(b, vfs.Default, Options{CacheBytes: 32 << 20})
+			if _, err := s.Attach(b.Context(), ID{Lineage: "aa", Checkpoint: 1}, chain, bk); err != nil {
+				b.Fatal(err)
+			}
+			var key, value []byte
+			get := func() {
+				key = benchKey(key[:0], rng.Uint64N(entries))
+				v, ok, err := s.Get(value[:0], key)
+				if err != nil || !ok {
+					b.Fatal(ok, err)
+				}
+				value = v
+			}
+			for range 10_000 {
+				get()
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				get()
+			}
+		})
+	}
+}

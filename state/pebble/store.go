@@ -303,6 +303,9 @@ func (v *version) get(ctx context.Context, dst, key []byte) (value []byte, ok bo
 		return dst, false, nil
 	}
 	for _, t := range v.at(group(key)) {
+		if t.filter.excludes(key) {
+			continue
+		}
 		value, found, deleted, err := t.get(ctx, dst, key)
 		switch {
 		case err != nil:

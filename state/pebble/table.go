@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
-	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/objstorage"
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
@@ -24,16 +24,16 @@ type blockCache struct {
 	options func(num uint64) sstable.ReaderOptions
 	evict   func(num uint64)
 	close   func()
+
+	mu     sync.Mutex
+	pinned int64 // bytes of filters that are kept beside it
 }
 
 // newBlockCache deals with types of Pebble that cannot be named outside of it.
 func newBlockCache(size int64) *blockCache {
 	cache := pebble.NewCache(size)
 	handle := cache.NewHandle()
-	filter := bloom.FilterPolicy(10) // it reads filters of any size
-	filters := map[string]sstable.FilterPolicy{filter.Name(): filter}
 	options := func(num uint64) (o sstable.ReaderOptions) {
-		o.Filters = filters
 		o.CacheOpts.CacheHandle = handle
 		assign(&o.CacheOpts.FileNum, num)
 		return o
@@ -51,13 +51,16 @@ func assign[T ~uint64](dst *T, v uint64) { *dst = T(v) }
 // table is a segment that can be read: a file of the store, or, if file is empty,
 // where it is. It is closed when the last reference to it is given up.
 type table struct {
-	seg   Segment
-	file  string
-	num   uint64 // in the block cache
-	r     *sstable.Reader
-	opts  sstable.IterOptions
-	store *Store
-	refs  atomic.Int32
+	seg  Segment
+	file string
+	num  uint64 // in the block cache
+	r    *sstable.Reader
+	opts sstable.IterOptions
+	// filter is asked before the reader; plain are the options that leave it out then.
+	filter tableFilter
+	plain  sstable.IterOptions
+	store  *Store
+	refs   atomic.Int32
 }
 
 const (
@@ -72,6 +75,7 @@ const (
 func (s *Store) openTable(ctx context.Context, seg Segment, file string) (*table, error) {
 	t := &table{seg: seg, file: file, num: s.nums.Add(1), store: s}
 	t.refs.Store(1)
+	t.filter.FilterPolicy, t.filter.store = filterPolicy, s
 	var readable objstorage.Readable
 	if file != "" {
 		f, err := s.fs.Open(s.path(segmentsName, file))
@@ -89,7 +93,9 @@ func (s *Store) openTable(ctx context.Context, seg Segment, file string) (*table
 		readable = objstorageprovider.NewRemoteReadable(remoteReader{t}, seg.Length)
 	}
 	err := guarded(func() (err error) {
-		t.r, err = sstable.NewReader(ctx, readable, s.cache.options(t.num))
+		o := s.cache.options(t.num)
+		o.Filters = map[string]sstable.FilterPolicy{filterPolicy.Name(): &t.filter}
+		t.r, err = sstable.NewReader(ctx, readable, o)
 		return err
 	})
 	if err != nil {
@@ -101,6 +107,8 @@ func (s *Store) openTable(ctx context.Context, seg Segment, file string) (*table
 		ReaderProvider: sstable.MakeTrivialReaderProvider(t.r), BlobContext: sstable.AssertNoBlobHandles,
 		FilterBlockSizeLimit: sstable.FilterBlockSizeLimit(max(s.opts.CacheBytes/filterShare, minFilterBytes)),
 	}
+	t.plain = t.opts
+	t.plain.FilterBlockSizeLimit = sstable.NeverUseFilterBlock
 	if file == "" {
 		s.remote.Store(t, struct{}{})
 	}
@@ -113,6 +121,9 @@ func (t *table) unref() {
 	}
 	if err := t.r.Close(); err != nil {
 		t.store.log.Warn("close a segment", zap.String("object", t.seg.Object), zap.Error(err))
+	}
+	if t.filter.release != nil {
+		t.filter.release()
 	}
 	t.store.cache.evict(t.num)
 	t.store.remote.Delete(t)
@@ -154,14 +165,19 @@ func (t *table) failed(err error) error {
 	return err
 }
 
-// get looks for key. deleted tells that the segment says that there is no value.
+// get looks for key, which the filter does not exclude. deleted tells that the segment
+// says that there is no value.
 func (t *table) get(ctx context.Context, dst, key []byte) (value []byte, found, deleted bool, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = t.failed(fmt.Errorf("%w: %v", errUnreadable, p))
 		}
 	}()
-	it, err := t.r.NewPointIter(ctx, t.opts)
+	opts := &t.opts
+	if t.filter.pinned.Load() != nil {
+		opts = &t.plain
+	}
+	it, err := t.r.NewPointIter(ctx, *opts)
 	if err != nil {
 		return dst, false, false, t.failed(err)
 	}
