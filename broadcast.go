@@ -3,25 +3,35 @@ package weir
 import (
 	"slices"
 
+	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/processor"
 )
 
 // BroadcastStream is a stream of which every subtask sees every value: rules, prices, a
 // small table that all keys need. A process function hears it with
 // [BroadcastStream.On] and keeps what it says in a state.Broadcast.
-type BroadcastStream[R any] struct{ stream Stream[R] }
+type BroadcastStream[R any] struct {
+	stream Stream[R]
+	values codec.Codec[R] // nil: what is in flight can't be stored
+}
 
 // Broadcast makes a stream one that goes to every subtask of who hears it. The values of
 // one input partition come in the same order everywhere; those of different partitions
 // may not, so what belongs together should have one key.
-func Broadcast[R any](s Stream[R]) BroadcastStream[R] { return BroadcastStream[R]{s} }
+func Broadcast[R any](s Stream[R], opts ...EdgeOption[R]) BroadcastStream[R] {
+	return BroadcastStream[R]{s, edge(s.app, s.node, opts)}
+}
 
 // On makes the operator that is being set up call f for every value of the stream, on
 // each of its subtasks. f writes broadcast states; no key is current, so it can't use
 // other state, and it emits nothing. It must do the same on every subtask. Its errors are
-// treated as those of handlers; a dead letter is sent by each subtask.
+// treated as those of handlers; what it skips is reported once, and a dead letter is sent
+// once.
 func (b BroadcastStream[R]) On(s *Setup, f func(v R) error) {
 	h := hearing{app: b.stream.app, from: b.stream.node}
+	if b.values != nil {
+		h.values = processor.NewCastValues(b.values)
+	}
 	if f != nil {
 		h.handle = func(v any) error { return f(v.(R)) }
 	}
@@ -38,6 +48,7 @@ func (b BroadcastStream[R]) On(s *Setup, f func(v R) error) {
 type hearing struct {
 	app     *App
 	from    *node
+	values  *processor.CastValues
 	handle  func(any) error
 	connect func(cast func(*processor.Subtask) func(any))
 }
@@ -57,7 +68,7 @@ func connect[K comparable, T any](in Keyed[K, T], n *node, heard []hearing) (num
 			in.app.errorf("operator %q: hears operator %q, which is behind the same KeyBy %q: it would feed itself (%s)", n.id, h.from.id, in.node.id, n.where)
 			continue
 		}
-		number := in.stage.Hear()
+		number := in.stage.Hear(processor.Hearing{Operator: n.id, Stream: h.from.id, Values: h.values})
 		h.connect(func(s *processor.Subtask) func(any) { return in.stage.Cast(s, number) })
 		h.from.used = true
 		n.inputs = append(n.inputs, h.from)

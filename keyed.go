@@ -19,22 +19,37 @@ type Keyed[K comparable, T any] struct {
 	codec codec.Codec[K]
 }
 
-// KeyByOption configures a [KeyBy] of values of type T.
-type KeyByOption[T any] func(*keyByOptions[T])
+// EdgeOption configures a [KeyBy] or a [Broadcast] of values of type T.
+type EdgeOption[T any] func(*edgeOptions[T])
 
-type keyByOptions[T any] struct{ values codec.Codec[T] }
+type edgeOptions[T any] struct{ values codec.Codec[T] }
 
 // ValueCodec sets the codec with which checkpoints store values that are in flight to the
-// operators behind a KeyBy. [Unaligned] and [AlignmentTimeout] need it on every KeyBy.
+// operators behind a [KeyBy], or to those that hear a [Broadcast]. [Unaligned] and
+// [AlignmentTimeout] need it on every KeyBy, and on every broadcast stream that is heard.
 // It is also needed to start from a checkpoint that holds such values.
-func ValueCodec[T any](c codec.Codec[T]) KeyByOption[T] {
-	return func(o *keyByOptions[T]) { o.values = c }
+func ValueCodec[T any](c codec.Codec[T]) EdgeOption[T] {
+	return func(o *edgeOptions[T]) { o.values = c }
+}
+
+// edge applies options of the operator that n is.
+func edge[T any](app *App, n *node, opts []EdgeOption[T]) codec.Codec[T] {
+	var o edgeOptions[T]
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.values != nil {
+		if err := codec.Check(o.values); err != nil {
+			app.errorf("operator %q: weir.ValueCodec: %w (%s)", n.id, err, n.where)
+		}
+	}
+	return o.values
 }
 
 // KeyBy divides a stream by the key that key returns. c encodes the key, for the
 // choice of the key-group and in state; the same key must always give the same
 // bytes.
-func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.Codec[K], opts ...KeyByOption[T]) Keyed[K, T] {
+func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.Codec[K], opts ...EdgeOption[T]) Keyed[K, T] {
 	app := in.app
 	n := app.add("keyby", id, "", in.node)
 	k := Keyed[K, T]{app: app, node: n, codec: c, stage: processor.NewKeyedStage(id, key, c)}
@@ -46,15 +61,8 @@ func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.
 	if key == nil {
 		app.errorf("operator %q: the key function is nil (%s)", id, n.where)
 	}
-	var o keyByOptions[T]
-	for _, opt := range opts {
-		opt(&o)
-	}
-	if o.values != nil {
-		if err := codec.Check(o.values); err != nil {
-			app.errorf("operator %q: weir.ValueCodec: %w (%s)", id, err, n.where)
-		}
-		k.stage.InFlight(o.values)
+	if values := edge(app, n, opts); values != nil {
+		k.stage.InFlight(values)
 	}
 	app.stages = append(app.stages, k.stage)
 	in.out.add(k.stage.Send)

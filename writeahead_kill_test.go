@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/internal/crashpoint"
 )
@@ -73,6 +75,7 @@ const (
 	processBroker = "WEIR_TEST_BROKER"
 	processDir    = "WEIR_TEST_DIR"
 	processDrain  = "WEIR_TEST_DRAIN"
+	processSlow   = "WEIR_TEST_SLOW" // its checkpoints are unaligned, and its handlers slow
 )
 
 // TestProcessWithAWriteAheadSink is that process.
@@ -88,8 +91,13 @@ func TestProcessWithAWriteAheadSink(t *testing.T) {
 	if os.Getenv(processDrain) != "" {
 		opts = append(opts, weir.Drain())
 	}
+	var pause time.Duration
+	if os.Getenv(processSlow) != "" {
+		opts = append(opts, weir.Unaligned())
+		pause = 5 * time.Millisecond
+	}
 	app := weir.New("app", opts...)
-	sumsTo(&ahead{to: receiverFile(filepath.Join(dir, "receiver")), retain: 3})(app)
+	slowSumsTo(&ahead{to: receiverFile(filepath.Join(dir, "receiver")), retain: 3}, pause)(app)
 	if err := app.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +113,15 @@ func TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint(t *testing.T) {
 	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	for _, unaligned := range []bool{false, true} {
+		t.Run(fmt.Sprintf("unaligned=%v", unaligned), func(t *testing.T) {
+			t.Parallel()
+			killedAtEachPoint(t, binary, unaligned)
+		})
+	}
+}
+
+func killedAtEachPoint(t *testing.T, binary string, unaligned bool) {
 	brokers := broker(t, 2, "in")
 	dir := t.TempDir()
 	to := receiverFile(filepath.Join(dir, "receiver"))
@@ -119,8 +136,23 @@ func TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint(t *testing.T) {
 		return cmd, &out
 	}
 	n := 0
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
 	feed := func() {
-		produce(t, brokers, "in", ones(2, letters...)...)
+		var rs []*kgo.Record
+		for _, v := range ones(2, letters...) {
+			r := &kgo.Record{Topic: "in", Value: []byte(v), Key: []byte(v)}
+			if unaligned { // few of them are large enough in flight for an object of their own
+				r.Headers = []kgo.RecordHeader{{Key: "pad", Value: make([]byte, 16<<10)}}
+			}
+			rs = append(rs, r)
+		}
+		if err := cl.ProduceSync(t.Context(), rs...).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
 		n += 2
 	}
 	drain := func() {
@@ -131,19 +163,17 @@ func TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint(t *testing.T) {
 		}
 		wantSums(t, to, n, letters...)
 	}
-	feed()
-	drain()
-	// once are the points that a life passes not at all often.
-	once := []crashpoint.Point{crashpoint.InRestore, crashpoint.AfterRestore, crashpoint.BeforeGC, crashpoint.InGC, crashpoint.InMerge}
-	for _, point := range crashpoint.All {
-		nth := 3
-		if slices.Contains(once, point) {
-			nth = 1
+	killedAt := func(point crashpoint.Point, nth int) {
+		t.Helper()
+		env := []string{fmt.Sprintf("WEIR_CRASHPOINT=%s:%d", point, nth)}
+		if unaligned {
+			env = append(env, processSlow+"=1")
 		}
-		cmd, out := process(fmt.Sprintf("WEIR_CRASHPOINT=%s:%d", point, nth))
+		cmd, out := process(env...)
 		died := make(chan error, 1)
 		go func() { died <- cmd.Wait() }()
 		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
 		for alive := true; alive; {
 			select {
 			case <-died:
@@ -152,10 +182,24 @@ func TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint(t *testing.T) {
 				feed()
 			}
 		}
-		tick.Stop()
 		if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
 			t.Fatalf("%s: the process ended otherwise: %v\n%s", point, cmd.ProcessState, out)
 		}
+	}
+	feed()
+	drain()
+	for _, point := range crashpoint.All {
+		if !unaligned && slices.Contains(crashpoint.Unaligned, point) {
+			continue
+		}
+		nth := 3
+		if slices.Contains(crashpoint.Rare, point) {
+			nth = 1
+		}
+		if point == crashpoint.InReplay {
+			killedAt(crashpoint.AfterCommit, 5) // the next life begins with records in flight
+		}
+		killedAt(point, nth)
 		drain()
 	}
 	t.Logf("%d records", n*len(letters))

@@ -336,13 +336,17 @@ func (a *aheadApplier) Close() error {
 }
 
 // sumsTo keeps the sum of the numbers "key:n" of each key and writes "key:sum" to a sink.
-func sumsTo(to sink.Sink[string]) func(*weir.App) {
+func sumsTo(to sink.Sink[string]) func(*weir.App) { return slowSumsTo(to, 0) }
+
+// slowSumsTo is sumsTo with a pause before each record.
+func slowSumsTo(to sink.Sink[string], pause time.Duration) func(*weir.App) {
 	return func(app *weir.App) {
 		in := weir.From(app, "in", source.Values("in", codec.String))
-		byKey := weir.KeyBy(in, "by-key", func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }, codec.String)
+		byKey := weir.KeyBy(in, "by-key", func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }, codec.String, weir.ValueCodec(codec.String))
 		out := weir.Process(byKey, "sum", func(s *weir.Setup) weir.Handler[string, string, string] {
 			total := state.Value(s, "total", codec.Int64)
 			return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+				time.Sleep(pause)
 				_, digits, _ := strings.Cut(v, ":")
 				n, err := strconv.ParseInt(digits, 10, 64)
 				if err != nil {
@@ -400,210 +404,225 @@ func life(t *testing.T, brokers []string, to *ahead, opts ...weir.Option) *runni
 	return r
 }
 
+// inBothModes runs a test with checkpoints that are aligned and with unaligned ones.
+func inBothModes(t *testing.T, test func(t *testing.T, mode weir.Option)) {
+	t.Run("aligned", func(t *testing.T) { test(t, weir.KafkaOptions()) })
+	t.Run("unaligned", func(t *testing.T) { test(t, weir.Unaligned()) })
+}
+
 var letters = []string{"a", "b", "c", "d", "e", "f", "g"}
 
 // TestS34_WriteAheadSinkAppliesEachOperationOnce fails the applier at every step of many
 // logs, in several lives of an app with other parallelism.
 func TestS34_WriteAheadSinkAppliesEachOperationOnce(t *testing.T) {
-	brokers := broker(t, 4, "in")
-	store := checkpoint.NewMem()
-	to := newReceiver()
-	for round, parallelism := range []int{2, 5, 1} {
-		produce(t, brokers, "in", ones(300, letters...)...)
-		var mu sync.Mutex
-		steps := 0
-		sink := &ahead{to: to, retain: int64(round * 2), step: func(_ context.Context, step string, _ sink.Log) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if steps++; slices.Contains([]int{1, 3, 5, 8}, steps) { // each step of the first log
-				return errors.New("the connection broke before step " + step)
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		brokers := broker(t, 4, "in")
+		store := checkpoint.NewMem()
+		to := newReceiver()
+		for round, parallelism := range []int{2, 5, 1} {
+			produce(t, brokers, "in", ones(300, letters...)...)
+			var mu sync.Mutex
+			steps := 0
+			sink := &ahead{to: to, retain: int64(round * 2), step: func(_ context.Context, step string, _ sink.Log) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if steps++; slices.Contains([]int{1, 3, 5, 8}, steps) { // each step of the first log
+					return errors.New("the connection broke before step " + step)
+				}
+				return nil
+			}}
+			r := life(t, brokers, sink, mode, weir.Store(store), weir.Parallelism(parallelism), weir.CheckpointEvery(time.Millisecond), weir.AfterRecords(100))
+			wantSums(t, to, 300*(round+1), letters...)
+			for _, step := range []string{"read", "apply", "applied"} {
+				await(r, 1, func(e event.Restarting) bool {
+					return strings.Contains(e.Err.Error(), "the connection broke before step "+step)
+				})
 			}
-			return nil
-		}}
-		r := life(t, brokers, sink, weir.Store(store), weir.Parallelism(parallelism), weir.CheckpointEvery(time.Millisecond), weir.AfterRecords(100))
-		wantSums(t, to, 300*(round+1), letters...)
-		for _, step := range []string{"read", "apply", "applied"} {
-			await(r, 1, func(e event.Restarting) bool {
-				return strings.Contains(e.Err.Error(), "the connection broke before step "+step)
-			})
+			if len(sink.envs) != sink.closed || len(sink.recovered) != 5 {
+				t.Errorf("%d appliers, %d closed; recovered %q", len(sink.envs), sink.closed, sink.recovered)
+			}
 		}
-		if len(sink.envs) != sink.closed || len(sink.recovered) != 5 {
-			t.Errorf("%d appliers, %d closed; recovered %q", len(sink.envs), sink.closed, sink.recovered)
-		}
-	}
+	})
 }
 
 // TestS03_LogOfACheckpointWhoseCompletionWasLostIsAppliedOnce ends a process at the
 // instant at which its sink learns of a commit.
 func TestS03_LogOfACheckpointWhoseCompletionWasLostIsAppliedOnce(t *testing.T) {
-	for _, applied := range []bool{false, true} { // it was applied, and nobody knows
-		t.Run(fmt.Sprint(applied), func(t *testing.T) {
-			brokers := broker(t, 2, "in")
-			store := checkpoint.NewMem()
-			to := newReceiver()
-			produce(t, brokers, "in", ones(3, letters...)...)
-			var network severed
-			var lost int64
-			dead := make(chan struct{})
-			dying := &ahead{to: to}
-			dying.handed = func(l sink.Log) {
-				if lost == 0 {
-					lost = l.Checkpoint
-					network.sever()
-					if applied {
-						parts, err := l.Read(t.Context())
-						if err != nil {
-							t.Error(err)
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		for _, applied := range []bool{false, true} { // it was applied, and nobody knows
+			t.Run(fmt.Sprint(applied), func(t *testing.T) {
+				brokers := broker(t, 2, "in")
+				store := checkpoint.NewMem()
+				to := newReceiver()
+				produce(t, brokers, "in", ones(3, letters...)...)
+				var network severed
+				var lost int64
+				dead := make(chan struct{})
+				dying := &ahead{to: to}
+				dying.handed = func(l sink.Log) {
+					if lost == 0 && l.Bytes > 0 {
+						lost = l.Checkpoint
+						network.sever()
+						if applied {
+							parts, err := l.Read(t.Context())
+							if err != nil {
+								t.Error(err)
+							}
+							to.apply(marker{l.Lineage, l.Checkpoint}, strings.Fields(string(slices.Concat(parts...))))
 						}
-						to.apply(marker{l.Lineage, l.Checkpoint}, strings.Fields(string(slices.Concat(parts...))))
+						close(dead)
 					}
-					close(dead)
 				}
-			}
-			dying.step = func(context.Context, string, sink.Log) error { <-dead; return errors.New("killed") }
-			start(t, "app", brokers, sumsTo(dying), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)))
-			<-dead
-			produce(t, brokers, "in", ones(2, letters...)...)
-			next := &ahead{to: to}
-			life(t, brokers, next, weir.Store(store))
-			wantSums(t, to, 5, letters...)
-			if want := fmt.Sprintf("%d: %d after 0", lost, lost); next.recovered[0] != want {
-				t.Errorf("recovered %q, want %q", next.recovered, want)
-			}
-			if a, b := dying.envs[0].Lineage(), next.envs[0].Lineage(); a != b || len(a) != 16 {
-				t.Errorf("lineage %q went on as %q", a, b)
-			}
-		})
-	}
+				dying.step = func(context.Context, string, sink.Log) error { <-dead; return errors.New("killed") }
+				start(t, "app", brokers, sumsTo(dying), mode, weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)))
+				<-dead
+				produce(t, brokers, "in", ones(2, letters...)...)
+				next := &ahead{to: to}
+				life(t, brokers, next, mode, weir.Store(store))
+				wantSums(t, to, 5, letters...)
+				if want := fmt.Sprintf("%d: %d after 0", lost, lost); next.recovered[0] != want {
+					t.Errorf("recovered %q, want %q", next.recovered, want)
+				}
+				if a, b := dying.envs[0].Lineage(), next.envs[0].Lineage(); a != b || len(a) != 16 {
+					t.Errorf("lineage %q went on as %q", a, b)
+				}
+			})
+		}
+	})
 }
 
 // TestLogsAreAppliedOnlyAfterTheCommit cuts a process off between a durable checkpoint
 // and its commit.
 func TestLogsAreAppliedOnlyAfterTheCommit(t *testing.T) {
-	brokers := broker(t, 2, "in")
-	store := checkpoint.NewMem()
-	to := newReceiver()
-	produce(t, brokers, "in", ones(3, letters...)...)
-	var network severed
-	var mu sync.Mutex
-	var told []string
-	tell := func(what string, id int64) {
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		brokers := broker(t, 2, "in")
+		store := checkpoint.NewMem()
+		to := newReceiver()
+		produce(t, brokers, "in", ones(3, letters...)...)
+		var network severed
+		var mu sync.Mutex
+		var told []string
+		tell := func(what string, id int64) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, fmt.Sprint(what, " ", id))
+		}
+		var cut int64
+		durable := make(chan struct{})
+		first := &ahead{to: to, handed: func(l sink.Log) { tell("handed over", l.Checkpoint) }}
+		start(t, "app", brokers, sumsTo(first), mode, weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)), weir.Listen(weir.Listener{
+			CheckpointPersisted: func(e event.CheckpointPersisted) {
+				if len(to.list()) > 0 && cut == 0 {
+					cut = e.Checkpoint
+					network.sever()
+					close(durable)
+				}
+			},
+			CheckpointCommitted: func(e event.CheckpointCommitted) { tell("committed", e.Checkpoint) },
+		}))
+		to.await(t, 1)
+		produce(t, brokers, "in", ones(2, letters...)...)
+		<-durable
+		// Of the checkpoint that was not committed the sink sees nothing. Its id comes again
+		// with another cut.
+		produce(t, brokers, "in", ones(2, letters...)...)
+		life(t, brokers, &ahead{to: to}, mode, weir.Store(store))
+		wantSums(t, to, 7, letters...)
 		mu.Lock()
 		defer mu.Unlock()
-		told = append(told, fmt.Sprint(what, " ", id))
-	}
-	var cut int64
-	durable := make(chan struct{})
-	first := &ahead{to: to, handed: func(l sink.Log) { tell("handed over", l.Checkpoint) }}
-	start(t, "app", brokers, sumsTo(first), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)), weir.Listen(weir.Listener{
-		CheckpointPersisted: func(e event.CheckpointPersisted) {
-			if len(to.list()) > 0 && cut == 0 {
-				cut = e.Checkpoint
-				network.sever()
-				close(durable)
+		for i, what := range told {
+			id, handed := strings.CutPrefix(what, "handed over ")
+			if handed && (i == 0 || told[i-1] != "committed "+id) {
+				t.Fatalf("in this order: %q", told)
 			}
-		},
-		CheckpointCommitted: func(e event.CheckpointCommitted) { tell("committed", e.Checkpoint) },
-	}))
-	to.await(t, 1)
-	produce(t, brokers, "in", ones(2, letters...)...)
-	<-durable
-	// Of the checkpoint that was not committed the sink sees nothing. Its id comes again
-	// with another cut.
-	produce(t, brokers, "in", ones(2, letters...)...)
-	life(t, brokers, &ahead{to: to}, weir.Store(store))
-	wantSums(t, to, 7, letters...)
-	mu.Lock()
-	defer mu.Unlock()
-	for i, what := range told {
-		id, handed := strings.CutPrefix(what, "handed over ")
-		if handed && (i == 0 || told[i-1] != "committed "+id) {
-			t.Fatalf("in this order: %q", told)
 		}
-	}
+	})
 }
 
 // TestS38_LogsOfCheckpointsThatWereGivenUpAreAppliedWithTheNext lets checkpoints fail
 // while they are made durable, and time out while a subtask is held up.
 func TestS38_LogsOfCheckpointsThatWereGivenUpAreAppliedWithTheNext(t *testing.T) {
-	t.Run("store", func(t *testing.T) {
-		for _, object := range []string{"ckpt/", "log/"} {
-			brokers := broker(t, 4, "in")
-			mem := checkpoint.NewMem()
-			store := faultstore.Wrap(mem)
-			var mu sync.Mutex
-			writes, healed := 0, false
-			store.Before(func(_ context.Context, op faultstore.Op, name string) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if op != faultstore.Put || !strings.HasPrefix(name, object) {
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		t.Run("store", func(t *testing.T) {
+			for _, object := range []string{"ckpt/", "log/"} {
+				brokers := broker(t, 4, "in")
+				mem := checkpoint.NewMem()
+				store := faultstore.Wrap(mem)
+				var mu sync.Mutex
+				writes, healed := 0, false
+				store.Before(func(_ context.Context, op faultstore.Op, name string) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if op != faultstore.Put || !strings.HasPrefix(name, object) {
+						return nil
+					}
+					if writes++; writes%3 != 0 && !healed {
+						return errors.New("not now")
+					}
 					return nil
+				})
+				to := newReceiver()
+				var keys []string // large enough for logs of their own
+				for _, l := range letters {
+					keys = append(keys, strings.Repeat(l, 4<<10))
 				}
-				if writes++; writes%3 != 0 && !healed {
-					return errors.New("not now")
+				values := ones(200, keys...)
+				produce(t, brokers, "in", values...)
+				r := start(t, "app", brokers, sumsTo(&ahead{to: to}), mode, weir.Store(store), weir.TolerableFailures(1000))
+				await(r, 2, any1[event.CheckpointFailed])
+				mu.Lock()
+				healed = true
+				mu.Unlock()
+				to.await(t, len(values))
+				r.stop()
+				if err := r.wait(); err != nil {
+					t.Fatal(err)
 				}
-				return nil
-			})
-			to := newReceiver()
-			var values []string // large enough for logs of their own
-			for range 8 {
-				values = append(values, ones(200, letters...)...)
+				wantSums(t, to, 200, keys...)
 			}
-			produce(t, brokers, "in", values...)
-			r := start(t, "app", brokers, sumsTo(&ahead{to: to}), weir.Store(store), weir.TolerableFailures(1000), weir.CheckpointEvery(0), weir.AfterRecords(int64(len(values))))
-			await(r, 2, any1[event.CheckpointFailed])
-			mu.Lock()
-			healed = true
-			mu.Unlock()
-			to.await(t, len(values))
+		})
+		t.Run("alignment", func(t *testing.T) {
+			brokers := broker(t, 4, "in")
+			to := newReceiver()
+			produce(t, brokers, "in", ones(5, letters...)...)
+			held, failed := &ahead{to: to}, make(chan struct{})
+			var once sync.Once
+			var given atomic.Bool
+			topology := func(app *weir.App) {
+				in := weir.From(app, "in", source.Values("in", codec.String))
+				byKey := weir.KeyBy(in, "by-key", func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }, codec.String, weir.ValueCodec(codec.String))
+				out := weir.Process(byKey, "sum", func(s *weir.Setup) weir.Handler[string, string, string] {
+					total := state.Value(s, "total", codec.Int64)
+					return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+						total.Set(total.Get() + 1)
+						c.Emit(c.Key() + ":" + strconv.FormatInt(total.Get(), 10))
+						if c.Key() == "a" && total.Get() == 3 {
+							<-failed // the barrier is behind this record
+						}
+						return nil
+					})
+				})
+				weir.To(out, "ahead", held)
+			}
+			r := start(t, "app", brokers, topology, mode, weir.Store(checkpoint.NewMem()), weir.Parallelism(4),
+				weir.CheckpointTimeout(50*time.Millisecond), weir.TolerableFailures(1000),
+				weir.Listen(weir.Listener{
+					CheckpointFailed: func(event.CheckpointFailed) { given.Store(true) },
+					// The subtask goes on when the next one has begun: its part of the first comes late.
+					CheckpointBegun: func(event.CheckpointBegun) {
+						if given.Load() {
+							once.Do(func() { close(failed) })
+						}
+					},
+				}))
+			<-failed
+			to.await(t, 5*len(letters))
 			r.stop()
 			if err := r.wait(); err != nil {
 				t.Fatal(err)
 			}
-			wantSums(t, to, 1600, letters...)
-		}
-	})
-	t.Run("alignment", func(t *testing.T) {
-		brokers := broker(t, 4, "in")
-		to := newReceiver()
-		produce(t, brokers, "in", ones(5, letters...)...)
-		held, failed := &ahead{to: to}, make(chan struct{})
-		var once sync.Once
-		var given atomic.Bool
-		topology := func(app *weir.App) {
-			in := weir.From(app, "in", source.Values("in", codec.String))
-			byKey := weir.KeyBy(in, "by-key", func(s string) string { k, _, _ := strings.Cut(s, ":"); return k }, codec.String)
-			out := weir.Process(byKey, "sum", func(s *weir.Setup) weir.Handler[string, string, string] {
-				total := state.Value(s, "total", codec.Int64)
-				return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
-					total.Set(total.Get() + 1)
-					c.Emit(c.Key() + ":" + strconv.FormatInt(total.Get(), 10))
-					if c.Key() == "a" && total.Get() == 3 {
-						<-failed // the barrier is behind this record
-					}
-					return nil
-				})
-			})
-			weir.To(out, "ahead", held)
-		}
-		r := start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.Parallelism(4),
-			weir.CheckpointTimeout(50*time.Millisecond), weir.TolerableFailures(1000),
-			weir.Listen(weir.Listener{
-				CheckpointFailed: func(event.CheckpointFailed) { given.Store(true) },
-				// The subtask goes on when the next one has begun: its part of the first comes late.
-				CheckpointBegun: func(event.CheckpointBegun) {
-					if given.Load() {
-						once.Do(func() { close(failed) })
-					}
-				},
-			}))
-		<-failed
-		to.await(t, 5*len(letters))
-		r.stop()
-		if err := r.wait(); err != nil {
-			t.Fatal(err)
-		}
-		wantSums(t, to, 5, letters...)
+			wantSums(t, to, 5, letters...)
+		})
 	})
 }
 
@@ -631,106 +650,118 @@ func (s *stuck) step(ctx context.Context, step string, _ sink.Log) error {
 // TestPendingLogsOutliveTheRetentionOfCheckpoints takes many checkpoints while the
 // receiver is down, and goes on in another process.
 func TestPendingLogsOutliveTheRetentionOfCheckpoints(t *testing.T) {
-	for _, size := range []int{1, 100} { // logs in manifests, and logs of their own
-		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			brokers := broker(t, 2, "in")
-			store := checkpoint.NewMem()
-			to := newReceiver()
-			down := newStuck()
-			var network severed
-			dying := &ahead{to: to, step: down.step}
-			r := start(t, "app", brokers, sumsTo(dying), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)), weir.Retain(1),
-				weir.CheckpointEvery(0), weir.AfterRecords(int64(size*15*len(letters))))
-			rounds := 12
-			if size == 1 {
-				rounds = 3 * checkpoint.DefaultPackLogs // most of them in packs
-			}
-			for i := range rounds {
-				produce(t, brokers, "in", ones(size*15, letters...)...)
-				await(r, i+1, any1[event.CheckpointCommitted])
-			}
-			<-down.reached
-			network.sever()
-			next := &ahead{to: to}
-			life(t, brokers, next, weir.Store(store), weir.Retain(1))
-			wantSums(t, to, size*15*rounds, letters...)
-			if n := strings.Count(next.recovered[0], "after"); n < rounds/2 {
-				t.Errorf("recovered %d logs: %q", n, next.recovered[0])
-			}
-			// What the process does that was cut off and still runs changes nothing.
-			close(down.release)
-			life(t, brokers, next, weir.Store(store), weir.Retain(1))
-			wantSums(t, to, size*15*rounds, letters...)
-		})
-	}
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		for _, size := range []int{1, 100} { // logs in manifests, and logs of their own
+			t.Run(fmt.Sprint(size), func(t *testing.T) {
+				brokers := broker(t, 2, "in")
+				store := checkpoint.NewMem()
+				to := newReceiver()
+				down := newStuck()
+				var network severed
+				dying := &ahead{to: to, step: down.step}
+				r := start(t, "app", brokers, sumsTo(dying), mode, weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)), weir.Retain(1),
+					weir.CheckpointEvery(0), weir.AfterRecords(int64(size*15*len(letters))))
+				rounds := 12
+				if size == 1 {
+					rounds = 3 * checkpoint.DefaultPackLogs // most of them in packs
+				}
+				for i := range rounds {
+					produce(t, brokers, "in", ones(size*15, letters...)...)
+					await(r, i+1, any1[event.CheckpointCommitted])
+				}
+				<-down.reached
+				network.sever()
+				next := &ahead{to: to}
+				life(t, brokers, next, mode, weir.Store(store), weir.Retain(1))
+				wantSums(t, to, size*15*rounds, letters...)
+				if n := strings.Count(next.recovered[0], "after"); n < rounds/2 {
+					t.Errorf("recovered %d logs: %q", n, next.recovered[0])
+				}
+				// What the process does that was cut off and still runs changes nothing.
+				close(down.release)
+				life(t, brokers, next, mode, weir.Store(store), weir.Retain(1))
+				wantSums(t, to, size*15*rounds, letters...)
+			})
+		}
+	})
 }
 
 // TestReceiverThatIsDownHoldsTheInputAndNoCheckpoint leaves a receiver down for many
 // times the checkpoint timeout.
 func TestReceiverThatIsDownHoldsTheInputAndNoCheckpoint(t *testing.T) {
-	brokers := broker(t, 2, "in", "out")
-	to, down := newReceiver(), newStuck()
-	held := make(chan struct{})
-	s := &ahead{to: to, step: down.step, full: 2, waiting: sync.OnceFunc(func() { close(held) })}
-	const timeout = 200 * time.Millisecond
-	r := start(t, "app", brokers, sumsTo(s), weir.Store(checkpoint.NewMem()), weir.CheckpointTimeout(timeout), weir.TolerableFailures(1))
-	n := 0
-	for waits := false; !waits; n += 100 {
-		produce(t, brokers, "in", ones(100, letters...)...)
-		select {
-		case <-held:
-			waits = true
-		default:
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		brokers := broker(t, 2, "in", "out")
+		to, down := newReceiver(), newStuck()
+		held := make(chan struct{})
+		s := &ahead{to: to, step: down.step, full: 2, waiting: sync.OnceFunc(func() { close(held) })}
+		const timeout = 200 * time.Millisecond
+		r := start(t, "app", brokers, sumsTo(s), mode, weir.Store(checkpoint.NewMem()), weir.CheckpointTimeout(timeout), weir.TolerableFailures(1))
+		n := 0
+		for waits := false; !waits; n += 100 {
+			produce(t, brokers, "in", ones(100, letters...)...)
+			select {
+			case <-held:
+				waits = true
+			default:
+			}
 		}
-	}
-	// Time passes, while more input comes.
-	for begun := time.Now(); time.Since(begun) < 5*timeout; n += 100 {
-		produce(t, brokers, "in", ones(100, letters...)...)
-		if err := start(t, fmt.Sprint("other-", n), brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.Drain(), weir.Parallelism(1)).wait(); err != nil {
+		// Time passes, while more input comes.
+		for begun := time.Now(); time.Since(begun) < 5*timeout; n += 100 {
+			produce(t, brokers, "in", ones(100, letters...)...)
+			if err := start(t, fmt.Sprint("other-", n), brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.Drain(), weir.Parallelism(1)).wait(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		close(down.release)
+		to.await(t, n*len(letters))
+		r.stop()
+		if err := r.wait(); err != nil {
 			t.Fatal(err)
 		}
-	}
-	close(down.release)
-	to.await(t, n*len(letters))
-	r.stop()
-	if err := r.wait(); err != nil {
-		t.Fatal(err)
-	}
-	wantSums(t, to, n, letters...)
+		wantSums(t, to, n, letters...)
+	})
 }
 
 func TestS04_DamagedLogStopsTheAppByName(t *testing.T) {
-	brokers := broker(t, 2, "in")
-	store := checkpoint.NewMem()
-	to, down := newReceiver(), newStuck()
-	var network severed
-	r := start(t, "app", brokers, sumsTo(&ahead{to: to, step: down.step}), weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)),
-		weir.CheckpointEvery(0), weir.AfterRecords(int64(3000*len(letters))))
-	produce(t, brokers, "in", ones(3000, letters...)...)
-	await(r, 1, any1[event.CheckpointCommitted])
-	<-down.reached
-	network.sever()
-	defer close(down.release)
-	m := newestManifest(t, store)
-	var large checkpoint.LogRef
-	for _, l := range m.Logs[0].Logs {
-		if !l.Inline() {
-			large = l
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		brokers := broker(t, 2, "in")
+		store := checkpoint.NewMem()
+		to, down := newReceiver(), newStuck()
+		var network severed
+		r := start(t, "app", brokers, sumsTo(&ahead{to: to, step: down.step}), mode, weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)),
+			weir.CheckpointEvery(0), weir.AfterRecords(int64(3000*len(letters))))
+		// What an unaligned checkpoint overtakes is logged for a later one.
+		var large checkpoint.LogRef
+		n := 0
+		for large.Object == "" {
+			produce(t, brokers, "in", ones(3000, letters...)...)
+			n += 3000
+			await(r, n/3000, any1[event.CheckpointCommitted])
+			if n > 10*3000 {
+				t.Fatalf("no log is an object of its own: %+v", newestManifest(t, store).Logs)
+			}
+			for _, sink := range newestManifest(t, store).Logs {
+				for _, l := range sink.Logs {
+					if !l.Inline() {
+						large = l
+					}
+				}
+			}
 		}
-	}
-	if large.Object == "" {
-		t.Fatalf("no log is an object of its own: %+v", m.Logs)
-	}
-	to = newReceiver() // it lost everything
-	if err := faultstore.FlipBit(store, large.Object, 99); err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, start(t, "app", brokers, sumsTo(&ahead{to: to}), weir.Store(store), fast).wait(), `sink "ahead"`, large.Object, "damaged")
-	if err := faultstore.FlipBit(store, large.Object, 99); err != nil {
-		t.Fatal(err)
-	}
-	life(t, brokers, &ahead{to: to}, weir.Store(store))
-	wantSums(t, to, 3000, letters...)
+		<-down.reached
+		network.sever()
+		defer close(down.release)
+		to = newReceiver() // it lost everything
+		if err := faultstore.FlipBit(store, large.Object, 99); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, start(t, "app", brokers, sumsTo(&ahead{to: to}), mode, weir.Store(store), fast).wait(), `sink "ahead"`, large.Object, "damaged")
+		if err := faultstore.FlipBit(store, large.Object, 99); err != nil {
+			t.Fatal(err)
+		}
+		life(t, brokers, &ahead{to: to}, mode, weir.Store(store))
+		wantSums(t, to, n, letters...)
+	})
 }
 
 // newestManifest reads the manifest with the highest checkpoint id.
@@ -748,100 +779,106 @@ func newestManifest(t *testing.T, store checkpoint.Store) *checkpoint.Manifest {
 }
 
 func TestStopWaitsUntilWhatIsCommittedIsApplied(t *testing.T) {
-	brokers := broker(t, 2, "in")
-	store := checkpoint.NewMem()
-	to := newReceiver()
-	down := newStuck()
-	s := &ahead{to: to, step: down.step, drained: sync.OnceFunc(func() { close(down.release) })}
-	r := start(t, "app", brokers, sumsTo(s), weir.Store(store))
-	produce(t, brokers, "in", ones(3, letters...)...)
-	<-down.reached
-	r.stop()
-	if err := r.wait(); err != nil {
-		t.Fatal(err)
-	}
-	last := await(r, 1, func(e event.CheckpointCommitted) bool { return e.Records > 0 })
-	if to.at().checkpoint < last.Checkpoint {
-		t.Errorf("the app stopped with %v applied after %v", to.at(), last)
-	}
-	life(t, brokers, &ahead{to: to}, weir.Store(store))
-	wantSums(t, to, 3, letters...)
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		brokers := broker(t, 2, "in")
+		store := checkpoint.NewMem()
+		to := newReceiver()
+		down := newStuck()
+		s := &ahead{to: to, step: down.step, drained: sync.OnceFunc(func() { close(down.release) })}
+		r := start(t, "app", brokers, sumsTo(s), mode, weir.Store(store))
+		produce(t, brokers, "in", ones(3, letters...)...)
+		<-down.reached
+		r.stop()
+		if err := r.wait(); err != nil {
+			t.Fatal(err)
+		}
+		last := await(r, 1, func(e event.CheckpointCommitted) bool { return e.Records > 0 })
+		if to.at().checkpoint < last.Checkpoint {
+			t.Errorf("the app stopped with %v applied after %v", to.at(), last)
+		}
+		life(t, brokers, &ahead{to: to}, mode, weir.Store(store))
+		wantSums(t, to, 3, letters...)
+	})
 }
 
 func TestStopThatCannotWaitForASinkSaysWhatIsLeft(t *testing.T) {
-	for _, how := range []string{"stop", "drain"} {
-		t.Run(how, func(t *testing.T) {
-			brokers := broker(t, 2, "in")
-			store := checkpoint.NewMem()
-			to := newReceiver()
-			down := newStuck()
-			produce(t, brokers, "in", ones(3, letters...)...)
-			opts := []weir.Option{weir.Store(store), weir.StopTimeout(200 * time.Millisecond)}
-			if how == "drain" {
-				opts = append(opts, weir.Drain())
-			}
-			s := &ahead{to: to, step: down.step}
-			r := start(t, "app", brokers, sumsTo(s), opts...)
-			<-down.reached
-			if how == "stop" {
-				r.stop()
-			}
-			err := r.wait()
-			wantError(t, err, `sink "ahead" has not applied everything`, "nothing is lost", "weir.StopTimeout")
-			if ue, ok := errors.AsType[*weir.UnappliedError](err); !ok || ue.Operator != "ahead" || ue.Checkpoint < 1 {
-				t.Errorf("%+v", ue)
-			}
-			life(t, brokers, &ahead{to: to}, weir.Store(store))
-			wantSums(t, to, 3, letters...)
-		})
-	}
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		for _, how := range []string{"stop", "drain"} {
+			t.Run(how, func(t *testing.T) {
+				brokers := broker(t, 2, "in")
+				store := checkpoint.NewMem()
+				to := newReceiver()
+				down := newStuck()
+				produce(t, brokers, "in", ones(3, letters...)...)
+				opts := []weir.Option{mode, weir.Store(store), weir.StopTimeout(200 * time.Millisecond)}
+				if how == "drain" {
+					opts = append(opts, weir.Drain())
+				}
+				s := &ahead{to: to, step: down.step}
+				r := start(t, "app", brokers, sumsTo(s), opts...)
+				<-down.reached
+				if how == "stop" {
+					r.stop()
+				}
+				err := r.wait()
+				wantError(t, err, `sink "ahead" has not applied everything`, "nothing is lost", "weir.StopTimeout")
+				if ue, ok := errors.AsType[*weir.UnappliedError](err); !ok || ue.Operator != "ahead" || ue.Checkpoint < 1 {
+					t.Errorf("%+v", ue)
+				}
+				life(t, brokers, &ahead{to: to}, mode, weir.Store(store))
+				wantSums(t, to, 3, letters...)
+			})
+		}
+	})
 }
 
 // TestS34_SavepointHasWhatItsSinkHadYetToDo takes a savepoint while the receiver is
 // down, ends the app, and starts from it elsewhere: in a store without history.
 func TestS34_SavepointHasWhatItsSinkHadYetToDo(t *testing.T) {
-	brokers := broker(t, 2, "in")
-	to := newReceiver()
-	down := newStuck()
-	app := weir.New("wordcount", weir.Brokers(brokers...), weir.InstanceID("a"), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(5*time.Millisecond), weir.StopTimeout(time.Second))
-	dying := &ahead{to: to, step: down.step}
-	sumsTo(dying)(app)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- app.Run(ctx) }()
-	defer cancel()
-	produce(t, brokers, "in", ones(3, letters...)...)
-	<-down.reached
-	produce(t, brokers, "in", ones(2, letters...)...)
-	dir := t.TempDir()
-	if _, err := app.Savepoint(t.Context(), dir, "x"); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	wantError(t, <-done, "has not applied everything")
-	forget(t, brokers)
-	produce(t, brokers, "in", ones(2, letters...)...)
-	store := checkpoint.NewMem()
-	// The first attempt dies before it has committed anything, with part of it applied.
-	var failed bool
-	next := &ahead{to: to, step: func(_ context.Context, step string, l sink.Log) error {
-		if step == "applied" && !failed {
-			failed = true
-			return errors.New("killed")
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		brokers := broker(t, 2, "in")
+		to := newReceiver()
+		down := newStuck()
+		app := weir.New("wordcount", weir.Brokers(brokers...), weir.InstanceID("a"), mode, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(5*time.Millisecond), weir.StopTimeout(time.Second))
+		dying := &ahead{to: to, step: down.step}
+		sumsTo(dying)(app)
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- app.Run(ctx) }()
+		defer cancel()
+		produce(t, brokers, "in", ones(3, letters...)...)
+		<-down.reached
+		produce(t, brokers, "in", ones(2, letters...)...)
+		dir := t.TempDir()
+		if _, err := app.Savepoint(t.Context(), dir, "x"); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	}}
-	r := start(t, "wordcount", brokers, sumsTo(next), weir.Store(store), weir.FromSavepoint(dir, "x"), weir.Drain(), fast)
-	if err := r.wait(); err != nil {
-		t.Fatal(err)
-	}
-	wantSums(t, to, 7, letters...)
-	if !failed || len(next.recovered) < 2 || !strings.Contains(next.recovered[0], "after 0") {
-		t.Errorf("failed %v, recovered %q", failed, next.recovered)
-	}
-	if next.envs[0].Lineage() == dying.envs[0].Lineage() || to.at().lineage == dying.envs[0].Lineage() {
-		t.Errorf("the lineage went on: %v", to.at())
-	}
+		cancel()
+		wantError(t, <-done, "has not applied everything")
+		forget(t, brokers)
+		produce(t, brokers, "in", ones(2, letters...)...)
+		store := checkpoint.NewMem()
+		// The first attempt dies before it has committed anything, with part of it applied.
+		var failed bool
+		next := &ahead{to: to, step: func(_ context.Context, step string, l sink.Log) error {
+			if step == "applied" && !failed {
+				failed = true
+				return errors.New("killed")
+			}
+			return nil
+		}}
+		r := start(t, "wordcount", brokers, sumsTo(next), mode, weir.Store(store), weir.FromSavepoint(dir, "x"), weir.Drain(), fast)
+		if err := r.wait(); err != nil {
+			t.Fatal(err)
+		}
+		wantSums(t, to, 7, letters...)
+		if !failed || len(next.recovered) < 2 || !strings.Contains(next.recovered[0], "after 0") {
+			t.Errorf("failed %v, recovered %q", failed, next.recovered)
+		}
+		if next.envs[0].Lineage() == dying.envs[0].Lineage() || to.at().lineage == dying.envs[0].Lineage() {
+			t.Errorf("the lineage went on: %v", to.at())
+		}
+	})
 }
 
 func TestS31_RemovedSinkIsRefusedUntilItsLogsMayBeDropped(t *testing.T) {
@@ -867,27 +904,29 @@ func TestS31_RemovedSinkIsRefusedUntilItsLogsMayBeDropped(t *testing.T) {
 // TestS36_ReceiverThatLostMoreThanIsKeptStopsTheApp takes the receiver back to the
 // begin, once within what is kept and once beyond it.
 func TestS36_ReceiverThatLostMoreThanIsKeptStopsTheApp(t *testing.T) {
-	for retain, lost := range map[int64]bool{1000: false, 1: true} {
-		brokers := broker(t, 2, "in")
-		store := checkpoint.NewMem()
-		to := newReceiver()
-		for range 3 {
-			produce(t, brokers, "in", ones(2, letters...)...)
-			life(t, brokers, &ahead{to: to, retain: retain}, weir.Store(store), weir.Retain(1))
+	inBothModes(t, func(t *testing.T, mode weir.Option) {
+		for retain, lost := range map[int64]bool{1000: false, 1: true} {
+			brokers := broker(t, 2, "in")
+			store := checkpoint.NewMem()
+			to := newReceiver()
+			for range 3 {
+				produce(t, brokers, "in", ones(2, letters...)...)
+				life(t, brokers, &ahead{to: to, retain: retain}, mode, weir.Store(store), weir.Retain(1))
+			}
+			*to = *newReceiver()
+			produce(t, brokers, "in", ones(1, letters...)...)
+			r := start(t, "app", brokers, sumsTo(&ahead{to: to, retain: retain}), mode, weir.Store(store), weir.Drain(), fast)
+			err := r.wait()
+			if lost {
+				wantError(t, err, `sink "ahead"`, errLost.Error())
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSums(t, to, 7, letters...)
 		}
-		*to = *newReceiver()
-		produce(t, brokers, "in", ones(1, letters...)...)
-		r := start(t, "app", brokers, sumsTo(&ahead{to: to, retain: retain}), weir.Store(store), weir.Drain(), fast)
-		err := r.wait()
-		if lost {
-			wantError(t, err, `sink "ahead"`, errLost.Error())
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		wantSums(t, to, 7, letters...)
-	}
+	})
 }
 
 func TestApplierThatCannotBeginStopsOrRestartsTheApp(t *testing.T) {

@@ -45,8 +45,20 @@ func (b *SavepointBuilder) Logs(ctx context.Context, from Store, m *Manifest) ([
 	return taken.Logs, nil
 }
 
-// Complete writes the manifest, which makes it a savepoint. Of m, the segments, parent
-// and lineage are set here, and the time of creation if there is none: it is a state of
+// InFlight takes over records in flight of the snapshot that the savepoint is made of,
+// whose objects are in from. moved says that the savepoint has other key-groups.
+func (b *SavepointBuilder) InFlight(ctx context.Context, from Store, refs []InFlight, keyGroups int, moved bool) error {
+	if moved {
+		refs = wholeRange(refs, keyGroups)
+	}
+	if err := b.w.copyInFlight(ctx, from, refs); err != nil {
+		return fmt.Errorf("build savepoint %s in %s: %w", b.w.name, b.to, err)
+	}
+	return nil
+}
+
+// Complete writes the manifest, which makes it a savepoint. Of m, the segments, records in
+// flight, parent and lineage are set here, and the time of creation if there is none: it is a state of
 // its own.
 func (b *SavepointBuilder) Complete(ctx context.Context, m Manifest) (SavepointInfo, error) {
 	m.Parent, m.Lineage = offsets.ManifestRef{}, NewLineage()

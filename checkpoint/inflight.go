@@ -41,15 +41,31 @@ type InFlight struct {
 	Watermark *int64 `json:"watermark,omitempty"`
 	Records   int64  `json:"records"`
 	// The codecs of key and value, and the version that wrote the values.
-	KeyCodec     string `json:"keyCodec"`
-	ValueCodec   string `json:"valueCodec"`
-	ValueVersion int    `json:"valueVersion"`
+	KeyCodec     string `json:"keyCodec,omitempty"`
+	ValueCodec   string `json:"valueCodec,omitempty"`
+	ValueVersion int    `json:"valueVersion,omitempty"`
+	// Heard is set if the records are those of broadcast streams, which every subtask of
+	// the stage is to hear before all else: who hears them. Key-groups, watermark and the
+	// codecs above are not set then.
+	Heard []Heard `json:"heard,omitempty"`
 	// Where the bytes are; Object is empty in the encoded manifest that holds them itself.
 	Object string `json:"object,omitempty"`
 	Offset int64  `json:"offset,omitempty"` // bytes
 	Length int64  `json:"length"`           // bytes
 	CRC32C uint32 `json:"crc32c"`           // of these bytes
 }
+
+// Heard says who hears a broadcast record that was in flight.
+type Heard struct {
+	Operator string `json:"operator"`      // whose function hears it
+	Stream   string `json:"stream"`        // the operator whose output is broadcast
+	Nth      int    `json:"nth,omitempty"` // which of the operator's functions that hear the stream, from 0
+	Codec    string `json:"codec"`         // of the values
+	Version  int    `json:"version"`       // of the codec
+}
+
+// Broadcast tells whether the records are those of broadcast streams.
+func (f InFlight) Broadcast() bool { return len(f.Heard) > 0 }
 
 // Overlaps tells whether the subtask owned any of the key-groups [lo, hi).
 func (f InFlight) Overlaps(lo, hi int) bool { return int(f.MinKG) < hi && int(f.MaxKG) >= lo }
@@ -129,6 +145,8 @@ func (f InFlight) check(inline int64) error {
 	switch {
 	case f.Stage == "" || f.Offset < 0 || f.Length < 0 || f.Offset > math.MaxInt64-f.Length || f.Records < 0 || f.MinKG > f.MaxKG:
 		return errors.New("makes no sense")
+	case slices.ContainsFunc(f.Heard, func(h Heard) bool { return h.Operator == "" || h.Stream == "" || h.Nth < 0 }):
+		return errors.New("does not say who hears it")
 	case f.Object == "" && f.Offset+f.Length > inline:
 		return fmt.Errorf("is inline in bytes %d to %d, there are %d", f.Offset, f.Offset+f.Length, inline)
 	case f.Object == "":
@@ -145,7 +163,9 @@ func (f InFlight) check(inline int64) error {
 func wholeRange(refs []InFlight, n int) []InFlight {
 	refs = slices.Clone(refs)
 	for i := range refs {
-		refs[i].MinKG, refs[i].MaxKG = 0, uint16(n-1)
+		if !refs[i].Broadcast() {
+			refs[i].MinKG, refs[i].MaxKG = 0, uint16(n-1)
+		}
 	}
 	return refs
 }

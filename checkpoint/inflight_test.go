@@ -36,7 +36,8 @@ func expectFlights(t *testing.T, store checkpoint.Store, m *checkpoint.Manifest,
 			t.Fatal(err)
 		}
 		w := want[i]
-		if string(data) != string(w.Data) || f.Stage != w.Stage || f.MinKG != w.MinKG || f.MaxKG != w.MaxKG || *f.Watermark != *w.Watermark ||
+		if string(data) != string(w.Data) || f.Stage != w.Stage || f.MinKG != w.MinKG || f.MaxKG != w.MaxKG || (f.Watermark == nil) != (w.Watermark == nil) ||
+			f.Watermark != nil && *f.Watermark != *w.Watermark || !slices.Equal(f.Heard, w.Heard) || f.Broadcast() != (len(w.Heard) > 0) ||
 			f.Records != w.Records || f.KeyCodec != w.KeyCodec || f.ValueCodec != w.ValueCodec || f.ValueVersion != w.ValueVersion {
 			t.Errorf("part %d: %q of %+v, want %q of %+v", i, data, f, w.Data, w.InFlight)
 		}
@@ -255,7 +256,21 @@ func TestManifestThatMisplacesRecordsInFlightIsRefused(t *testing.T) {
 // TestS30_GoldenStoreWithRecordsInFlightStaysRestorable restores what an earlier build wrote:
 // a manifest of version 4 with records in flight inside, and one with an object of them.
 func TestS30_GoldenStoreWithRecordsInFlightStaysRestorable(t *testing.T) {
-	const dir = "testdata/store-v4"
+	goldenFlights(t, "testdata/store-v4", flights)
+}
+
+// TestS30_GoldenStoreWithBroadcastRecordsInFlightStaysRestorable is the same for version 5,
+// with broadcast records among them.
+func TestS30_GoldenStoreWithBroadcastRecordsInFlightStaysRestorable(t *testing.T) {
+	goldenFlights(t, "testdata/store-v5", append(slices.Clip(flights), heardFlight))
+}
+
+// heardFlight is what a subtask captured of broadcast records.
+var heardFlight = checkpoint.InFlightData{Data: []byte("rules"), InFlight: checkpoint.InFlight{Stage: "by-word", Records: 5, Heard: []checkpoint.Heard{
+	{Operator: "count", Stream: "rules", Codec: "string", Version: 1}, {Operator: "count", Stream: "rules", Nth: 1, Codec: "json", Version: 3}}}}
+
+func goldenFlights(t *testing.T, dir string, flights []checkpoint.InFlightData) {
+	t.Helper()
 	if _, err := os.Stat(dir); *update && errors.Is(err, os.ErrNotExist) {
 		d, err := checkpoint.OpenDir(dir)
 		if err != nil {

@@ -220,7 +220,7 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 	return int64(cp), uint32(inc), true
 }
 
-// An encoded manifest, versions 1 to 4; numbers are big-endian:
+// An encoded manifest, versions 1 to 5; numbers are big-endian:
 //
 //	magic          "WEIRCKPT"
 //	version        4 bytes
@@ -233,10 +233,11 @@ func parseObject(name string) (id int64, incarnation uint32, ok bool) {
 //
 // Version 2 has logs. A build that doesn't know them must not restore it, or what they
 // hold would never be applied. Version 3 has packs of logs. Version 4 has records in flight,
-// which would be lost in the same way. A manifest has the lowest version that does.
+// which would be lost in the same way, and version 5 broadcast records among them. A
+// manifest has the lowest version that does.
 const (
 	manifestMagic   = "WEIRCKPT"
-	manifestVersion = 4
+	manifestVersion = 5
 	fixedBytes      = 8 + 4 + 4 + 8
 	trailerBytes    = 4
 )
@@ -296,6 +297,9 @@ func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	}
 	if len(m.InFlight) > 0 {
 		version = 4
+	}
+	if slices.ContainsFunc(m.InFlight, InFlight.Broadcast) {
+		version = 5
 	}
 	if m.Watermark != NoWatermark {
 		h.Watermark = &m.Watermark
@@ -450,6 +454,9 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	}
 	if version < 4 && len(m.InFlight) > 0 {
 		return nil, errors.New("header: it lists records in flight, which only a manifest of version 4 has")
+	}
+	if version < 5 && slices.ContainsFunc(m.InFlight, InFlight.Broadcast) {
+		return nil, errors.New("header: it lists broadcast records in flight, which only a manifest of version 5 has")
 	}
 	for i, f := range m.InFlight {
 		if err := f.check(inline); err != nil {

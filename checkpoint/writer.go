@@ -378,6 +378,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 			return none, Stats{}, err
 		}
 		written = append(written, object{name: o.name})
+		crashpoint.Hit(crashpoint.AfterInFlight)
 	}
 	crashpoint.Hit(crashpoint.AfterSegment)
 	encodedLogs := encodeLogs(logs)

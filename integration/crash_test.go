@@ -2,8 +2,10 @@ package integration
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,50 +15,128 @@ import (
 // crashEnv arms a crash point of the service: NAME or NAME:N.
 const crashEnv = "WEIR_CRASHPOINT"
 
-// TestS01_KilledAtEachDurableStep kills the service at each crash point there is,
-// with output of the current and of the next epoch on its way.
-func TestS01_KilledAtEachDurableStep(t *testing.T) {
-	addr := needBroker(t)
-	// once are the points that a life passes not at all often.
-	once := []crashpoint.Point{crashpoint.InRestore, crashpoint.AfterRestore, crashpoint.BeforeGC, crashpoint.InGC, crashpoint.InMerge}
+// alignment is how checkpoints deal with what is queued in front of subtasks.
+type alignment string
+
+const (
+	aligned   alignment = "aligned"
+	unaligned alignment = "unaligned"
+	// timed checkpoints begin aligned and turn unaligned.
+	timed alignment = "aligned with a timeout"
+)
+
+// words returns the words of a launch with such checkpoints.
+func (c alignment) words() []string {
+	return map[alignment][]string{unaligned: {"-unaligned"}, timed: {"-alignment-timeout", "1ms"}}[c]
+}
+
+// slow makes the service slower than its input, so that records are in flight.
+var slow = []string{"-slow", "1ms"}
+
+// killedAt kills the service at a crash point, with output of the current and of the next
+// epoch on its way, and has its successor judged. It returns how many records were in
+// flight in what the successor restored.
+func killedAt(t *testing.T, addr string, point crashpoint.Point, b backend, c alignment) (inFlight int64) {
 	// comes is how a local store that could link everything comes to the state after a
 	// death between commit and ingest, and after the ingest.
 	comes := map[crashpoint.Point]string{crashpoint.BeforeIngest: "caught up", crashpoint.AfterIngest: "reused"}
-	for i, point := range crashpoint.All {
-		local := []backend{linked, copied}[i%2]
-		if comes[point] != "" {
-			local = linked
-		}
-		for _, b := range []backend{inMemory, local} {
-			t.Run(fmt.Sprintf("%s, %s", point, b), func(t *testing.T) {
-				t.Parallel()
-				w := newWorld(t, []string{addr}, 200)
-				// Enough state that a segment doesn't fit into its manifest.
-				w.args = append(w.at(b), "-ballast", "600", "-interval", "30ms")
-				w.feedNow(1000)
-				p := w.launch()
-				p.await("committed", 1, progressTime)
-				w.settleWith(p)
-				p.kill()
+	if b == copied && comes[point] != "" {
+		b = linked
+	}
+	w := newWorld(t, []string{addr}, 200)
+	// Enough state that a segment doesn't fit into its manifest.
+	w.args = append(append(w.at(b), "-ballast", "600", "-interval", "30ms"), c.words()...)
+	w.feedNow(1000)
+	p := w.launch()
+	p.await("committed", 1, progressTime)
+	w.settleWith(p)
+	p.kill()
 
-				w.feedNow(500)
-				nth := 3
-				if slices.Contains(once, point) {
-					nth = 1
+	var pace []string
+	if c == aligned {
+		w.feedNow(500)
+	} else {
+		// The life that dies begins with records in flight, and has some when it dies.
+		pace = slow
+		w.feedNow(4000)
+		p = w.launch(pace...)
+		p.inFlight(1, progressTime)
+		p.kill()
+	}
+	nth := 3
+	if slices.Contains(crashpoint.Rare, point) {
+		nth = 1
+	}
+	w.feedOn(100, 20*time.Millisecond)
+	p = w.launch(append(pace, fmt.Sprintf("%s=%s:%d", crashEnv, point, nth))...)
+	p.diesOfItself(point, progressTime)
+	p = w.launch()
+	restored := p.await("restored", 1, progressTime)
+	if b != inMemory && comes[point] != "" && restored.How != comes[point] {
+		t.Errorf("the state was %s, want %s", restored.How, comes[point])
+	}
+	p.next("committed", progressTime)
+	w.quench()
+	w.finish(p)
+	return restored.InFlight
+}
+
+// killedAtEach runs a test for each crash point there is, with each backend and each of
+// the cuts that pick returns.
+func killedAtEach(t *testing.T, pick func(i int, b backend) []alignment, test func(t *testing.T, point crashpoint.Point, b backend, c alignment)) {
+	for i, point := range crashpoint.All {
+		for _, b := range []backend{inMemory, []backend{linked, copied}[i%2]} {
+			for _, c := range pick(i, b) {
+				if c == aligned && slices.Contains(crashpoint.Unaligned, point) {
+					continue
 				}
-				w.feedOn(200, 20*time.Millisecond)
-				p = w.launch(fmt.Sprintf("%s=%s:%d", crashEnv, point, nth))
-				p.diesOfItself(point, progressTime)
-				p = w.launch()
-				if how := p.await("restored", 1, progressTime).How; b != inMemory && comes[point] != "" && how != comes[point] {
-					t.Errorf("the state was %s, want %s", how, comes[point])
-				}
-				p.next("committed", progressTime)
-				w.quench()
-				w.finish(p)
-			})
+				t.Run(fmt.Sprintf("%s, %s, %s", point, b, c), func(t *testing.T) {
+					t.Parallel()
+					test(t, point, b, c)
+				})
+			}
 		}
 	}
+}
+
+// TestS01_KilledAtEachDurableStep kills the service at each crash point there is, on a
+// broker that is real.
+func TestS01_KilledAtEachDurableStep(t *testing.T) {
+	addr := needBroker(t)
+	killedAtEach(t, func(i int, b backend) []alignment {
+		if slices.Contains(crashpoint.Unaligned, crashpoint.All[i]) {
+			return []alignment{unaligned}
+		}
+		return []alignment{aligned}
+	}, func(t *testing.T, point crashpoint.Point, b backend, c alignment) { killedAt(t, addr, point, b, c) })
+}
+
+// TestS01_CrashPointMatrix kills the service at each crash point there is, with each backend
+// and each kind of checkpoint, on embedded brokers.
+func TestS01_CrashPointMatrix(t *testing.T) {
+	var mu sync.Mutex
+	cases, flown := map[alignment]int{}, map[alignment]int{}
+	t.Cleanup(func() { // when all cases are over
+		t.Logf("cases: %v; restored with records in flight: %v", cases, flown)
+		for _, c := range []alignment{unaligned, timed} {
+			if !t.Failed() && flown[c] < cases[c]/2 {
+				t.Errorf("only %d of %d %s cases were restored with records in flight", flown[c], cases[c], c)
+			}
+		}
+	})
+	killedAtEach(t, func(i int, b backend) []alignment {
+		if (i%2 == 0) == (b == inMemory) {
+			return []alignment{aligned, unaligned, timed}
+		}
+		return []alignment{aligned, unaligned}
+	}, func(t *testing.T, point crashpoint.Point, b backend, c alignment) {
+		n := killedAt(t, embedded(t), point, b, c)
+		mu.Lock()
+		defer mu.Unlock()
+		if cases[c]++; n > 0 {
+			flown[c]++
+		}
+	})
 }
 
 // TestS03_KilledRightAfterTheCommitBeforeAnyoneIsTold kills after the commit point
@@ -144,5 +224,47 @@ func TestS05_KilledAtRandomWithALocalStore(t *testing.T) {
 		if hows[how] == 0 {
 			t.Errorf("in no life the state was %s: %v", how, hows)
 		}
+	}
+}
+
+// TestS25_KilledAtRandomUnderBackpressureAndRescaled kills a service that is slower than
+// its input at random, with records in flight, and restarts it with another parallelism
+// each time; some lives end before their first commit.
+func TestS25_KilledAtRandomUnderBackpressureAndRescaled(t *testing.T) {
+	for _, c := range []alignment{unaligned, timed} {
+		onEachBackend(t, string(c), func(t *testing.T, b backend) {
+			t.Parallel()
+			const (
+				lives   = 12
+				longest = 200 * time.Millisecond // from the first commit, or from the restore, to the kill
+			)
+			w := newWorld(t, []string{needBroker(t)}, 100)
+			w.args = append(append(w.at(b), "-interval", "20ms", "-ballast", "100"), c.words()...)
+			w.feedNow(4000)
+			w.feedOn(40, 10*time.Millisecond)
+			flown, rescaled := 0, map[string]bool{}
+			for i := range lives {
+				parallelism := []int{1, 2, 3, 7, 2, 1}[i%6]
+				words := append([]string{"-parallelism", fmt.Sprint(parallelism)}, slow...)
+				if i%4 == 3 {
+					words = append(words, "-interval", "1h")
+				}
+				p := w.launch(words...)
+				if p.await("restored", 1, progressTime).InFlight > 0 {
+					flown++
+					rescaled[fmt.Sprint([]int{1, 2, 3, 7, 2, 1}[(i+5)%6], "→", parallelism)] = true
+				}
+				if i%4 != 3 {
+					p.inFlight(1, progressTime)
+				}
+				p.killAtRandom(longest)
+			}
+			w.quench()
+			w.finish(w.launch("-parallelism", "5"))
+			t.Logf("%d of %d lives began with records in flight; rescaled with some: %v", flown, lives, slices.Sorted(maps.Keys(rescaled)))
+			if flown < lives-2 {
+				t.Errorf("only %d of %d lives began with records in flight", flown, lives)
+			}
+		})
 	}
 }

@@ -37,6 +37,7 @@ type happened struct {
 	Reason     string `json:"reason"`
 	Decoded    int64  `json:"decoded"`
 	Goroutines int    `json:"goroutines"`
+	InFlight   int64  `json:"inFlight"`
 
 	at time.Time // when the test read it
 }
@@ -182,6 +183,20 @@ func (p *process) await(event string, n int, within time.Duration) happened {
 func (p *process) next(event string, within time.Duration) happened {
 	p.t.Helper()
 	return p.await(event, p.count(event)+1, within)
+}
+
+// inFlight waits for the n-th commit of a checkpoint with records in flight.
+func (p *process) inFlight(n int, within time.Duration) {
+	p.t.Helper()
+	p.until("commit of records in flight", within, func() bool {
+		left := n
+		for _, e := range p.events {
+			if e.Event == "committed" && e.InFlight > 0 {
+				left--
+			}
+		}
+		return left <= 0
+	})
 }
 
 func (p *process) count(event string) int { return len(p.all(event)) }

@@ -29,6 +29,8 @@ type Builder struct {
 	watermark int64
 	states    []checkpoint.StateInfo
 	dropped   map[uint16]bool // states of base that are left out
+	inFlight  []checkpoint.InFlight
+	moved     bool // positions were changed
 	edits     *sorter
 	used      bool // an entry was put: the registry is fixed
 }
@@ -60,12 +62,12 @@ func New(app string, keyGroups int, o BuildOptions) (*Builder, error) {
 }
 
 // Edit returns a builder for a savepoint that begins as a copy of s, with its
-// positions.
+// positions, and with its records in flight if it is an unaligned checkpoint or was made of one.
 func Edit(s *Snapshot, o BuildOptions) *Builder {
 	m := s.manifest
 	return newBuilder(&Builder{
 		cfg: o, base: s, app: m.App, keyGroups: m.KeyGroups, watermark: m.Watermark,
-		positions: maps.Clone(m.Positions), states: slices.Clone(m.States),
+		positions: maps.Clone(m.Positions), states: slices.Clone(m.States), inFlight: cloneInFlight(m.InFlight),
 	})
 }
 
@@ -85,16 +87,43 @@ func newBuilder(b *Builder) *Builder {
 func (b *Builder) Close() error { return b.edits.close() }
 
 // SetPosition makes the app go on reading p at pos when it starts from the savepoint.
-func (b *Builder) SetPosition(p offsets.Partition, pos offsets.Position) { b.positions[p] = pos }
+func (b *Builder) SetPosition(p offsets.Partition, pos offsets.Position) {
+	b.moved = b.moved || b.positions[p] != pos
+	b.positions[p] = pos
+}
 
 // ClearPositions forgets all positions, so that the app begins where its options say.
-func (b *Builder) ClearPositions() { clear(b.positions) }
+func (b *Builder) ClearPositions() {
+	b.moved = b.moved || len(b.positions) > 0
+	clear(b.positions)
+}
+
+// DropInFlight leaves out the records that were in flight in the snapshot. They were read
+// before its positions, and will not be processed unless the positions are set back.
+func (b *Builder) DropInFlight() { b.inFlight = nil }
+
+// cloneInFlight copies refs, with what an edit may change.
+func cloneInFlight(refs []checkpoint.InFlight) []checkpoint.InFlight {
+	refs = slices.Clone(refs)
+	for i := range refs {
+		refs[i].Heard = slices.Clone(refs[i].Heard)
+	}
+	return refs
+}
 
 // SetApp makes it a savepoint of another app, for a copy of one.
 func (b *Builder) SetApp(app string) { b.app = app }
 
-// SetWatermark sets event time, in milliseconds since 1970.
-func (b *Builder) SetWatermark(ms int64) { b.watermark = ms }
+// SetWatermark sets event time, in milliseconds since 1970. Records in flight advance it
+// as they did.
+func (b *Builder) SetWatermark(ms int64) {
+	b.watermark = ms
+	for i := range b.inFlight {
+		if !b.inFlight[i].Broadcast() {
+			b.inFlight[i].Watermark = &ms
+		}
+	}
+}
 
 var errUsed = errors.New("entries were put or deleted already: change the registry first")
 
@@ -141,8 +170,8 @@ func (b *Builder) SetKeyGroups(n int) error {
 	return nil
 }
 
-// RenameOperator gives all states of an operator to another ID, for an operator whose
-// ID changed in the topology.
+// RenameOperator gives all states of an operator, and the records in flight to it, to
+// another ID, for an operator whose ID changed in the topology.
 func (b *Builder) RenameOperator(from, to string) error {
 	found := false
 	var err error
@@ -157,6 +186,19 @@ func (b *Builder) RenameOperator(from, to string) error {
 		}
 		states[i].Operator = to
 	}
+	inFlight := cloneInFlight(b.inFlight)
+	rename := func(id *string) {
+		if *id == from {
+			*id, found = to, true
+		}
+	}
+	for i := range inFlight {
+		rename(&inFlight[i].Stage)
+		for j := range inFlight[i].Heard {
+			rename(&inFlight[i].Heard[j].Operator)
+			rename(&inFlight[i].Heard[j].Stream)
+		}
+	}
 	if !found {
 		_, err = b.find(from, "")
 	}
@@ -166,7 +208,7 @@ func (b *Builder) RenameOperator(from, to string) error {
 	if err := b.registryError(fmt.Sprintf("rename operator %q", from), err); err != nil {
 		return err
 	}
-	b.states = states
+	b.states, b.inFlight = states, inFlight
 	return nil
 }
 

@@ -59,8 +59,8 @@ func (s *Snapshot) Save(ctx context.Context, to checkpoint.Store, name string, p
 // entry that was deleted is not in it, nor is what the snapshot holds of states that were
 // dropped. It may be called again, for another savepoint.
 func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
-	if b.base != nil && b.base.manifest.RecordsInFlight() > 0 {
-		return checkpoint.SavepointInfo{}, fmt.Errorf("build savepoint %s: %v was unaligned and holds %d records in flight, which an edit can't take along; take a savepoint of the running app and edit that: it holds none", name, b.base, b.base.manifest.RecordsInFlight())
+	if err := b.checkInFlight(); err != nil {
+		return checkpoint.SavepointInfo{}, fmt.Errorf("build savepoint %s: %w", name, err)
 	}
 	sp, err := checkpoint.BuildSavepoint(ctx, to, name)
 	if err != nil {
@@ -85,12 +85,27 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 	if b.base != nil {
 		was := b.base.manifest
 		m.Instance, m.Checkpoint, m.Incarnation, m.Sinks = was.Instance, was.Checkpoint, was.Incarnation, was.Sinks
-		if m.Logs, err = sp.Logs(ctx, b.base.store, was); err != nil {
+		if m.Logs, err = sp.Logs(ctx, b.base.store, was); err == nil {
+			err = sp.InFlight(ctx, b.base.store, b.inFlight, b.keyGroups, b.keyGroups != was.KeyGroups)
+		}
+		if err != nil {
 			sp.Abort(ctx)
 			return checkpoint.SavepointInfo{}, err
 		}
 	}
 	return sp.Complete(ctx, m)
+}
+
+// checkInFlight tells what speaks against taking the records in flight along.
+func (b *Builder) checkInFlight() error {
+	records := int64(0)
+	for _, f := range b.inFlight {
+		records += f.Records
+	}
+	if records == 0 || !b.moved {
+		return nil
+	}
+	return fmt.Errorf("%v was unaligned and holds %d records in flight, which were read before its positions: with other positions they would be missing or be there twice; leave the positions as they are, or leave the records out (DropInFlight, --drop-in-flight), or edit a savepoint that the running app takes: it holds none", b.base, records)
 }
 
 // pieces cuts sorted entries into segments.

@@ -13,6 +13,7 @@ import (
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/internal/keygroup"
 )
@@ -33,6 +34,12 @@ import (
 //	          by its name (bytes)
 //	bytes     length (uvarint), bytes
 //	optional  0 for none, or length+1 (uvarint), bytes
+//
+// Broadcast records that were in flight are another part, and a sequence of
+//
+//	cast      1 byte of sameSource and hasTime; hearing (uvarint), the number of who
+//	          hears it in the list that the part has in the manifest; source and time as
+//	          in record; value (bytes)
 const (
 	markIdle      = 1
 	markWatermark = 2
@@ -43,13 +50,18 @@ const (
 
 // flightWriter encodes what is in flight to one subtask.
 type flightWriter[K comparable, T any] struct {
+	sourceWriter
 	keys    codec.Codec[K]
 	values  codec.Codec[T]
-	buf     []byte
 	scratch []byte
 	records int64
-	raw     *kgo.Record // of the record before
-	topics  []string
+}
+
+// sourceWriter encodes where records in flight came from.
+type sourceWriter struct {
+	buf    []byte
+	raw    *kgo.Record // of the record before
+	topics []string
 }
 
 // batch appends records and where event time stands behind them.
@@ -75,19 +87,7 @@ func (w *flightWriter[K, T]) batch(items []item[K, T], m mark) error {
 }
 
 func (w *flightWriter[K, T]) item(it *item[K, T]) (err error) {
-	var flags byte
-	if it.raw == w.raw && w.raw != nil {
-		flags |= sameSource
-	}
-	if it.at != noWatermark {
-		flags |= hasTime
-	}
-	if w.buf = append(w.buf, flags); flags&sameSource == 0 {
-		w.source(it.raw)
-	}
-	if flags&hasTime != 0 {
-		w.buf = binary.AppendVarint(w.buf, it.at)
-	}
+	w.begin(it.raw, it.at)
 	if w.scratch, err = w.keys.Append(w.scratch[:0], it.key); err != nil {
 		return fmt.Errorf("encoding the key: %w", err)
 	}
@@ -99,7 +99,28 @@ func (w *flightWriter[K, T]) item(it *item[K, T]) (err error) {
 	return nil
 }
 
-func (w *flightWriter[K, T]) source(r *kgo.Record) {
+// begin appends what a record begins with.
+func (w *sourceWriter) begin(raw *kgo.Record, at int64, more ...uint64) {
+	var flags byte
+	if raw == w.raw && w.raw != nil {
+		flags |= sameSource
+	}
+	if at != noWatermark {
+		flags |= hasTime
+	}
+	w.buf = append(w.buf, flags)
+	for _, n := range more {
+		w.buf = binary.AppendUvarint(w.buf, n)
+	}
+	if flags&sameSource == 0 {
+		w.source(raw)
+	}
+	if flags&hasTime != 0 {
+		w.buf = binary.AppendVarint(w.buf, at)
+	}
+}
+
+func (w *sourceWriter) source(r *kgo.Record) {
 	w.raw = r
 	topic := slices.Index(w.topics, r.Topic)
 	if topic < 0 {
@@ -122,11 +143,11 @@ func (w *flightWriter[K, T]) source(r *kgo.Record) {
 	}
 }
 
-func (w *flightWriter[K, T]) bytes(b []byte) {
+func (w *sourceWriter) bytes(b []byte) {
 	w.buf = append(binary.AppendUvarint(w.buf, uint64(len(b))), b...)
 }
 
-func (w *flightWriter[K, T]) optional(b []byte) {
+func (w *sourceWriter) optional(b []byte) {
 	if b == nil {
 		w.buf = append(w.buf, 0)
 		return
@@ -136,13 +157,17 @@ func (w *flightWriter[K, T]) optional(b []byte) {
 
 // flightReader decodes what a flightWriter wrote.
 type flightReader[K comparable, T any] struct {
+	sourceReader
 	keys      codec.Codec[K]
 	values    codec.Codec[T]
 	version   int // of the codec that wrote the values
 	keyGroups int
+}
 
+// sourceReader decodes what a sourceWriter wrote.
+type sourceReader struct {
 	buf    []byte
-	raw    *kgo.Record
+	raw    *kgo.Record // of the record before
 	topics []string
 }
 
@@ -181,22 +206,8 @@ func (r *flightReader[K, T]) all(keep func(kg int) bool) (batches []*batch[K, T]
 }
 
 func (r *flightReader[K, T]) item() (it item[K, T], err error) {
-	flags, err := r.byte(sameSource | hasTime)
-	if err != nil {
+	if it.raw, it.at, err = r.begin(); err != nil {
 		return it, err
-	}
-	if flags&sameSource == 0 {
-		if err := r.source(); err != nil {
-			return it, err
-		}
-	} else if r.raw == nil {
-		return it, errors.New("the first record has no input record")
-	}
-	it.raw, it.at = r.raw, noWatermark
-	if flags&hasTime != 0 {
-		if it.at, err = r.varint(); err != nil {
-			return it, err
-		}
 	}
 	key, err := r.bytes()
 	if err != nil {
@@ -218,7 +229,34 @@ func (r *flightReader[K, T]) item() (it item[K, T], err error) {
 	return it, nil
 }
 
-func (r *flightReader[K, T]) source() error {
+// begin reads what a record begins with.
+func (r *sourceReader) begin(more ...*uint64) (raw *kgo.Record, at int64, err error) {
+	flags, err := r.byte(sameSource | hasTime)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, n := range more {
+		if *n, err = r.uvarint(); err != nil {
+			return nil, 0, err
+		}
+	}
+	if flags&sameSource == 0 {
+		if err := r.source(); err != nil {
+			return nil, 0, err
+		}
+	} else if r.raw == nil {
+		return nil, 0, errors.New("the first record has no input record")
+	}
+	at = noWatermark
+	if flags&hasTime != 0 {
+		if at, err = r.varint(); err != nil {
+			return nil, 0, err
+		}
+	}
+	return r.raw, at, nil
+}
+
+func (r *sourceReader) source() error {
 	number, err := r.uvarint()
 	if err != nil {
 		return err
@@ -266,7 +304,7 @@ func (r *flightReader[K, T]) source() error {
 	return nil
 }
 
-func (r *flightReader[K, T]) uvarint() (uint64, error) {
+func (r *sourceReader) uvarint() (uint64, error) {
 	v, n := binary.Uvarint(r.buf)
 	if n <= 0 {
 		return 0, errFlightCut
@@ -275,7 +313,7 @@ func (r *flightReader[K, T]) uvarint() (uint64, error) {
 	return v, nil
 }
 
-func (r *flightReader[K, T]) varint() (int64, error) {
+func (r *sourceReader) varint() (int64, error) {
 	v, n := binary.Varint(r.buf)
 	if n <= 0 {
 		return 0, errFlightCut
@@ -285,7 +323,7 @@ func (r *flightReader[K, T]) varint() (int64, error) {
 }
 
 // byte returns flags of which only those in known may be set.
-func (r *flightReader[K, T]) byte(known byte) (byte, error) {
+func (r *sourceReader) byte(known byte) (byte, error) {
 	if len(r.buf) == 0 {
 		return 0, errFlightCut
 	}
@@ -297,7 +335,7 @@ func (r *flightReader[K, T]) byte(known byte) (byte, error) {
 	return b, nil
 }
 
-func (r *flightReader[K, T]) bytes() ([]byte, error) {
+func (r *sourceReader) bytes() ([]byte, error) {
 	n, err := r.uvarint()
 	if err != nil {
 		return nil, err
@@ -305,7 +343,7 @@ func (r *flightReader[K, T]) bytes() ([]byte, error) {
 	return r.take(n)
 }
 
-func (r *flightReader[K, T]) optional() ([]byte, error) {
+func (r *sourceReader) optional() ([]byte, error) {
 	n, err := r.uvarint()
 	if err != nil || n == 0 {
 		return nil, err
@@ -313,7 +351,7 @@ func (r *flightReader[K, T]) optional() ([]byte, error) {
 	return r.take(n - 1)
 }
 
-func (r *flightReader[K, T]) take(n uint64) ([]byte, error) {
+func (r *sourceReader) take(n uint64) ([]byte, error) {
 	if n > uint64(len(r.buf)) {
 		return nil, errFlightCut
 	}
@@ -329,6 +367,7 @@ type capture[K comparable, T any] struct {
 	inputs []mark // where event time stands on the inputs behind what was captured
 	now    mark   // and on the subtask
 	parts  []checkpoint.InFlightData
+	casts  castWriter
 }
 
 // attend looks at what the loop or a sender says between two records: that a checkpoint is
@@ -385,6 +424,7 @@ func (r *keyedRunner[K, T]) apply(eff barrier.Effect, err error) error {
 			if err := r.captureAll(id); err != nil {
 				return err
 			}
+			crashpoint.Hit(crashpoint.InCapture)
 		}
 	}
 	if eff.Unblock {
@@ -431,6 +471,13 @@ func (r *keyedRunner[K, T]) captureRestored() error {
 	}
 	for len(left) > 0 {
 		part := left[0].input
+		if part == castPart {
+			if err := r.captureCasts(left[0].casts[from:]); err != nil {
+				return err
+			}
+			left, from = left[1:], 0
+			continue
+		}
 		w := r.stage.flightWriter()
 		for len(left) > 0 && left[0].input == part {
 			if err := w.batch(left[0].items[from:], left[0].time); err != nil {
@@ -460,15 +507,30 @@ func (r *keyedRunner[K, T]) captureBatch(bt *batch[K, T], from int, skip bool) e
 		m.watermark = c.now.watermark // the end is never stored
 	}
 	m.watermark = max(m.watermark, c.now.watermark)
-	if items := bt.items[from:]; (len(items) > 0 || m != c.now) && !skip {
+	items := bt.items[min(from, len(bt.items)):]
+	if (len(items) > 0 || m != c.now) && !skip {
 		if err := c.writer.batch(items, m); err != nil {
 			return r.captureError(err)
 		}
 	}
 	c.now = m
+	if err := r.captureCasts(bt.casts[min(from, len(bt.casts)):]); err != nil {
+		return err
+	}
 	if id := bt.barrier; id != 0 {
 		bt.barrier = 0 // processing must not meet it again
 		return r.apply(r.aligner.Barrier(bt.input, id))
+	}
+	return nil
+}
+
+// captureCasts captures broadcast records, on the one subtask that does.
+func (r *keyedRunner[K, T]) captureCasts(casts []cast) error {
+	if !r.keepsBroadcast() {
+		return nil
+	}
+	if err := r.capture.casts.add(r.stage.hearings, casts); err != nil {
+		return r.captureError(err)
 	}
 	return nil
 }
@@ -481,6 +543,9 @@ func (r *keyedRunner[K, T]) captureError(err error) error {
 func (r *keyedRunner[K, T]) captured() {
 	c := &r.capture
 	r.freeze.inFlight = append(c.parts, r.part(&c.writer, r.freeze.watermark))
+	if c.casts.records > 0 {
+		r.freeze.inFlight = append(r.freeze.inFlight, c.casts.part(r.sub.stage, r.stage.hearings))
+	}
 	r.capture = capture[K, T]{}
 	r.acknowledge()
 }
@@ -503,10 +568,23 @@ type replayer interface {
 	subtask() *Subtask
 }
 
-// restoreInFlight takes the records of f whose key-groups this subtask owns. They are
-// processed before everything else, those of an earlier call first.
+// castPart is what the input of a batch says that holds broadcast records which were in
+// flight. They have no part in event time.
+const castPart = -1
+
+// restoreInFlight takes the records of f whose key-groups this subtask owns, or all if
+// they are broadcast records. They are processed before everything else: broadcast records
+// first, then those of an earlier call.
 func (r *keyedRunner[K, T]) restoreInFlight(f checkpoint.InFlight, data []byte) error {
-	reader := flightReader[K, T]{keys: r.stage.codec, values: r.stage.values, version: f.ValueVersion, keyGroups: r.sub.inc.cfg.KeyGroups, buf: data}
+	if f.Broadcast() {
+		casts, err := r.stage.castsInFlight(f, data)
+		if err != nil || len(casts) == 0 || guard.Broken(guard.ReplayToAll) && !r.keepsBroadcast() {
+			return err
+		}
+		r.replay = slices.Insert(r.replay, 0, &batch[K, T]{restored: true, input: castPart, casts: casts, time: mark{watermark: noWatermark}})
+		return nil
+	}
+	reader := flightReader[K, T]{keys: r.stage.codec, values: r.stage.values, version: f.ValueVersion, keyGroups: r.sub.inc.cfg.KeyGroups, sourceReader: sourceReader{buf: data}}
 	keep := func(kg int) bool { return kg >= r.lo && kg < r.hi }
 	if guard.Broken(guard.RouteByKeyGroup) {
 		keep = func(int) bool { return int(f.MinKG) >= r.lo && int(f.MinKG) < r.hi }
@@ -530,9 +608,11 @@ func (r *keyedRunner[K, T]) restoreInFlight(f checkpoint.InFlight, data []byte) 
 
 // advanceRestored takes up where time stands on a part of what was in flight.
 func (r *keyedRunner[K, T]) advanceRestored(part int, m mark) error {
-	r.restored[part] = m
-	if err := r.rise(merge(r.restored)); err != nil {
-		return err
+	if part != castPart {
+		r.restored[part] = m
+		if err := r.rise(merge(r.restored)); err != nil {
+			return err
+		}
 	}
 	if r.replayed == len(r.replay) {
 		r.replay, r.restored, r.replayed = nil, nil, 0
@@ -576,6 +656,12 @@ func (inc *incarnation) checkInFlight() error {
 func (st *KeyedStage[K, T]) checkInFlight(inc *incarnation) error {
 	for _, f := range inc.base.InFlight {
 		if f.Stage != st.id || f.Records == 0 {
+			continue
+		}
+		if f.Broadcast() {
+			if err := st.checkCasts(inc, f); err != nil {
+				return err
+			}
 			continue
 		}
 		where := fmt.Sprintf("operator %q: checkpoint %d holds records in flight to it", st.id, inc.base.Checkpoint)

@@ -37,13 +37,22 @@ type notes struct {
 	runners []*keyedRunner[string, note]
 	log     []string // "key number", with "late" if it was
 	between func()   // called after each value, if set
+
+	casts []func(any) // by sender; nil: the stage hears no broadcast stream
+	heard [][]string  // values of the broadcast stream, by subtask
 }
 
 const noteKeyGroups = 16
 
 func newNotes(t testing.TB, senders, parallelism int, base *checkpoint.Manifest, parts []checkpoint.InFlightData) *notes {
 	t.Helper()
-	n := &notes{t: t}
+	return buildNotes(t, senders, parallelism, base, parts, nil)
+}
+
+// buildNotes is newNotes, with a stage that hears broadcast streams.
+func buildNotes(t testing.TB, senders, parallelism int, base *checkpoint.Manifest, parts []checkpoint.InFlightData, hearings []Hearing) *notes {
+	t.Helper()
+	n := &notes{t: t, heard: make([][]string, parallelism)}
 	n.inc = newIncarnation(t.Context(), &Config{Parallelism: parallelism, KeyGroups: noteKeyGroups, Unaligned: true}, &Plan{}, nil, nil)
 	n.inc.gate = newGate(1, 0)
 	n.inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: "n"}}
@@ -52,8 +61,21 @@ func newNotes(t testing.TB, senders, parallelism int, base *checkpoint.Manifest,
 	}
 	st := NewKeyedStage("stage", func(v note) string { return v.Key }, codec.String)
 	st.InFlight(codec.JSON[note]())
+	for _, h := range hearings {
+		st.Hear(h)
+	}
 	st.Add(KeyedOperator[string, note]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[string]) (*state.Scope, func(note)) {
 		scope, op := state.NewScope("op"), s.Operator("op")
+		for i, h := range hearings {
+			op.Hears(i, func(v any) error {
+				n.heard[s.Index()] = append(n.heard[s.Index()], fmt.Sprint(h.Stream, " ", v))
+				n.log = append(n.log, fmt.Sprint(h.Stream, " ", v))
+				if n.between != nil {
+					n.between()
+				}
+				return nil
+			})
+		}
 		count := state.Value(setup{scope}, "n", codec.Int64)
 		return scope, func(v note) {
 			outer := op.Enter()
@@ -74,6 +96,9 @@ func newNotes(t testing.TB, senders, parallelism int, base *checkpoint.Manifest,
 		s.raw = &kgo.Record{Topic: "in", Partition: int32(i)}
 		n.senders = append(n.senders, s)
 		n.send = append(n.send, st.Send(s))
+		for h := range hearings {
+			n.casts = append(n.casts, st.Cast(s, h))
+		}
 	}
 	rs, err := st.Build(n.inc)
 	if err != nil {
@@ -173,7 +198,10 @@ func (n *notes) wantLog(want ...string) {
 func inFlightOf(t testing.TB, parts []checkpoint.InFlightData) (records []string) {
 	t.Helper()
 	for _, p := range parts {
-		r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: p.ValueVersion, keyGroups: noteKeyGroups, buf: p.Data}
+		if p.Broadcast() {
+			continue
+		}
+		r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: p.ValueVersion, keyGroups: noteKeyGroups, sourceReader: sourceReader{buf: p.Data}}
 		batches, err := r.all(func(int) bool { return true })
 		if err != nil {
 			t.Fatal(err)
@@ -550,7 +578,7 @@ func TestEndOfTimeIsNotStored(t *testing.T) {
 	n.look()
 	n.freeze()
 	parts := n.oneAck(1, "a 2").inFlight
-	r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, buf: parts[0].Data}
+	r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, sourceReader: sourceReader{buf: parts[0].Data}}
 	batches, err := r.all(func(int) bool { return true })
 	if err != nil {
 		t.Fatal(err)
@@ -684,7 +712,7 @@ func TestRecordsInFlightKeepEverythingOfTheirInputRecord(t *testing.T) {
 	if err := errors.Join(w.batch(items[:2], marks[0]), w.batch(items[2:], marks[1])); err != nil {
 		t.Fatal(err)
 	}
-	r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, buf: w.buf}
+	r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, sourceReader: sourceReader{buf: w.buf}}
 	batches, err := r.all(func(int) bool { return true })
 	if err != nil || len(batches) != 2 {
 		t.Fatalf("%d batches, %v", len(batches), err)
@@ -735,7 +763,7 @@ func TestS30_GoldenRecordsInFlightStayReadable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, buf: b}
+	r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, sourceReader: sourceReader{buf: b}}
 	batches, err := r.all(func(int) bool { return true })
 	if err != nil || len(batches) != 2 || batches[0].time != (mark{watermark: 7}) || batches[1].time != (mark{watermark: noWatermark, idle: true}) {
 		t.Fatalf("%+v, %v", batches, err)
@@ -766,7 +794,7 @@ func FuzzRecordsInFlight(f *testing.F) {
 	f.Add([]byte{1, 0, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		read := func(b []byte) ([]*batch[string, string], error) {
-			r := flightReader[string, string]{keys: codec.String, values: codec.String, version: 1, keyGroups: noteKeyGroups, buf: b}
+			r := flightReader[string, string]{keys: codec.String, values: codec.String, version: 1, keyGroups: noteKeyGroups, sourceReader: sourceReader{buf: b}}
 			return r.all(func(int) bool { return true })
 		}
 		batches, err := read(b)
@@ -803,7 +831,7 @@ func TestBrokenRecordsInFlightAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := 1; n < len(w.buf); n++ {
-		r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, buf: w.buf[:n]}
+		r := flightReader[string, note]{keys: codec.String, values: codec.JSON[note](), version: 1, keyGroups: noteKeyGroups, sourceReader: sourceReader{buf: w.buf[:n]}}
 		if _, err := r.all(func(int) bool { return true }); err == nil {
 			t.Errorf("%d of %d bytes were read without an error", n, len(w.buf))
 		}

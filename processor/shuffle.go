@@ -45,14 +45,6 @@ type batch[K comparable, T any] struct {
 	restored bool
 }
 
-// cast is one record of a broadcast stream, on its way to every subtask of a stage.
-type cast struct {
-	raw *kgo.Record
-	at  int64 // event time, as in item
-	to  int   // which of the stage's handlers
-	val any
-}
-
 // empty tells whether there is no record in the batch.
 func (b *batch[K, T]) empty() bool { return len(b.items)+len(b.casts) == 0 }
 
@@ -73,7 +65,7 @@ type KeyedStage[K comparable, T any] struct {
 	codec     codec.Codec[K]
 	values    codec.Codec[T] // nil: what is in flight can't be stored
 	operators []KeyedOperator[K, T]
-	casts     int // handlers of broadcast records
+	hearings  []Hearing // handlers of broadcast records
 }
 
 // KeyedOperator builds an operator's chain on one subtask of a keyed stage. The
@@ -95,11 +87,13 @@ func (st *KeyedStage[K, T]) InFlight(c codec.Codec[T]) { st.values = c }
 
 // Unaligned tells what keeps checkpoints from being unaligned in front of the stage.
 func (st *KeyedStage[K, T]) Unaligned() error {
-	switch {
-	case st.casts > 0:
-		return errors.New("broadcast records that are in flight can't be stored: unaligned checkpoints and broadcast streams don't go together")
-	case st.values == nil:
+	if st.values == nil {
 		return fmt.Errorf("unaligned checkpoints store what is in flight to it, and its values of type %s have no codec; pass weir.ValueCodec to weir.KeyBy", reflect.TypeFor[T]())
+	}
+	for _, h := range st.hearings {
+		if h.Values == nil {
+			return fmt.Errorf("unaligned checkpoints store what is in flight to it, and the broadcast stream %q that operator %q hears has no codec; pass weir.ValueCodec to weir.Broadcast", h.Stream, h.Operator)
+		}
 	}
 	return nil
 }
@@ -120,20 +114,6 @@ func (st *KeyedStage[K, T]) Idle() bool { return len(st.operators) == 0 }
 // Send returns the function that routes a value of subtask s to the stage. It
 // makes one edge from s to each of the stage's subtasks.
 func (st *KeyedStage[K, T]) Send(s *Subtask) func(T) { return st.sender(s).send }
-
-// Hear gives the stage one more handler of broadcast records and returns its number. On
-// each subtask it is set by [Operator.Hears].
-func (st *KeyedStage[K, T]) Hear() int {
-	st.casts++
-	return st.casts - 1
-}
-
-// Cast returns the function that sends a value of subtask s to the handler with that
-// number on every subtask of the stage. All of them get the values of s in one order.
-func (st *KeyedStage[K, T]) Cast(s *Subtask, to int) func(any) {
-	snd := st.sender(s)
-	return func(v any) { snd.cast(to, v) }
-}
 
 // sender makes one edge from s to each of the stage's subtasks.
 func (st *KeyedStage[K, T]) sender(s *Subtask) *sender[K, T] {
@@ -231,7 +211,7 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 		box.owner = s
 		r := &keyedRunner[K, T]{sub: s, stage: st, lo: lo, hi: hi, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, cfg), hashable: hashable(reflect.TypeFor[K]())}
 		r.restoreTime(sh.inputs)
-		s.hearing = make([]func(any), st.casts)
+		s.hearing = make([]func(any), len(st.hearings))
 		for _, op := range st.operators {
 			scope, next := op.Build(s, r.keys)
 			if scope != nil {
@@ -436,7 +416,7 @@ type keyedRunner[K comparable, T any] struct {
 	head    int
 	stash   []*batch[K, T] // batches of blocked inputs, in order of arrival
 	current *batch[K, T]   // being processed; nil: none
-	done    int            // items of it that were
+	done    int            // items or casts of it that were
 
 	replay   []*batch[K, T] // what was in flight at the restore; it goes first
 	replayed int            // how many of them were begun
@@ -632,7 +612,7 @@ func (r *keyedRunner[K, T]) restoredWatermark() int64 {
 	}
 	least, covered := int64(endOfTime), make([]bool, r.hi-r.lo)
 	for _, f := range r.sub.inc.base.InFlight {
-		if f.Stage != r.sub.stage || !f.Overlaps(r.lo, r.hi) {
+		if f.Stage != r.sub.stage || f.Broadcast() || !f.Overlaps(r.lo, r.hi) {
 			continue
 		}
 		if at := int64(noWatermark); f.Watermark == nil {
@@ -750,25 +730,6 @@ func hashable(t reflect.Type) bool {
 	return true
 }
 
-// hear hands broadcast records to their handlers.
-func (r *keyedRunner[K, T]) hear(casts []cast) {
-	r.keys.Broadcasting(true)
-	defer r.keys.Broadcasting(false)
-	for done := 0; done < len(casts) && r.sub.err == nil; {
-		r.sub.guarded(func() {
-			for done < len(casts) && r.sub.err == nil {
-				c := &casts[done]
-				done++
-				r.sub.raw, r.sub.at = c.raw, c.at
-				r.sub.hearing[c.to](c.val)
-				if r.keys.Err() != nil {
-					r.sub.err = r.storeError()
-				}
-			}
-		})
-	}
-}
-
 // take processes a batch, or puts it aside while its input is blocked.
 func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	if !bt.restored && r.aligner.Blocked(bt.input) {
@@ -809,8 +770,12 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 			begin, found = r.done, r.done // encoding may have moved state
 		}
 	}
-	if len(bt.casts) > 0 {
-		r.hear(bt.casts)
+	for r.done < len(bt.casts) && r.sub.err == nil {
+		if r.hear(bt.casts); r.done < len(bt.casts) {
+			if err := r.settle(); err != nil {
+				return err
+			}
+		}
 	}
 	if r.sub.err != nil {
 		return r.sub.err
@@ -819,6 +784,7 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	id, input, at := bt.barrier, bt.input, bt.time
 	if bt.restored {
 		r.replay[r.replayed-1] = nil
+		crashpoint.Hit(crashpoint.InReplay)
 		return r.advanceRestored(input, at)
 	}
 	clear(bt.items) // a batch at rest must not keep fetched records alive

@@ -38,6 +38,7 @@ type Subtask struct {
 	key       func() any // the current key
 
 	hearing []func(any) // handlers of broadcast records, by number
+	echo    bool        // another subtask tells of an error with the same broadcast record
 
 	participants []participant        // sinks that take part in barriers
 	flushed      time.Duration        // what that took at the last barrier
@@ -92,14 +93,17 @@ func (o *Operator) Enter() (outer *Operator) {
 func (o *Operator) Leave(outer *Operator) { o.sub.op = outer }
 
 // Hears makes f the stage's handler of broadcast records with that number on this
-// subtask. No key is current while it runs.
+// subtask. No key is current while it runs. What it skips or dead-letters is told by the
+// first subtask only, which is the one whose broadcast state and records in flight are stored.
 func (o *Operator) Hears(number int, f func(any) error) {
 	o.sub.hearing[number] = func(v any) {
 		outer := o.Enter()
 		err := f(v)
 		o.Leave(outer)
 		if err != nil {
+			o.sub.echo = o.sub.index > 0
 			o.Fail(err)
+			o.sub.echo = false
 		}
 	}
 }
@@ -122,9 +126,14 @@ func (o *Operator) Fail(err error) {
 	)
 	switch {
 	case errors.As(err, &skip):
-		s.inc.skipped(o.ID, at, s.raw.Offset, skip.Err)
+		if !s.echo {
+			s.inc.skipped(o.ID, at, s.raw.Offset, skip.Err)
+		}
 	case s.inc.cfg.Skip[SkipRecord{at, s.raw.Offset}]:
-		s.inc.skipped(o.ID, at, s.raw.Offset, err)
+		if !s.echo {
+			s.inc.skipped(o.ID, at, s.raw.Offset, err)
+		}
+	case errors.As(err, &dead) && s.echo:
 	case errors.As(err, &dead):
 		if s.inc.cfg.DeadLetterTopic == "" {
 			s.err = fatal(s.handlerError(o.ID, fmt.Errorf("the record was to be dead-lettered, but the app has no dead-letter topic (set weir.DeadLetters(topic)): %w", dead.Err)))

@@ -1,10 +1,10 @@
 package statetest_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +34,9 @@ type step struct {
 // river is an app whose handlers are slow, or fail, when the test says so: two topics are
 // merged, and pass two keyed stages that check the order of each key.
 type river struct {
+	ids        map[string]string              // other IDs of operators
+	steps      codec.Codec[step]              // nil: JSON
+	more       func(weir.Keyed[string, step]) // something else behind the first KeyBy
 	slow, dead atomic.Bool
 	passed     atomic.Int64 // handler calls
 	stopAt     atomic.Int64 // passed at which it fails; 0: never
@@ -65,10 +68,18 @@ const badStep = 7 // every number that it divides is dead-lettered
 
 func (r *river) topology(app *weir.App) {
 	steps := codec.JSON[step]()
+	id := func(id string) string { return cmp.Or(r.ids[id], id) }
+	flying := r.steps
+	if flying == nil {
+		flying = steps
+	}
 	left := weir.From(app, "left", source.Values("left", steps))
 	right := weir.From(app, "right", source.Values("right", steps))
-	byKey := weir.KeyBy(weir.Merge("both", left, right), "by-key", func(s step) string { return s.Key }, codec.String, weir.ValueCodec(steps))
-	seen := weir.Process(byKey, "see", func(s *weir.Setup) weir.Handler[string, step, step] {
+	byKey := weir.KeyBy(weir.Merge("both", left, right), id("by-key"), func(s step) string { return s.Key }, codec.String, weir.ValueCodec(flying))
+	if r.more != nil {
+		r.more(byKey)
+	}
+	seen := weir.Process(byKey, id("see"), func(s *weir.Setup) weir.Handler[string, step, step] {
 		last := state.Map(s, "last", codec.String, codec.Int64)
 		return weir.OnRecord(func(c *weir.Context[string, step], s step) error {
 			if err := r.pass(time.Millisecond); err != nil {
@@ -90,8 +101,8 @@ func (r *river) topology(app *weir.App) {
 			return nil
 		})
 	})
-	byEnd := weir.KeyBy(seen, "by-end", func(s step) string { return s.Key[len(s.Key)-1:] }, codec.String, weir.ValueCodec(steps))
-	out := weir.Process(byEnd, "check", func(s *weir.Setup) weir.Handler[string, step, weir.KV[string, string]] {
+	byEnd := weir.KeyBy(seen, id("by-end"), func(s step) string { return s.Key[len(s.Key)-1:] }, codec.String, weir.ValueCodec(flying))
+	out := weir.Process(byEnd, id("check"), func(s *weir.Setup) weir.Handler[string, step, weir.KV[string, string]] {
 		last := state.Map(s, "last", codec.String, codec.Int64)
 		return weir.OnRecord(func(c *weir.Context[string, weir.KV[string, string]], s step) error {
 			if err := r.pass(4 * time.Millisecond); err != nil {
@@ -124,7 +135,7 @@ type flow struct {
 // newFlow makes an input of so many keys with so many records each. It is produced where
 // all is true.
 func newFlow(t *testing.T, keys, each int, all bool) *flow {
-	f := &flow{brokers: broker(t, 4, "left", "right", "out", "dead"), want: map[string][]string{}, dead: map[string][]string{}}
+	f := &flow{brokers: broker(t, 4, "left", "right", "out", "dead", "counts"), want: map[string][]string{}, dead: map[string][]string{}}
 	f.dir, f.store = newDir(t)
 	steps := codec.JSON[step]()
 	for n := int64(1); n <= int64(each); n++ {
@@ -164,6 +175,7 @@ type voyage struct {
 	inFlight atomic.Int64 // records in flight of the newest committed checkpoint
 	most     atomic.Int64 // of any
 	stages   atomic.Int64 // to which there were any in flight
+	casts    atomic.Int64 // broadcast records among them
 }
 
 func (f *flow) life(r *river, parallelism int, opts ...weir.Option) *voyage {
@@ -176,25 +188,33 @@ func (f *flow) life(r *river, parallelism int, opts ...weir.Option) *voyage {
 			CheckpointPersisted: func(i event.CheckpointPersisted) { persisted[i.Checkpoint] = i.InFlight },
 			CheckpointCommitted: func(i event.CheckpointCommitted) {
 				v.inFlight.Store(persisted[i.Checkpoint])
-				v.stages.Store(f.stagesInFlight())
+				stages, casts := f.stagesInFlight()
+				v.stages.Store(stages)
+				v.casts.Store(casts)
 				v.most.Store(max(v.most.Load(), persisted[i.Checkpoint]))
 			},
 		})}, opts...)}
 	return v
 }
 
-// stagesInFlight returns to how many stages the newest checkpoint has records in flight.
-func (f *flow) stagesInFlight() int64 {
+// stagesInFlight returns to how many stages the newest checkpoint has records in flight,
+// and how many of them are broadcast records.
+func (f *flow) stagesInFlight() (stages, casts int64) {
 	s, err := offline.Open(context.Background(), f.store, offline.Latest)
 	if err != nil {
-		return 0 // it was collected meanwhile
+		return 0, 0 // it was collected meanwhile
 	}
 	m, _ := s.Manifest()
-	stages := map[string]bool{}
+	any := map[string]bool{}
 	for _, part := range m.InFlight {
-		stages[part.Stage] = stages[part.Stage] || part.Records > 0
+		if part.Records > 0 {
+			any[part.Stage] = true
+		}
+		if part.Broadcast() {
+			casts += part.Records
+		}
 	}
-	return int64(len(slices.DeleteFunc(slices.Collect(maps.Keys(stages)), func(st string) bool { return !stages[st] })))
+	return int64(len(any)), casts
 }
 
 // kill ends the app without another checkpoint.
@@ -430,7 +450,7 @@ func TestATopologyThatCannotTakeWhatWasInFlightIsRefused(t *testing.T) {
 	f := newFlow(t, 50, 20, true)
 	f.backlog(t, 2, 100, weir.Unaligned())
 	steps := codec.JSON[step]()
-	topology := func(id string, opts ...weir.KeyByOption[step]) func(*weir.App) {
+	topology := func(id string, opts ...weir.EdgeOption[step]) func(*weir.App) {
 		return func(app *weir.App) {
 			left := weir.From(app, "left", source.Values("left", steps))
 			right := weir.From(app, "right", source.Values("right", steps))

@@ -261,14 +261,14 @@ func savepointEditCommand() *cobra.Command {
 	var keyGroups int
 	var renameOperators, renameStates map[string]string
 	var drop []string
-	var noPositions bool
+	var noPositions, dropInFlight bool
 	cmd := &cobra.Command{
 		Use:   "edit SNAPSHOT",
 		Short: "Make a savepoint that is a changed copy of a checkpoint or savepoint",
 		Long: `Edit writes a new savepoint from SNAPSHOT, which is the name of a savepoint, a
 checkpoint id or latest, with operators or states renamed or dropped, or with
-another number of key-groups. SNAPSHOT stays as it is. To change entries, see
-weir state import.`,
+another number of key-groups. SNAPSHOT stays as it is. Records that are in flight in
+it come along. To change entries, see weir state import.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkpoint.CheckSavepointName(name); err != nil {
@@ -304,6 +304,9 @@ weir state import.`,
 			if noPositions {
 				b.ClearPositions()
 			}
+			if dropInFlight {
+				b.DropInFlight()
+			}
 			info, err := b.Write(cmd.Context(), target, name)
 			p.close()
 			if err != nil {
@@ -322,6 +325,7 @@ weir state import.`,
 	fs.IntVar(&keyGroups, "key-groups", 0, "number of key-groups of the new savepoint")
 	fs.StringVar(&app, "as", "", "name of the app that the new savepoint is for")
 	fs.BoolVar(&noPositions, "no-positions", false, "leave the positions in the input out")
+	fs.BoolVar(&dropInFlight, "drop-in-flight", false, "leave the records out that were in flight in an unaligned checkpoint; they are behind its positions and lost unless these are set back")
 	_ = cmd.MarkFlagRequired("name")
 	return cmd
 }

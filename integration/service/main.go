@@ -67,6 +67,9 @@ func run() error {
 		memory      = flag.Int64("memory", 0, "bytes of memory for state with WEIR_STATE_DIR; 0: as many as by default")
 		ballast     = flag.Int("ballast", 0, "bytes by which the state of each key is larger than it has to be")
 		drain       = flag.Bool("drain", false, "stop at the end of the input")
+		unaligned   = flag.Bool("unaligned", false, "let barriers overtake records")
+		alignment   = flag.Duration("alignment-timeout", 0, "let barriers overtake records after this long; 0: not")
+		slow        = flag.Duration("slow", 0, "how long each record takes behind the KeyBy")
 	)
 	flag.Parse()
 
@@ -95,6 +98,12 @@ func run() error {
 	if *dead != "" {
 		opts = append(opts, weir.DeadLetters(*dead))
 	}
+	if *unaligned {
+		opts = append(opts, weir.Unaligned())
+	}
+	if *alignment > 0 {
+		opts = append(opts, weir.AlignmentTimeout(*alignment))
+	}
 	if *drain {
 		opts = append(opts, weir.Drain())
 	}
@@ -103,7 +112,7 @@ func run() error {
 	}
 
 	a := weir.New(*app, opts...)
-	topology(a, *in, *out, *ballast)
+	topology(a, *in, *out, *ballast, *slow)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	return a.Run(ctx)
@@ -141,13 +150,16 @@ type tally struct {
 // decoded is how many tallies were read from what is committed.
 var decoded atomic.Int64
 
-func topology(a *weir.App, in, out string, ballast int) {
+func topology(a *weir.App, in, out string, ballast int, slow time.Duration) {
 	lines := weir.From(a, "in", source.KeyValues(in, codec.String, codec.String))
 	records := weir.Map(lines, "parse", parse)
-	byKey := weir.KeyBy(records, "by-key", func(r record) string { return r.key }, codec.String)
+	byKey := weir.KeyBy(records, "by-key", func(r record) string { return r.key }, codec.String, weir.ValueCodec(recordCodec))
 	tallies := weir.Process(byKey, "tally", func(s *weir.Setup) weir.Handler[string, record, weir.KV[string, string]] {
 		st := state.Value(s, "tally", tallyCodec)
 		return weir.OnRecord(func(c *weir.Context[string, weir.KV[string, string]], r record) error {
+			if slow > 0 {
+				time.Sleep(slow)
+			}
 			t := st.Get()
 			t.count++
 			t.sum += r.amount
@@ -182,6 +194,22 @@ func parse(kv weir.KV[string, string]) (record, error) {
 	}
 	return r, errors.Join(errs[:]...)
 }
+
+// recordCodec encodes a record that is in flight.
+var recordCodec = codec.Func("record", 1, func(dst []byte, r record) ([]byte, error) {
+	return fmt.Appendf(dst, "%d %d %d %s", r.seq, r.amount, r.pad, r.key), nil
+}, func(b []byte) (r record, err error) {
+	words := strings.SplitN(string(b), " ", 4)
+	if len(words) < 4 {
+		return r, fmt.Errorf("record %q in flight: want SEQ AMOUNT PAD KEY", b)
+	}
+	r.key = words[3]
+	var errs [3]error
+	r.seq, errs[0] = strconv.ParseInt(words[0], 10, 64)
+	r.amount, errs[1] = strconv.ParseInt(words[1], 10, 64)
+	r.pad, errs[2] = strconv.Atoi(words[2])
+	return r, errors.Join(errs[:]...)
+})
 
 // tallyCodec encodes a tally. The ballast is checked when it is read.
 var tallyCodec = codec.Func("tally", 1, func(dst []byte, t tally) ([]byte, error) {
@@ -231,17 +259,20 @@ func tell() event.Listener {
 		defer mu.Unlock()
 		_ = enc.Encode(m) // a test that went away reads nothing
 	}
+	inFlight := map[int64]int64{} // by checkpoint that is not committed; the app's loop makes these calls
 	return event.Listener{
 		CheckpointBegun: func(i event.CheckpointBegun) { say("begun", i.Checkpoint, nil, "reason", i.Reason) },
 		CheckpointPersisted: func(i event.CheckpointPersisted) {
-			say("persisted", i.Checkpoint, nil, "segments", i.Segments, "entries", i.Entries)
+			inFlight[i.Checkpoint] = i.InFlight
+			say("persisted", i.Checkpoint, nil, "segments", i.Segments, "entries", i.Entries, "inFlight", i.InFlight)
 		},
 		CheckpointCommitted: func(i event.CheckpointCommitted) {
-			say("committed", i.Checkpoint, nil, "records", i.Records, "decoded", decoded.Load(), "goroutines", runtime.NumGoroutine())
+			say("committed", i.Checkpoint, nil, "records", i.Records, "decoded", decoded.Load(), "goroutines", runtime.NumGoroutine(), "inFlight", inFlight[i.Checkpoint])
+			clear(inFlight)
 		},
 		CheckpointFailed: func(i event.CheckpointFailed) { say("failed", i.Checkpoint, i.Err) },
 		Restored: func(i event.Restored) {
-			say("restored", i.Checkpoint, nil, "partitions", i.Partitions, "entries", i.Entries, "segments", i.Segments, "how", i.How)
+			say("restored", i.Checkpoint, nil, "partitions", i.Partitions, "entries", i.Entries, "segments", i.Segments, "how", i.How, "inFlight", i.InFlight)
 		},
 		Restarting: func(i event.Restarting) { say("restarting", 0, i.Err, "attempt", i.Attempt) },
 		Rebalanced: func(i event.Rebalanced) {

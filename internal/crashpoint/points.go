@@ -7,7 +7,9 @@ type Point string
 const (
 	BeforeBarrier    Point = "before-barrier"     // a checkpoint is due, no barrier was injected
 	InFreeze         Point = "in-freeze"          // a subtask is encoding its dirty entries
+	InCapture        Point = "in-capture"         // a subtask took its snapshot, not all records in flight to it have come
 	BeforeSegment    Point = "before-segment"     // all subtasks acknowledged, nothing was written
+	AfterInFlight    Point = "after-in-flight"    // the object with the records in flight is durable, the manifest is not
 	AfterSegment     Point = "after-segment"      // the segment is durable, the manifest is not
 	BeforeManifest   Point = "before-manifest"    // the manifest is encoded, not written
 	AfterManifest    Point = "after-manifest"     // the manifest is durable, the transaction is open
@@ -23,13 +25,22 @@ const (
 	InGC             Point = "in-gc"              // some garbage is deleted
 	InRestore        Point = "in-restore"         // the manifest is read, state is half loaded, or taken into the local store
 	AfterRestore     Point = "after-restore"      // state is loaded, nothing was polled
+	InReplay         Point = "in-replay"          // a batch of what was in flight was processed again
 	InStorePut       Point = "in-store-put"       // directory store: temporary file written, not renamed
 	AfterStoreRename Point = "after-store-rename" // directory store: renamed, directory not synced
 )
 
 // All lists every point.
 var All = []Point{
-	BeforeBarrier, InFreeze, BeforeSegment, AfterSegment, BeforeManifest, AfterManifest,
+	BeforeBarrier, InFreeze, InCapture, BeforeSegment, AfterInFlight, AfterSegment, BeforeManifest, AfterManifest,
 	AfterRecord, AfterOffsets, AfterCommit, BeforeSinks, AfterSinks, BeforeIngest, AfterIngest, InMerge, BeforeGC, InGC,
-	InRestore, AfterRestore, InStorePut, AfterStoreRename,
+	InRestore, AfterRestore, InReplay, InStorePut, AfterStoreRename,
 }
+
+// Unaligned lists the points that only a checkpoint with records in flight passes, and
+// the restore of one.
+var Unaligned = []Point{InCapture, AfterInFlight, InReplay}
+
+// Rare lists the points that a process passes not at all often. Of the others each
+// checkpoint passes most.
+var Rare = []Point{InRestore, AfterRestore, InReplay, BeforeGC, InGC, InMerge, AfterInFlight}

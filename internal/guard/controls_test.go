@@ -25,6 +25,7 @@ var controls = map[guard.Guard]struct{ pkg, test string }{
 	guard.LateCapture:         {"processor", "TestLateRecordsArePartOfAnUnalignedCheckpoint"},
 	guard.ReplayFirst:         {"processor", "TestWhatWasInFlightIsProcessedBeforeNewInput"},
 	guard.RouteByKeyGroup:     {"processor", "TestWhatWasInFlightGoesToTheOwnerOfItsKeyGroup"},
+	guard.ReplayToAll:         {"processor", "TestBroadcastRecordsInFlightAreHeardOnceByEverySubtask"},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

@@ -31,10 +31,12 @@ const (
 	ReplayFirst Guard = "replay-first"
 	// RouteByKeyGroup: records that were in flight go to the subtask that owns their key-group now.
 	RouteByKeyGroup Guard = "route-by-key-group"
+	// ReplayToAll: broadcast records that were in flight are heard by every subtask.
+	ReplayToAll Guard = "replay-to-all"
 )
 
 // All lists every guard.
 var All = []Guard{
 	DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum,
-	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup,
+	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 }
