@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
 
+	"github.com/weirstream/weir/internal/inside"
 	"github.com/weirstream/weir/processor"
 )
 
@@ -24,6 +26,8 @@ type App struct {
 	states  []processor.DeclaredState
 	outputs []string
 	ahead   []processor.WriteAhead
+	inputs  []inside.Input
+	shown   bool                          // operators show what they emit: it runs in a test, step by step
 	job     atomic.Pointer[processor.Job] // once Run was called
 
 	adminAddr atomic.Pointer[string] // where Run listens
@@ -42,7 +46,8 @@ type node struct {
 	detail   string
 	where    string // file and line of the call that made it
 	inputs   []*node
-	ends     bool // a sink: nothing follows
+	values   reflect.Type // of what it emits or, if it is a sink, of what it is given; nil: of none
+	ends     bool         // a sink: nothing follows
 	used     bool
 	timed    bool // a source that tells event time
 	states   []string

@@ -17,6 +17,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/clock"
+	"github.com/weirstream/weir/internal/inside"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/processor"
@@ -97,6 +98,7 @@ type options struct {
 	listeners []event.Listener
 	log       *zap.Logger
 	clock     clock.Clock // nil: the machine's; set by tests
+	test      inside.Settings
 
 	errs []error
 }

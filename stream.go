@@ -3,9 +3,11 @@ package weir
 import (
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/weirstream/weir/internal/inside"
 	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
@@ -29,6 +31,8 @@ type Stream[T any] struct {
 // outlet collects what consumes a stream. For every subtask that the stream's
 // operator runs on, each consumer makes its own function.
 type outlet[T any] struct {
+	app       *App
+	id        string
 	consumers []func(s *processor.Subtask) func(T)
 }
 
@@ -36,9 +40,12 @@ func (o *outlet[T]) add(c func(s *processor.Subtask) func(T)) { o.consumers = ap
 
 // build returns the function that hands a value to all consumers on subtask s.
 func (o *outlet[T]) build(s *processor.Subtask) func(T) {
-	fs := make([]func(T), len(o.consumers))
-	for i, c := range o.consumers {
-		fs[i] = c(s)
+	var fs []func(T)
+	if o.app.shown {
+		fs = append(fs, func(v T) { s.Show(o.id, v) })
+	}
+	for _, c := range o.consumers {
+		fs = append(fs, c(s))
 	}
 	switch len(fs) {
 	case 0:
@@ -54,7 +61,8 @@ func (o *outlet[T]) build(s *processor.Subtask) func(T) {
 }
 
 func newStream[T any](app *App, n *node) Stream[T] {
-	return Stream[T]{app: app, node: n, out: &outlet[T]{}}
+	n.values = reflect.TypeFor[T]()
+	return Stream[T]{app: app, node: n, out: &outlet[T]{app: app, id: n.id}}
 }
 
 // SourceOption configures a source.
@@ -95,6 +103,7 @@ func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption
 	if src.Decode == nil {
 		app.errorf("operator %q: the source of topic %q cannot decode; use source.Values, source.KeyValues or source.Records (%s)", id, src.Topic, st.node.where)
 	}
+	app.inputs = append(app.inputs, inside.Input{ID: id, Topic: src.Topic, Type: st.node.values, Record: recordOf(src)})
 	app.sources.Add(id, src.Topic, func(s *processor.Subtask) func(*kgo.Record) {
 		op, next := s.Operator(id), st.out.build(s)
 		return func(r *kgo.Record) {
@@ -205,11 +214,12 @@ func To[T any](in Stream[T], id string, to sink.Sink[T]) {
 		return
 	}
 	n := app.add("to", id, to.String(), in.node)
-	n.ends = true
+	n.ends, n.values = true, reflect.TypeFor[T]()
 	if err := to.Check(); err != nil {
 		app.errorf("sink %q: %w (%s)", id, err, n.where)
 	}
-	if t, ok := to.(sink.Topics); ok {
+	t, isTopics := to.(sink.Topics)
+	if isTopics {
 		app.outputs = append(app.outputs, t.Topics()...)
 	}
 	ahead, isAhead := to.(sink.WriteAhead)
@@ -218,6 +228,9 @@ func To[T any](in Stream[T], id string, to sink.Sink[T]) {
 	}
 	in.out.add(func(s *processor.Subtask) func(T) {
 		op := s.Operator(id)
+		if app.shown && !isTopics {
+			return func(v T) { s.Show(id, v) } // there is no receiver in a test that is stepped
+		}
 		w, err := to.Open(s.SinkEnv(id))
 		if err != nil {
 			s.Abort(fmt.Errorf("opening sink %q: %w", id, err))
@@ -233,6 +246,8 @@ func To[T any](in Stream[T], id string, to sink.Sink[T]) {
 			op.Leave(outer)
 			if err != nil {
 				op.Fail(err)
+			} else if app.shown {
+				s.Show(id, v)
 			}
 		}
 	})

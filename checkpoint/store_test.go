@@ -13,23 +13,23 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
-	"github.com/weirstream/weir/checkpoint/storetest"
+	"github.com/weirstream/weir/weirtest/conformance"
 
 	ctx "context"
 )
 
 func TestStoreContract(t *testing.T) {
 	t.Run("mem", func(t *testing.T) {
-		storetest.Run(t, func(*testing.T) checkpoint.Store { return checkpoint.NewMem() })
+		conformance.Store{Open: func(testing.TB) checkpoint.Store { return checkpoint.NewMem() }}.Run(t)
 	})
 	t.Run("dir", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T) checkpoint.Store {
+		conformance.Store{Open: func(t testing.TB) checkpoint.Store {
 			d, err := checkpoint.OpenDir(t.TempDir() + "/store")
 			if err != nil {
 				t.Fatal(err)
 			}
 			return d
-		})
+		}}.Run(t)
 	})
 }
 

@@ -3,6 +3,7 @@
 //
 //	guide_test.go       the code of guide.md and operations.md
 //	state_test.go       the code of guide.md on state handles
+//	testing_test.go     the code of guide.md on testing
 //	readme_test.go      the code of README.md
 //	formats_test.go     the code of formats.md
 //	recovery_test.go    the ways on after a mismatch that operations.md offers

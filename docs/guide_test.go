@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"go.uber.org/zap"
@@ -30,6 +29,7 @@ import (
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/weirtest"
 )
 
 // wordcount counts the words of the lines in topic "lines".
@@ -74,12 +74,7 @@ const patience = 30 * time.Second
 // cluster runs a broker in the test's process until the test ends.
 func cluster(t *testing.T, topics ...string) []string {
 	t.Helper()
-	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, topics...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	return c.ListenAddrs()
+	return weirtest.StartBroker(t, 2, topics...).Addrs()
 }
 
 // produce writes values to a topic and waits until they are acknowledged.
@@ -136,34 +131,6 @@ func committed(t *testing.T, brokers []string, topic string) []*kgo.Record {
 		})
 	}
 	return rs
-}
-
-func TestWordcount(t *testing.T) {
-	brokers := cluster(t, "lines", "counts")
-	store := checkpoint.NewMem()
-	run := func() {
-		app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.Drain())
-		wordcount(app)
-		if err := app.Run(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	produce(t, brokers, "lines", "to be or not", "to be")
-	run()
-	produce(t, brokers, "lines", "be")
-	run() // goes on from the checkpoint of the first run
-
-	got := map[string][]int64{}
-	for _, r := range committed(t, brokers, "counts") {
-		n, err := codec.Int64.Decode(r.Value)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got[string(r.Key)] = append(got[string(r.Key)], n)
-	}
-	if fmt.Sprint(got["be"]) != "[1 2 3]" || len(got) != 4 {
-		t.Errorf("counts: %v", got)
-	}
 }
 
 func TestServiceStopsCleanlyAndGoesOn(t *testing.T) {

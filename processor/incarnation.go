@@ -44,6 +44,8 @@ type incarnation struct {
 	group  sync.WaitGroup
 
 	sess      *txn.Session
+	to        producer      // the transaction: sess, but where the incarnation is stepped
+	stepped   bool          // by a Stepper: no subtask has a goroutine, and none may wait for another
 	opened    chan struct{} // closed when sess is set; the client's hooks may be earlier
 	events    chan any      // acks and outcomes for the loop
 	observedC chan struct{} // capacity 1: input was processed
@@ -185,6 +187,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 		inc.cancel(err)
 		return err
 	}
+	inc.to = inc.sess
 	following, stopFollowing := context.WithCancel(inc.ctx)
 	defer stopFollowing()
 	inc.stopFollowing = stopFollowing
@@ -204,9 +207,13 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	err = inc.twin(err)
 	inc.cancel(err)
 	stopPolling()
-	inc.abort()
-	if err == nil || isFatal(err) {
-		inc.leave()
+	if killed := errors.Is(context.Cause(inc.ctx), ErrKilled); killed {
+		err = ErrKilled
+	} else {
+		inc.abort()
+		if err == nil || isFatal(err) {
+			inc.leave()
+		}
 	}
 	inc.sess.Close()
 	inc.group.Wait()
@@ -350,7 +357,7 @@ func (inc *incarnation) skipped(op string, p offsets.Partition, offset int64, er
 
 func (inc *incarnation) newSubtask(stage string, index int) *Subtask {
 	s := &Subtask{inc: inc, id: len(inc.subtasks), stage: stage, index: index, at: noWatermark, watermark: noWatermark, wake: make(chan struct{}, 1)}
-	s.out = output{ctx: inc.ctx, gate: inc.gate, to: inc.sess, epoch: inc.gate.open.Load()}
+	s.out = output{ctx: inc.ctx, gate: inc.gate, to: inc.to, epoch: inc.gate.open.Load()}
 	inc.subtasks = append(inc.subtasks, s)
 	return s
 }
@@ -358,19 +365,11 @@ func (inc *incarnation) newSubtask(stage string, index int) *Subtask {
 // loop drives the coordinator until the job stops or fails.
 func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 	now := time.Now()
-	co, err := barrier.NewCoordinator(barrier.CoordinatorConfig{
-		Subtasks:          len(inc.runners),
-		LastID:            inc.committed.Load(),
-		Timeout:           inc.cfg.CheckpointTimeout,
-		TolerableFailures: inc.cfg.TolerableFailures,
-		Unaligned:         inc.cfg.Unaligned,
-		AlignmentTimeout:  inc.cfg.AlignmentTimeout,
-		Trigger:           inc.cfg.Trigger,
-	}, now)
+	d, err := inc.newDriver(now)
 	if err != nil {
-		return fatal(err)
+		return err
 	}
-	d := &driver{inc: inc, co: co}
+	co := d.co
 	if inc.restore.state.mended {
 		// The committed offsets are still those that the operator had us pass over:
 		// until they are replaced, the next start would refuse again.
@@ -466,6 +465,23 @@ func (d *driver) observe(now time.Time) (over bool, err error) {
 		return false, nil
 	}
 	return d.do(now, d.co.Observe(now, r, b))
+}
+
+// newDriver makes the coordinator of the incarnation.
+func (inc *incarnation) newDriver(now time.Time) (*driver, error) {
+	co, err := barrier.NewCoordinator(barrier.CoordinatorConfig{
+		Subtasks:          len(inc.runners),
+		LastID:            inc.committed.Load(),
+		Timeout:           inc.cfg.CheckpointTimeout,
+		TolerableFailures: inc.cfg.TolerableFailures,
+		Unaligned:         inc.cfg.Unaligned,
+		AlignmentTimeout:  inc.cfg.AlignmentTimeout,
+		Trigger:           inc.cfg.Trigger,
+	}, now)
+	if err != nil {
+		return nil, fatal(err)
+	}
+	return &driver{inc: inc, co: co}, nil
 }
 
 // driver carries out what the coordinator decides. It belongs to the loop.
@@ -708,15 +724,12 @@ func (inc *incarnation) commitLoop() error {
 		case <-inc.ctx.Done():
 			return nil
 		case j := <-inc.commits:
-			begun := time.Now()
 			if j.snapshot != nil {
-				last = persisted{id: j.id}
-				j.snapshot.Keep = inc.keep()
-				last.ref, last.stats, last.err = inc.writer.Persist(j.ctx, *j.snapshot)
-				last.took = time.Since(begun)
+				last = inc.persist(j)
 				inc.send(last)
 				continue
 			}
+			begun := time.Now()
 			err := inc.sess.Commit(j.ctx, *j.commit)
 			inc.send(committed{id: j.id, took: time.Since(begun), err: err})
 			if err != nil {
@@ -729,6 +742,16 @@ func (inc *incarnation) commitLoop() error {
 			crashpoint.Hit(crashpoint.AfterIngest)
 		}
 	}
+}
+
+// persist makes a checkpoint durable.
+func (inc *incarnation) persist(j commitJob) persisted {
+	begun := time.Now()
+	p := persisted{id: j.id}
+	j.snapshot.Keep = inc.keep()
+	p.ref, p.stats, p.err = inc.writer.Persist(j.ctx, *j.snapshot)
+	p.took = time.Since(begun)
+	return p
 }
 
 // Revoke implements [txn.Handler]: one more checkpoint, then the partitions may go.

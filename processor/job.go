@@ -30,6 +30,7 @@ type Job struct {
 	stop   context.CancelFunc // nil: Run was not called
 	asked  context.Context    // done when the job is asked to stop; nil as stop is
 	status Status             // as of the end of the last incarnation
+	killed bool
 
 	// Set before ended is closed.
 	ended  chan struct{}
@@ -90,6 +91,8 @@ func (j *Job) run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			return nil
+		case errors.Is(err, ErrKilled):
+			return err
 		case errors.Is(err, errHandedOver):
 			if ctx.Err() != nil {
 				return nil
@@ -125,6 +128,24 @@ func (j *Job) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil // nothing is open: the failed incarnation was rolled back
 		}
+	}
+}
+
+// ErrKilled is what Run returns after [Job.Kill].
+var ErrKilled = errors.New("killed")
+
+// Kill ends the job as far as possible as the end of its process would: nothing is
+// committed from now on, what is open stays open, and nobody is told. It is for tests, and
+// does not wait for Run to return. Any goroutine may call it.
+func (j *Job) Kill() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.killed = true
+	if j.now.inc != nil {
+		j.now.inc.cancel(ErrKilled)
+	}
+	if j.stop != nil {
+		j.stop()
 	}
 }
 

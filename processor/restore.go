@@ -470,7 +470,26 @@ func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entri
 
 // start gives the partitions their owners and lets everything run.
 func (inc *incarnation) start(positions map[offsets.Partition]offsets.Position) {
+	inc.assign(positions)
+	inc.spawn(inc.commitLoop)
+	inc.runAppliers()
+	for _, r := range inc.runners {
+		inc.spawn(func() error { return r.run(inc.ctx) })
+	}
+	close(inc.started)
+}
+
+// runAppliers lets the appliers run.
+func (inc *incarnation) runAppliers() {
+	for _, a := range inc.appliers {
+		inc.spawn(func() error { return inc.runApplier(a) })
+	}
+}
+
+// assign gives the partitions their owners.
+func (inc *incarnation) assign(positions map[offsets.Partition]offsets.Position) {
 	inc.mu.Lock()
+	defer inc.mu.Unlock()
 	undrained := int64(0)
 	for _, id := range sortedPartitions(positions) {
 		owner := inc.sources[int(id.Partition)%len(inc.sources)]
@@ -496,15 +515,6 @@ func (inc *incarnation) start(positions map[offsets.Partition]offsets.Position) 
 	if inc.ends != nil && undrained == 0 {
 		close(inc.drainedC)
 	}
-	inc.mu.Unlock()
-	inc.spawn(inc.commitLoop)
-	for _, a := range inc.appliers {
-		inc.spawn(func() error { return inc.runApplier(a) })
-	}
-	for _, r := range inc.runners {
-		inc.spawn(func() error { return r.run(inc.ctx) })
-	}
-	close(inc.started)
 }
 
 // fetchError classifies an error of the poll loop; nil means that the client

@@ -54,6 +54,9 @@ func (j *Job) live(inc *incarnation, over bool) {
 		j.status = j.now.inc.report(j.status)
 	}
 	j.now = life{inc, make(chan struct{}), over}
+	if inc != nil && j.killed {
+		inc.cancel(ErrKilled)
+	}
 }
 
 func (j *Job) present() life {

@@ -298,6 +298,11 @@ func (e *sender[K, T]) acquire(to int) *batch[K, T] {
 		return e.open[to]
 	default:
 	}
+	if e.sub.inc.stepped {
+		// Who would make room has its turn later.
+		e.open[to] = &batch[K, T]{input: e.input}
+		return e.open[to]
+	}
 	if e.overdraws && e.extra < overdraft {
 		return e.overdraw(to)
 	}
@@ -463,51 +468,57 @@ const (
 
 func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
 
+func (r *keyedRunner[K, T]) begin() { r.sub.time(r.now) }
+
 func (r *keyedRunner[K, T]) run(ctx context.Context) error {
-	r.sub.time(r.now)
+	r.begin()
 	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
 	for {
-		bt, err := r.next()
+		worked, err := r.step(ctx)
 		if err != nil {
 			return err
 		}
-		if bt == nil {
-			r.sub.idle()
-			if r.freeze.encoding() {
-				if err := r.encode(encodeSlice); err != nil {
-					return err
-				}
-				continue
-			}
-			if fired, err := r.tick(r.wall()); err != nil {
-				return err
-			} else if fired {
-				continue
-			}
-			r.arm()
-			select {
-			case <-r.sub.wake:
-				continue
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
+		if worked {
+			continue
 		}
-		wall := r.wall()
-		if err := r.take(bt); err != nil {
-			return err
-		}
-		if _, err := r.tick(wall); err != nil {
-			return err
-		}
-		if r.freeze.encoding() {
-			if err := r.encode(encodeSlice); err != nil {
-				return err
-			}
-		}
-		if err := r.fitMemory(ctx); err != nil {
-			return err
+		select {
+		case <-r.sub.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
+}
+
+// step implements [runner].
+func (r *keyedRunner[K, T]) step(ctx context.Context) (worked bool, err error) {
+	bt, err := r.next()
+	if err != nil {
+		return false, err
+	}
+	if bt == nil {
+		r.sub.idle()
+		if r.freeze.encoding() {
+			return true, r.encode(encodeSlice)
+		}
+		if fired, err := r.tick(r.wall()); fired || err != nil {
+			return fired, err
+		}
+		r.arm()
+		return false, nil
+	}
+	wall := r.wall()
+	if err := r.take(bt); err != nil {
+		return false, err
+	}
+	if _, err := r.tick(wall); err != nil {
+		return false, err
+	}
+	if r.freeze.encoding() {
+		if err := r.encode(encodeSlice); err != nil {
+			return false, err
+		}
+	}
+	return true, r.fitMemory(ctx)
 }
 
 // next returns the next batch, nil if there is none now.

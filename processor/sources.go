@@ -118,10 +118,14 @@ func (r *sourceRunner) inject(id int64) {
 	r.sub.notify()
 }
 
-func (r *sourceRunner) run(ctx context.Context) error {
+func (r *sourceRunner) begin() {
 	for _, c := range r.chains {
 		c.begin(r.timed)
 	}
+}
+
+func (r *sourceRunner) run(ctx context.Context) error {
+	r.begin()
 	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
 	for {
 		r.barrier()
@@ -132,10 +136,7 @@ func (r *sourceRunner) run(ctx context.Context) error {
 		select {
 		case s = <-r.queue:
 		default:
-			if wait := r.idleness(); wait > 0 {
-				r.alarm.set(r.sub.inc.clock, r.sub.inc.clock.Now().Add(wait), r.sub.notify)
-			}
-			r.sub.idle()
+			r.rest()
 			select {
 			case s = <-r.queue:
 			case <-r.sub.wake:
@@ -144,15 +145,44 @@ func (r *sourceRunner) run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
-		if r.ended {
-			continue // what came after the end is for the next run
+		if err := r.take(s); err != nil {
+			return err
 		}
-		r.process(s)
-		if r.sub.err != nil {
-			return r.sub.err
-		}
+	}
+}
+
+// step implements [runner].
+func (r *sourceRunner) step(context.Context) (worked bool, err error) {
+	if r.barrier(); r.sub.err != nil {
+		return false, r.sub.err
+	}
+	select {
+	case s := <-r.queue:
+		return true, r.take(s)
+	default:
+		r.rest()
+		return false, r.sub.err
+	}
+}
+
+// rest is called when there is no input.
+func (r *sourceRunner) rest() {
+	if wait := r.idleness(); wait > 0 {
+		r.alarm.set(r.sub.inc.clock, r.sub.inc.clock.Now().Add(wait), r.sub.notify)
+	}
+	r.sub.idle()
+}
+
+// take processes a slice.
+func (r *sourceRunner) take(s slice) error {
+	if r.ended {
+		return nil // what came after the end is for the next run
+	}
+	r.process(s)
+	if r.sub.err == nil {
 		r.idleness()
 	}
+	return r.sub.err
 }
 
 // barrierEvery is how many records are processed between two looks at want.

@@ -280,8 +280,14 @@ func (s *Subtask) notify() {
 
 // runner is a subtask's loop.
 type runner interface {
-	// run processes until ctx is done or the subtask fails, and returns why.
+	// run processes until ctx is done or the subtask fails, and returns why. It is begin,
+	// and then one step after the other.
 	run(ctx context.Context) error
+	// begin tells the receivers where time stands before the first record.
+	begin()
+	// step does what can be done without waiting for anybody, a batch at most, and tells
+	// whether that was anything.
+	step(ctx context.Context) (worked bool, err error)
 	subtask() *Subtask
 }
 

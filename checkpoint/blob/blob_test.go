@@ -26,22 +26,22 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/blob"
-	"github.com/weirstream/weir/checkpoint/storetest"
+	"github.com/weirstream/weir/weirtest/conformance"
 )
 
 func TestStoreContract(t *testing.T) {
-	open := func(t *testing.T, bucket *gocloud.Bucket, o blob.Options) checkpoint.Store {
+	open := func(t testing.TB, bucket *gocloud.Bucket, o blob.Options) checkpoint.Store {
 		s := blob.New(bucket, o)
 		t.Cleanup(func() { _ = s.Close() })
 		return s
 	}
 	t.Run("memblob", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T) checkpoint.Store {
+		conformance.Store{Open: func(t testing.TB) checkpoint.Store {
 			return open(t, memblob.OpenBucket(nil), blob.Options{URL: "memblob://"})
-		})
+		}}.Run(t)
 	})
 	t.Run("memblob with a prefix", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T) checkpoint.Store {
+		conformance.Store{Open: func(t testing.TB) checkpoint.Store {
 			bucket := memblob.OpenBucket(nil)
 			for _, key := range []string{"weir", "weir/dir/", "weirdo/x", "a"} {
 				if err := bucket.WriteAll(t.Context(), key, nil, nil); err != nil {
@@ -49,22 +49,22 @@ func TestStoreContract(t *testing.T) {
 				}
 			}
 			return open(t, gocloud.PrefixedBucket(bucket, "weir/"), blob.Options{URL: "memblob:///weir"})
-		})
+		}}.Run(t)
 	})
 	t.Run("without conditional writes", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T) checkpoint.Store {
+		conformance.Store{Open: func(t testing.TB) checkpoint.Store {
 			return open(t, memblob.OpenBucket(nil), blob.Options{URL: "memblob://", NoConditionalWrites: true})
-		})
+		}}.Run(t)
 	})
 	t.Run("fileblob", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T) checkpoint.Store {
+		conformance.Store{Open: func(t testing.TB) checkpoint.Store {
 			bucket, err := fileblob.OpenBucket(t.TempDir(), &fileblob.Options{NoTempDir: true})
 			if err != nil {
 				t.Fatal(err)
 			}
 			// Its condition is checked under a lock that each writer has for itself.
 			return open(t, bucket, blob.Options{URL: "fileblob://", NoConditionalWrites: true})
-		})
+		}}.Run(t)
 	})
 }
 

@@ -7,15 +7,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weirstream/weir/examples/internal/brokertest"
 	"github.com/weirstream/weir/internal/redistest"
+	"github.com/weirstream/weir/weirtest"
 )
 
 func TestMain(m *testing.M) { os.Exit(redistest.Main(m, "examples/leaderboard")) }
 
 func TestLeaderboardIsExactAcrossRestartsOfItAndOfRedis(t *testing.T) {
 	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "everysec")
-	broker := brokertest.Start(t)
+	broker := weirtest.StartBroker(t, 0).Addrs()[0]
 	where := []string{"-brokers", broker, "-redis", s.Addr}
 	with := func(more ...string) []string { return append(where[:len(where):len(where)], more...) }
 	service := with("-store", t.TempDir(), "-instance", "a")

@@ -6,7 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weirstream/weir/examples/internal/brokertest"
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/weirtest"
 )
 
 // start runs payments until the returned function is called, which waits for its end.
@@ -26,12 +28,12 @@ func start(t *testing.T, args ...string) (stop func()) {
 
 // wantValues compares the committed values of a topic whose records all have one key
 // or came through one partition.
-func wantValues(t *testing.T, broker, topic, key string, want ...string) {
+func wantValues(t *testing.T, b *weirtest.Broker, topic, key string, want ...string) {
 	t.Helper()
 	var got []string
-	for _, r := range brokertest.Committed(t, broker, topic) {
-		if string(r.Key) == key {
-			got = append(got, string(r.Value))
+	for _, kv := range weirtest.Read(b, topic, codec.String, codec.String) {
+		if kv.Key == key {
+			got = append(got, kv.Value)
 		}
 	}
 	if !slices.Equal(got, want) {
@@ -40,23 +42,22 @@ func wantValues(t *testing.T, broker, topic, key string, want ...string) {
 }
 
 func TestBalancesAreExactAcrossARestart(t *testing.T) {
-	broker := brokertest.Start(t)
-	args := []string{"-brokers", broker, "-store", t.TempDir(), "-instance", "a", "-interval", "20ms", "-create-topics"}
-	if err := createTopics(t.Context(), []string{broker}, paymentsTopic); err != nil {
-		t.Fatal(err)
-	}
+	broker := weirtest.StartBroker(t, 4, paymentsTopic)
+	args := []string{"-brokers", broker.Addrs()[0], "-store", t.TempDir(), "-instance", "a", "-interval", "20ms", "-create-topics"}
 	pay := func(account string, payments ...string) {
 		t.Helper()
-		brokertest.Produce(t, broker, paymentsTopic, account, payments...)
+		for _, p := range payments {
+			weirtest.Produce(broker, paymentsTopic, codec.String, codec.String, weir.KV[string, string]{Key: account, Value: p})
+		}
 	}
 
 	pay("alice", `{"seq":1,"account":"alice","cents":500}`, `{"seq":2,"account":"alice","cents":-200}`)
 	pay("bob", `{"seq":1,"account":"bob","cents":-1}`, `{"seq":2,"account":"bob","cents":70}`)
 	pay("?", `no payment at all`, `{"seq":1,"cents":5}`)
 	stop := start(t, args...)
-	brokertest.Await(t, broker, balancesTopic, 3)
-	brokertest.Await(t, broker, overdrawnTopic, 1)
-	brokertest.Await(t, broker, invalidTopic, 2)
+	broker.Await(balancesTopic, 3)
+	broker.Await(overdrawnTopic, 1)
+	broker.Await(invalidTopic, 2)
 	stop()
 
 	pay("alice",
@@ -65,9 +66,9 @@ func TestBalancesAreExactAcrossARestart(t *testing.T) {
 		`{"seq":4,"account":"alice","cents":-300}`)
 	pay("bob", `{"seq":3,"account":"bob","cents":0}`)
 	stop = start(t, args...)
-	brokertest.Await(t, broker, balancesTopic, 4)
-	brokertest.Await(t, broker, overdrawnTopic, 2)
-	brokertest.Await(t, broker, invalidTopic, 3)
+	broker.Await(balancesTopic, 4)
+	broker.Await(overdrawnTopic, 2)
+	broker.Await(invalidTopic, 3)
 	stop()
 
 	wantValues(t, broker, balancesTopic, "alice",

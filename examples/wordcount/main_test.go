@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/weirstream/weir/codec"
-	"github.com/weirstream/weir/examples/internal/brokertest"
+	"github.com/weirstream/weir/weirtest"
 )
 
 // start runs wordcount until the returned function is called, which waits for its end.
@@ -26,29 +26,22 @@ func start(t *testing.T, args ...string) (stop func()) {
 }
 
 func TestCountsGoOnAfterARestart(t *testing.T) {
-	broker := brokertest.Start(t)
-	args := []string{"-brokers", broker, "-store", t.TempDir(), "-instance", "a", "-interval", "20ms", "-create-topics"}
-	if err := createTopics(t.Context(), []string{broker}, linesTopic); err != nil {
-		t.Fatal(err)
-	}
+	b := weirtest.StartBroker(t, 4, linesTopic)
+	args := []string{"-brokers", b.Addrs()[0], "-store", t.TempDir(), "-instance", "a", "-interval", "20ms", "-create-topics"}
 
-	brokertest.Produce(t, broker, linesTopic, "hamlet", "to be or not", "to be")
+	weirtest.ProduceValues(b, linesTopic, codec.String, "to be or not", "to be")
 	stop := start(t, args...)
-	brokertest.Await(t, broker, countsTopic, 6)
+	b.Await(countsTopic, 6)
 	stop()
 
-	brokertest.Produce(t, broker, linesTopic, "hamlet", "be quick", "or not")
+	weirtest.ProduceValues(b, linesTopic, codec.String, "be quick", "or not")
 	stop = start(t, args...)
-	brokertest.Await(t, broker, countsTopic, 10)
+	b.Await(countsTopic, 10)
 	stop()
 
 	got := map[string][]int64{}
-	for _, r := range brokertest.Committed(t, broker, countsTopic) {
-		n, err := codec.Int64.Decode(r.Value)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got[string(r.Key)] = append(got[string(r.Key)], n)
+	for _, count := range weirtest.Read(b, countsTopic, codec.String, codec.Int64) {
+		got[count.Key] = append(got[count.Key], count.Value)
 	}
 	want := map[string][]int64{"to": {1, 2}, "be": {1, 2, 3}, "or": {1, 2}, "not": {1, 2}, "quick": {1}}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -57,8 +50,8 @@ func TestCountsGoOnAfterARestart(t *testing.T) {
 }
 
 func TestMissingTopicsAreNamed(t *testing.T) {
-	broker := brokertest.Start(t)
-	err := run(t.Context(), []string{"-brokers", broker, "-store", t.TempDir(), "-instance", "a"})
+	broker := weirtest.StartBroker(t, 0)
+	err := run(t.Context(), []string{"-brokers", broker.Addrs()[0], "-store", t.TempDir(), "-instance", "a"})
 	if err == nil {
 		t.Fatal("ran without its topics")
 	}

@@ -77,6 +77,18 @@ func (m *Manual) Advance(d time.Duration) {
 	}
 }
 
+// Next is the earliest time that somebody waits for; ok is false if nobody waits.
+func (m *Manual) Next() (at time.Time, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for a := range m.alarms {
+		if !ok || a.at.Before(at) {
+			at, ok = a.at, true
+		}
+	}
+	return at, ok
+}
+
 // Waiting is how many wait for a time.
 func (m *Manual) Waiting() int {
 	m.mu.Lock()

@@ -21,8 +21,8 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	_ "github.com/weirstream/weir/checkpoint/blob/s3"
-	"github.com/weirstream/weir/checkpoint/storetest"
 	"github.com/weirstream/weir/internal/s3server"
+	"github.com/weirstream/weir/weirtest/conformance"
 )
 
 func TestMain(m *testing.M) {
@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func open(t *testing.T, url string) checkpoint.Store {
+func open(t testing.TB, url string) checkpoint.Store {
 	t.Helper()
 	s, err := checkpoint.OpenStore(url)
 	if err != nil {
@@ -43,19 +43,19 @@ func open(t *testing.T, url string) checkpoint.Store {
 func TestStoreContract(t *testing.T) {
 	server := s3server.Start(t)
 	n := 0
-	storetest.Run(t, func(t *testing.T) checkpoint.Store {
+	conformance.Store{Open: func(t testing.TB) checkpoint.Store {
 		n++
 		return open(t, server.URL(fmt.Sprintf("contract/%d", n)))
-	})
+	}}.Run(t)
 }
 
 func TestStoreContractWithoutConditionalWrites(t *testing.T) {
 	server := s3server.Start(t)
 	n := 0
-	storetest.Run(t, func(t *testing.T) checkpoint.Store {
+	conformance.Store{Open: func(t testing.TB) checkpoint.Store {
 		n++
 		return open(t, server.URL(fmt.Sprintf("contract/%d", n))+"&conditional_writes=false")
-	})
+	}}.Run(t)
 }
 
 func TestStoresOfDifferentPrefixesShareNothing(t *testing.T) {

@@ -1,4 +1,4 @@
-package storetest
+package conformance
 
 import (
 	"bytes"
@@ -15,35 +15,48 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 )
 
-// Run checks the stores that open returns: each is empty and used for one subtest.
-func Run(t *testing.T, open func(t *testing.T) checkpoint.Store) {
-	for name, test := range map[string]func(t *testing.T, s checkpoint.Store){
-		"AnObjectIsReadAsItWasPut":                objects,
-		"AnObjectIsNeverOverwritten":              overwrite,
-		"OnePutOfANameWins":                       race,
-		"PutsOfDifferentNamesAtOnce":              parallel,
-		"DataIsNotShared":                         sharing,
-		"RangesAreOfTheObject":                    ranges,
-		"WhatIsMissingIsNotFound":                 missing,
-		"ListIsByNameAndByPrefix":                 list,
-		"DeleteTakesWhatIsThereAndWhatIsNot":      deletes,
-		"NamesOutsideTheStoreAreRefused":          badNames,
-		"NothingHappensOnceTheContextIsDone":      doneContext,
-		"ProbeAndClaimWork":                       probe,
-		"ErrorsNameTheOperationObjectAndTheStore": described,
-	} {
-		t.Run(name, func(t *testing.T) { test(t, open(t)) })
-	}
+// Store checks a [checkpoint.Store].
+type Store struct {
+	// Open returns a store that is empty and used for one rule.
+	Open func(t testing.TB) checkpoint.Store
 }
 
-func put(t *testing.T, s checkpoint.Store, name, data string) {
+// Run runs the suite, each rule as a subtest.
+func (s Store) Run(t *testing.T) { run(t, s.rules()) }
+
+func (s Store) rules() []rule {
+	var rules []rule
+	for _, r := range []struct {
+		name string
+		test func(t testing.TB, s checkpoint.Store)
+	}{
+		{"AnObjectIsReadAsItWasPut", objects},
+		{"AnObjectIsNeverOverwritten", overwrite},
+		{"OnePutOfANameWins", race},
+		{"PutsOfDifferentNamesAtOnce", parallel},
+		{"DataIsNotShared", sharing},
+		{"RangesAreOfTheObject", ranges},
+		{"WhatIsMissingIsNotFound", missing},
+		{"ListIsByNameAndByPrefix", list},
+		{"DeleteTakesWhatIsThereAndWhatIsNot", deletes},
+		{"NamesOutsideTheStoreAreRefused", badNames},
+		{"NothingHappensOnceTheContextIsDone", doneContext},
+		{"ProbeAndClaimWork", probe},
+		{"ErrorsNameTheOperationObjectAndTheStore", described},
+	} {
+		rules = append(rules, rule{r.name, func(t testing.TB) { r.test(t, s.Open(t)) }})
+	}
+	return rules
+}
+
+func put(t testing.TB, s checkpoint.Store, name, data string) {
 	t.Helper()
 	if err := s.Put(t.Context(), name, []byte(data)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func has(t *testing.T, s checkpoint.Store, name, want string) {
+func has(t testing.TB, s checkpoint.Store, name, want string) {
 	t.Helper()
 	if b, err := s.Get(t.Context(), name); err != nil || string(b) != want {
 		t.Errorf("get %s: %.40q, %v; want %.40q", name, b, err, want)
@@ -51,7 +64,7 @@ func has(t *testing.T, s checkpoint.Store, name, want string) {
 }
 
 // names lists a prefix.
-func names(t *testing.T, s checkpoint.Store, prefix string) string {
+func names(t testing.TB, s checkpoint.Store, prefix string) string {
 	t.Helper()
 	var got []string
 	for o, err := range s.List(t.Context(), prefix) {
@@ -63,7 +76,7 @@ func names(t *testing.T, s checkpoint.Store, prefix string) string {
 	return strings.Join(got, " ")
 }
 
-func objects(t *testing.T, s checkpoint.Store) {
+func objects(t testing.TB, s checkpoint.Store) {
 	large := strings.Repeat("0123456789abcdef", 3<<20/16)
 	for name, data := range map[string]string{"a": "hello", "empty": "", "deep/er/and-deeper/x_1.sst": "\x00\xff", "large": large} {
 		put(t, s, name, data)
@@ -71,7 +84,7 @@ func objects(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func overwrite(t *testing.T, s checkpoint.Store) {
+func overwrite(t testing.TB, s checkpoint.Store) {
 	put(t, s, "a/one", "hello")
 	for _, data := range []string{"other", "hello", ""} {
 		if err := s.Put(t.Context(), "a/one", []byte(data)); !errors.Is(err, checkpoint.ErrExists) {
@@ -81,7 +94,7 @@ func overwrite(t *testing.T, s checkpoint.Store) {
 	has(t, s, "a/one", "hello")
 }
 
-func race(t *testing.T, s checkpoint.Store) {
+func race(t testing.TB, s checkpoint.Store) {
 	var won atomic.Int32
 	var winner atomic.Value
 	var wg sync.WaitGroup
@@ -103,7 +116,7 @@ func race(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func parallel(t *testing.T, s checkpoint.Store) {
+func parallel(t testing.TB, s checkpoint.Store) {
 	var wg sync.WaitGroup
 	var want []string
 	for i := range 24 {
@@ -124,7 +137,7 @@ func parallel(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func sharing(t *testing.T, s checkpoint.Store) {
+func sharing(t testing.TB, s checkpoint.Store) {
 	data := []byte("before")
 	if err := s.Put(t.Context(), "a", data); err != nil {
 		t.Fatal(err)
@@ -138,7 +151,7 @@ func sharing(t *testing.T, s checkpoint.Store) {
 	has(t, s, "a", "before")
 }
 
-func ranges(t *testing.T, s checkpoint.Store) {
+func ranges(t testing.TB, s checkpoint.Store) {
 	put(t, s, "a/one", "hello")
 	put(t, s, "empty", "")
 	for _, r := range []struct {
@@ -159,7 +172,7 @@ func ranges(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func missing(t *testing.T, s checkpoint.Store) {
+func missing(t testing.TB, s checkpoint.Store) {
 	put(t, s, "dir/x", "x")
 	for _, name := range []string{"a", "dir/y", "dir/x2"} {
 		_, err := s.Get(t.Context(), name)
@@ -177,7 +190,7 @@ func missing(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func list(t *testing.T, s checkpoint.Store) {
+func list(t testing.TB, s checkpoint.Store) {
 	for _, name := range []string{"ab", "b/c/d", "a/two", "a-b/x", "a/one", "a/one.more", "a.b"} {
 		put(t, s, name, name)
 	}
@@ -203,7 +216,7 @@ func list(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func deletes(t *testing.T, s checkpoint.Store) {
+func deletes(t testing.TB, s checkpoint.Store) {
 	put(t, s, "a/one", "1")
 	put(t, s, "a/two", "2")
 	if err := errors.Join(s.Delete(t.Context(), "a/one"), s.Delete(t.Context(), "a/one"), s.Delete(t.Context(), "none/at/all")); err != nil {
@@ -219,7 +232,7 @@ func deletes(t *testing.T, s checkpoint.Store) {
 	has(t, s, "a/one", "again")
 }
 
-func badNames(t *testing.T, s checkpoint.Store) {
+func badNames(t testing.TB, s checkpoint.Store) {
 	for _, bad := range []string{"", ".", "../x", "/x", "a//b", "a/../b", ".x", "a/.tmp-1", "x/"} {
 		_, err := s.Get(t.Context(), bad)
 		_, err2 := s.GetRange(t.Context(), bad, 0, 1)
@@ -234,7 +247,7 @@ func badNames(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func doneContext(t *testing.T, s checkpoint.Store) {
+func doneContext(t testing.TB, s checkpoint.Store) {
 	put(t, s, "there", "x")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -257,7 +270,7 @@ func doneContext(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func probe(t *testing.T, s checkpoint.Store) {
+func probe(t testing.TB, s checkpoint.Store) {
 	if err := checkpoint.Probe(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +288,7 @@ func probe(t *testing.T, s checkpoint.Store) {
 	}
 }
 
-func described(t *testing.T, s checkpoint.Store) {
+func described(t testing.TB, s checkpoint.Store) {
 	put(t, s, "taken", "x")
 	_, get := s.Get(t.Context(), "none")
 	_, short := s.GetRange(t.Context(), "taken", 0, 2)

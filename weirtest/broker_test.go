@@ -1,0 +1,95 @@
+package weirtest_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
+	"github.com/weirstream/weir/weirtest"
+)
+
+func counts(app *weir.App) {
+	words := weir.From(app, "words", source.KeyValues("words", codec.String, codec.String))
+	byWord := weir.KeyBy(words, "by-word", func(kv weir.KV[string, string]) string { return kv.Value }, codec.String)
+	weir.To(weir.Aggregate(byWord, "count", weir.Count[weir.KV[string, string]]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
+}
+
+// words are n records of some words.
+func words(n int) (rs []weir.KV[string, string]) {
+	for i := range n {
+		rs = append(rs, weir.KV[string, string]{Key: fmt.Sprint(i), Value: fmt.Sprint("word", i%7)})
+	}
+	return rs
+}
+
+// counted checks that what a read_committed reader sees counts each word up by one.
+func counted(t *testing.T, b *weirtest.Broker, n int) {
+	t.Helper()
+	last, all := map[string]int64{}, 0
+	for _, kv := range weirtest.Read(b, "counts", codec.String, codec.Int64) {
+		if kv.Value != last[kv.Key]+1 {
+			t.Fatalf("%s: %d follows %d", kv.Key, kv.Value, last[kv.Key])
+		}
+		last[kv.Key] = kv.Value
+		all++
+	}
+	if all != n {
+		t.Errorf("%d counts, want %d", all, n)
+	}
+}
+
+func TestAnAppOnTheBrokerSurvivesKillsAndStops(t *testing.T) {
+	b := weirtest.StartBroker(t, 3, "words")
+	b.CreateTopic(2, "counts")
+	weirtest.Produce(b, "words", codec.String, codec.String, words(500)...)
+	run := b.Start(counts, weir.Parallelism(2))
+	run.UntilRecords(1)
+	run.Kill()
+	if err := run.Wait(); err == nil || err.Error() != "weir: weirtest: killed" {
+		t.Errorf("the killed run returned %v", err)
+	}
+	run = b.Start(counts, weir.Parallelism(3))
+	weirtest.Produce(b, "words", codec.String, codec.String, words(200)...)
+	run.Until(func() bool { return len(b.Records("counts")) == 700 })
+	if v, err := weir.Query(t.Context(), run.App(), "count", "acc", "word0", codec.String, codec.Int64); err != nil || v.Value != 72+29 {
+		t.Errorf("word0 was counted %d times, %v", v.Value, err)
+	}
+	run.Stop()
+	weirtest.ProduceValues(b, "words", codec.String, "word0")
+	b.Drain(counts)
+	counted(t, b, 701)
+	if vs := weirtest.ReadValues(b, "counts", codec.Int64); len(vs) != 701 {
+		t.Errorf("%d values", len(vs))
+	}
+}
+
+// What a killed process has not committed is not seen, and comes again.
+func TestAKilledRunCommitsNothingMore(t *testing.T) {
+	b := weirtest.StartBroker(t, 1, "words", "counts")
+	for range 4 {
+		weirtest.Produce(b, "words", codec.String, codec.String, words(7)...)
+		processed := make(chan struct{}, 100)
+		run := b.Start(func(app *weir.App) {
+			words := weir.From(app, "words", source.KeyValues("words", codec.String, codec.String))
+			byWord := weir.KeyBy(words, "by-word", func(kv weir.KV[string, string]) string { return kv.Value }, codec.String)
+			count := weir.Aggregate(byWord, "count", weir.Count[weir.KV[string, string]]())
+			weir.To(weir.Filter(count, "tell", func(weir.KV[string, int64]) bool {
+				processed <- struct{}{}
+				return true
+			}), "counts", kafka.Sink("counts", codec.String, codec.Int64))
+		}, weir.CheckpointEvery(time.Hour), weir.AfterRecords(1000))
+		for range 7 {
+			<-processed
+		}
+		run.Kill()
+	}
+	if n := len(b.Records("counts")); n != 0 {
+		t.Errorf("%d counts are committed", n)
+	}
+	b.Drain(counts)
+	counted(t, b, 28)
+}

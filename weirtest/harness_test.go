@@ -1,0 +1,466 @@
+package weirtest_test
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/goleak"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
+	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/weirtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// recorder is a test of which it is asked whether it failed.
+type recorder struct {
+	failed   []string
+	cleanups []func()
+}
+
+func (r *recorder) Helper() {}
+func (r *recorder) Errorf(f string, args ...any) {
+	r.failed = append(r.failed, fmt.Sprintf(f, args...))
+}
+func (r *recorder) Fatalf(f string, args ...any) { r.Errorf(f, args...); runtime.Goexit() }
+func (r *recorder) Cleanup(f func())             { r.cleanups = append(r.cleanups, f) }
+
+// failureOf runs f as a test and returns what it failed with.
+func failureOf(f func(t weirtest.TB)) string {
+	r := &recorder{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			for _, c := range slices.Backward(r.cleanups) {
+				c()
+			}
+		}()
+		f(r)
+	}()
+	<-done
+	return strings.Join(r.failed, "\n")
+}
+
+func wantFailure(t *testing.T, f func(t weirtest.TB), texts ...string) {
+	t.Helper()
+	got := failureOf(f)
+	for _, text := range texts {
+		if !strings.Contains(got, text) {
+			t.Errorf("the failure lacks %q:\n%s", text, got)
+		}
+	}
+}
+
+type payment struct {
+	ID, Account string
+	Cents       int64
+}
+
+type balance struct {
+	Account string
+	Cents   int64
+}
+
+func accounts(app *weir.App) {
+	payments := weir.From(app, "payments", source.Values("payments", codec.JSON[payment]()))
+	byAccount := weir.KeyBy(payments, "by-account", func(p payment) string { return p.Account }, codec.String)
+	overdrawn := weir.Side[payment]("overdrawn")
+	balances := weir.Process(byAccount, "balance", func(s *weir.Setup) weir.Handler[string, payment, balance] {
+		total := state.Value(s, "total", codec.Int64)
+		seen := state.Map(s, "seen", codec.String, codec.Int64, state.TTL(24*time.Hour))
+		last := state.List(s, "last", codec.String)
+		return weir.OnRecord(func(c *weir.Context[string, balance], p payment) error {
+			switch {
+			case p.Cents == 0:
+				return weir.DeadLetter(errors.New("a payment of nothing"))
+			case p.Account == "":
+				return weir.Skip(errors.New("a payment of nobody"))
+			case p.ID == "bad":
+				return errors.New("a bad payment")
+			case p.ID == "panic":
+				panic("a panic")
+			case seen.Has(p.ID):
+				return nil
+			}
+			seen.Put(p.ID, p.Cents)
+			sum := total.Get() + p.Cents
+			if sum < 0 {
+				overdrawn.Emit(c, p)
+				return nil
+			}
+			total.Set(sum)
+			last.Append(p.ID)
+			c.Emit(balance{c.Key(), sum})
+			return nil
+		})
+	})
+	weir.To(balances, "balances", kafka.Values("balances", kafka.KeyBy(func(b balance) string { return b.Account }, codec.String), codec.JSON[balance]()))
+	weir.To(overdrawn.From(balances), "alarms", kafka.Values("alarms", kafka.NoKey, codec.JSON[payment]()))
+}
+
+func TestACrashGoesBackToTheCheckpointAndReplays(t *testing.T) {
+	h := weirtest.New(t, accounts)
+	in, out := weirtest.In[payment](h, "payments"), weirtest.Out[balance](h, "balances")
+	in.Send(payment{"1", "alice", 500})
+	out.Want(balance{"alice", 500})
+	out.WantCommitted()
+	if id := h.Checkpoint(); id != 1 {
+		t.Errorf("the first checkpoint is %d", id)
+	}
+	in.Send(payment{"2", "alice", -200}, payment{"2", "alice", -200})
+	h.Crash()
+	out.WantCommitted(balance{"alice", 500})
+	h.Rescale(4)
+	in.Send(payment{"3", "alice", -400})
+	out.Want(balance{"alice", 500}, balance{"alice", 300})
+	weirtest.Side[payment](h, "overdrawn").Want(payment{"3", "alice", -400})
+	weirtest.Out[payment](h, "alarms").Want(payment{"3", "alice", -400})
+	if v, ok := weirtest.Value[int64](h, "balance", "total", "alice"); !ok || v != 300 {
+		t.Errorf("the total is %d, %v", v, ok)
+	}
+	if _, ok := weirtest.Value[int64](h, "balance", "total", "bob"); ok {
+		t.Error("bob has a total")
+	}
+	if seen := weirtest.Map[string, int64](h, "balance", "seen", "alice"); len(seen) != 3 || seen["2"] != -200 {
+		t.Errorf("seen are %v", seen)
+	}
+	if last := weirtest.List[string](h, "balance", "last", "alice"); !slices.Equal(last, []string{"1", "2"}) {
+		t.Errorf("the last are %v", last)
+	}
+	h.Stop()
+	out.WantCommitted(balance{"alice", 500}, balance{"alice", 300})
+	if rs := h.CommittedRecords("balances"); len(rs) != 2 || string(rs[1].Key) != "alice" || string(rs[1].Value) != `{"Account":"alice","Cents":300}` {
+		t.Errorf("the records are %v", rs)
+	}
+}
+
+func TestEveryCutAndParallelismGivesTheSame(t *testing.T) {
+	var want []balance
+	for cut := range 12 {
+		for _, p := range []int{1, 2, 5} {
+			h := weirtest.New(t, accounts, weir.Parallelism(p), weirtest.Partitions(3))
+			in, out := weirtest.In[payment](h, "payments"), weirtest.Out[balance](h, "balances")
+			for i := range 12 {
+				if i == cut {
+					h.Checkpoint()
+				}
+				in.Partition(int32(i % 3)).Send(payment{fmt.Sprint(i), fmt.Sprint("account", i%4), int64(i + 1)})
+				if i == cut+2 {
+					h.Crash()
+				}
+				if i == cut+4 {
+					h.Rescale(1 + (p+i)%6)
+				}
+			}
+			h.Stop()
+			if want == nil {
+				want = out.Committed()
+			}
+			out.WantCommitted(want...)
+		}
+	}
+	if len(want) != 12 {
+		t.Errorf("%d balances", len(want))
+	}
+}
+
+func TestWhatHandlersReturnIsDealtWithAsInAService(t *testing.T) {
+	h := weirtest.New(t, accounts, weir.DeadLetters("dead"))
+	in, out := weirtest.In[payment](h, "payments"), weirtest.Out[balance](h, "balances")
+	in.Send(payment{"1", "alice", 1}, payment{"2", "alice", 0}, payment{"3", "", 1})
+	dead := h.DeadLetters()
+	if len(dead) != 1 || string(dead[0].Value) != `{"ID":"2","Account":"alice","Cents":0}` {
+		t.Fatalf("the dead letters are %v", dead)
+	}
+	if i := slices.IndexFunc(dead[0].Headers, func(r kgo.RecordHeader) bool { return r.Key == processor.HeaderError }); i < 0 || string(dead[0].Headers[i].Value) != "a payment of nothing" {
+		t.Errorf("its headers are %v", dead[0].Headers)
+	}
+	if sk := h.Skipped(); len(sk) != 1 || sk[0].Operator != "balance" || sk[0].Offset != 2 {
+		t.Errorf("skipped are %+v", sk)
+	}
+	for _, id := range []string{"bad", "panic"} {
+		err := h.Fails(func() { in.Send(payment{id, "alice", 5}) })
+		var he *weir.HandlerError
+		if !errors.As(err, &he) || he.Operator != "balance" || he.Panic != (id == "panic") {
+			t.Errorf("%s: %v", id, err)
+		}
+		in.Send(payment{"after-" + id, "alice", 1}) // waits in the topic
+		h.Start(weir.SkipRecords(fmt.Sprintf("payments/0@%d", he.Offset)))
+		h.Checkpoint()
+	}
+	out.Want(balance{"alice", 1}, balance{"alice", 2}, balance{"alice", 3})
+}
+
+func TestARetryGoesBackToTheCheckpoint(t *testing.T) {
+	for limit, ok := range map[int]bool{3: true, 2: false} {
+		left := 3
+		h := weirtest.New(t, func(app *weir.App) {
+			lines := weir.From(app, "lines", source.Values("lines", codec.String))
+			weir.To(weir.Map(lines, "try", func(s string) (string, error) {
+				if s == "later" && left > 0 {
+					left--
+					return "", weir.Retry(errors.New("not yet"))
+				}
+				return s, nil
+			}), "out", kafka.Values("out", kafka.NoKey, codec.String))
+		}, weir.Restart(weir.RestartPolicy{Initial: 1, Max: 1, Limit: limit, Quiet: time.Minute}))
+		in, out := weirtest.In[string](h, "lines"), weirtest.Out[string](h, "out")
+		in.Send("now")
+		if ok {
+			in.Send("later")
+			out.Want("now", "later")
+			continue
+		}
+		err := h.Fails(func() { in.Send("later") })
+		var gaveUp *processor.RestartsError
+		if !errors.As(err, &gaveUp) || gaveUp.Restarts != 2 {
+			t.Errorf("the error is %v", err)
+		}
+		out.Want()
+	}
+}
+
+type reading struct {
+	Sensor string
+	At     time.Time
+	Value  int64
+}
+
+// quietSensors emits the sum of each sensor at each full minute of event time, and "quiet"
+// when nothing came from it for an hour of the wall clock.
+func quietSensors(app *weir.App) {
+	readings := weir.From(app, "readings", source.Values("readings", codec.JSON[reading]()),
+		weir.EventTime(func(r reading) time.Time { return r.At }, weir.OutOfOrder(10*time.Second), weir.Idle(time.Minute)))
+	bySensor := weir.KeyBy(readings, "by-sensor", func(r reading) string { return r.Sensor }, codec.String)
+	out := weir.Process(bySensor, "sum", func(s *weir.Setup) weir.Handler[string, reading, string] {
+		sum := state.Value(s, "sum", codec.Int64, state.TTL(2*time.Hour, state.OnRead))
+		heard := state.Value(s, "heard", codec.Int64)
+		minute, alarm := state.EventTimers(s), state.ProcessingTimers(s)
+		return weir.OnRecord(func(c *weir.Context[string, string], r reading) error {
+			if c.Late() {
+				c.Emit("late " + r.Sensor)
+				return nil
+			}
+			sum.Set(sum.Get() + r.Value)
+			minute.Set(r.At.Truncate(time.Minute).Add(time.Minute))
+			if at, ok := heard.Lookup(); ok {
+				alarm.Delete(time.UnixMilli(at))
+			}
+			at := c.Timestamp().Add(time.Hour)
+			heard.Set(at.UnixMilli())
+			alarm.Set(at)
+			return nil
+		}).OnTimer(func(c *weir.Context[string, string], t weir.Timer) error {
+			if t.EventTime {
+				c.Emit(fmt.Sprintf("%s %s %d", t.At.UTC().Format("15:04"), c.Key(), sum.Get()))
+			} else {
+				c.Emit(fmt.Sprintf("quiet %s at %s", c.Key(), t.At.UTC().Format("15:04")))
+				heard.Clear()
+			}
+			return nil
+		})
+	})
+	weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+}
+
+func TestTimersFireByWatermarkAndByClock(t *testing.T) {
+	h := weirtest.New(t, quietSensors, weirtest.Partitions(2), weir.Parallelism(3))
+	in, out := weirtest.In[reading](h, "readings"), weirtest.Out[string](h, "out")
+	at := func(m, s int) time.Time {
+		return weirtest.Begin.Add(time.Duration(m)*time.Minute + time.Duration(s)*time.Second)
+	}
+	in.Send(reading{"a", at(0, 30), 5})
+	in.Send(reading{"a", at(2, 0), 5}) // the other partition holds the watermark back
+	out.WantNext()
+	if set := weirtest.Timers(h, "sum", "a"); len(set) != 3 || !set[0].At.Equal(at(1, 0)) || !set[0].EventTime || set[2].EventTime {
+		t.Errorf("the timers are %v", set)
+	}
+	h.Advance(30 * time.Second)
+	in.Send(reading{"a", at(2, 0), 0})
+	h.Advance(30 * time.Second) // until it is idle, and this one is not
+	out.WantNext("00:01 a 10")
+	h.Checkpoint()
+	h.Crash()
+	in.Partition(1).Send(reading{"b", at(1, 55), 1}, reading{"b", at(2, 20), 1})
+	in.Send(reading{"a", at(2, 59), 1}, reading{"a", at(3, 30), 0}, reading{"b", at(2, 0), 1})
+	out.WantNext("00:02 b 2", "late b")
+	in.Watermark(at(3, 0))
+	out.WantNext("00:03 a 11", "00:03 b 2")
+	h.Rescale(2)
+	h.Advance(55 * time.Minute)
+	out.WantNext()
+	h.Advance(6 * time.Minute)
+	out.WantNext("quiet a at 01:01", "quiet b at 01:01")
+	if h.Now() != at(62, 0) {
+		t.Errorf("it is %v", h.Now())
+	}
+}
+
+func TestTheClockStopsWhereSomethingIsDue(t *testing.T) {
+	h := weirtest.New(t, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		out := weir.Process(weir.KeyBy(in, "by", func(s string) string { return s }, codec.String), "tick", func(s *weir.Setup) weir.Handler[string, string, string] {
+			ticks := state.Value(s, "ticks", codec.Int64, state.TTL(90*time.Second))
+			timer := state.ProcessingTimers(s)
+			return weir.OnRecord(func(c *weir.Context[string, string], _ string) error {
+				timer.Set(c.Timestamp().Add(time.Minute))
+				return nil
+			}).OnTimer(func(c *weir.Context[string, string], t weir.Timer) error {
+				ticks.Set(ticks.Get() + 1) // lives on because a minute is less than its time to live
+				c.Emit(fmt.Sprint(ticks.Get()))
+				timer.Set(t.At.Add(time.Minute))
+				return nil
+			})
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	})
+	weirtest.In[string](h, "in").Send("x")
+	h.Advance(5 * time.Minute)
+	weirtest.Out[string](h, "out").Want("1", "2", "3", "4", "5")
+}
+
+func TestLookingDoesNotCountAsReading(t *testing.T) {
+	h := weirtest.New(t, quietSensors)
+	weirtest.In[reading](h, "readings").Send(reading{"a", weirtest.Begin, 5})
+	for range 4 {
+		h.Advance(29 * time.Minute)
+		if v, ok := weirtest.Value[int64](h, "sum", "sum", "a"); !ok || v != 5 {
+			t.Errorf("at %v it is %d, %v", h.Now(), v, ok)
+		}
+	}
+	h.Advance(4 * time.Minute) // two hours since it was written
+	if _, ok := weirtest.Value[int64](h, "sum", "sum", "a"); ok {
+		t.Error("it lives on because it was looked at")
+	}
+}
+
+func TestDrainBringsTimeToItsEnd(t *testing.T) {
+	h := weirtest.New(t, quietSensors)
+	in, out := weirtest.In[reading](h, "readings"), weirtest.Out[string](h, "out")
+	in.Send(reading{"a", weirtest.Begin, 5})
+	h.Drain()
+	out.WantCommitted("00:01 a 5")
+	h.Start()
+	in.Send(reading{"a", weirtest.Begin.Add(3 * time.Minute), 5})
+	out.Want("00:01 a 5")
+}
+
+// rules is a topology with a broadcast stream.
+func rules(app *weir.App) {
+	limits := weir.Broadcast(weir.From(app, "limits", source.KeyValues("limits", codec.String, codec.Int64)))
+	orders := weir.From(app, "orders", source.KeyValues("orders", codec.String, codec.Int64))
+	by := weir.KeyBy(orders, "by", func(kv weir.KV[string, int64]) string { return kv.Key }, codec.String)
+	out := weir.Process(by, "check", func(s *weir.Setup) weir.Handler[string, weir.KV[string, int64], string] {
+		limit := state.Broadcast(s, "limit", codec.String, codec.Int64)
+		limits.On(s, func(l weir.KV[string, int64]) error {
+			limit.Put(l.Key, l.Value)
+			return nil
+		})
+		return weir.OnRecord(func(c *weir.Context[string, string], o weir.KV[string, int64]) error {
+			if max, ok := limit.Lookup(o.Key); ok && o.Value > max {
+				c.Emit(o.Key)
+			}
+			return nil
+		})
+	})
+	weir.To(out, "too-much", kafka.Values("too-much", kafka.NoKey, codec.String))
+}
+
+func TestBroadcastStateIsTheSameEverywhere(t *testing.T) {
+	h := weirtest.New(t, rules, weir.Parallelism(4))
+	kv := func(k string, v int64) weir.KV[string, int64] { return weir.KV[string, int64]{Key: k, Value: v} }
+	weirtest.In[weir.KV[string, int64]](h, "limits").Send(kv("a", 5), kv("b", 7), kv("a", 6))
+	weirtest.In[weir.KV[string, int64]](h, "orders").Send(kv("a", 6), kv("a", 7), kv("b", 8), kv("c", 9))
+	weirtest.Out[string](h, "too-much").Want("a", "b")
+	h.Rescale(3)
+	if m := weirtest.Broadcast[string, int64](h, "check", "limit"); len(m) != 2 || m["a"] != 6 {
+		t.Errorf("the limits are %v", m)
+	}
+}
+
+func TestAnUpgradeTakesOverState(t *testing.T) {
+	count := func(id string) func(*weir.App) {
+		return func(app *weir.App) {
+			in := weir.From(app, "in", source.Values("in", codec.String))
+			counts := weir.Aggregate(weir.KeyBy(in, "by", func(s string) string { return s }, codec.String), id, weir.Count[string]())
+			weir.To(counts, "out", kafka.Sink("out", codec.String, codec.Int64))
+		}
+	}
+	h := weirtest.New(t, count("count"))
+	in := weirtest.In[string](h, "in")
+	in.Send("a", "b", "a")
+	if n, _ := weirtest.Value[int64](h, "count", "acc", "a"); n != 2 {
+		t.Errorf("a was counted %d times", n)
+	}
+	err := h.Fails(func() { h.Upgrade(count("renamed")) })
+	if !strings.Contains(err.Error(), `AllowDroppedState("count")`) {
+		t.Errorf("the error is %v", err)
+	}
+	h.Start(weir.AllowDroppedState("count"))
+	in.Send("a")
+	weirtest.Out[weir.KV[string, int64]](h, "out").Want(
+		weir.KV[string, int64]{Key: "a", Value: 1}, weir.KV[string, int64]{Key: "b", Value: 1}, weir.KV[string, int64]{Key: "a", Value: 2}, weir.KV[string, int64]{Key: "a", Value: 1})
+}
+
+// nowhere is a sink that can't be opened.
+type nowhere struct{}
+
+func (nowhere) Check() error   { return nil }
+func (nowhere) String() string { return "nowhere" }
+func (nowhere) Open(sink.Env) (sink.Writer[string], error) {
+	return nil, errors.New("there is nothing")
+}
+
+func TestSinksWithoutTopicsAreNotOpened(t *testing.T) {
+	h := weirtest.New(t, func(app *weir.App) {
+		weir.To(weir.From(app, "in", source.Values("in", codec.String)), "out", nowhere{})
+	})
+	weirtest.In[string](h, "in").Send("a")
+	h.Checkpoint()
+	weirtest.Out[string](h, "out").WantCommitted("a")
+}
+
+func TestFailuresSayWhatIsWrong(t *testing.T) {
+	with := func(f func(h *weirtest.Harness, in *weirtest.Input[payment])) func(t weirtest.TB) {
+		return func(t weirtest.TB) {
+			h := weirtest.New(t, accounts)
+			f(h, weirtest.In[payment](h, "payments"))
+		}
+	}
+	type input = weirtest.Input[payment]
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.In[payment](h, "orders") }), `no source "orders"; it has "payments"`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.In[string](h, "payments") }), `source "payments" has values of type weirtest_test.payment, not string`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Out[balance](h, "balence") }), `no operator "balence"`, `"balances" (to)`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Out[payment](h, "balances") }), `has values of type weirtest_test.balance, not weirtest_test.payment`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Side[payment](h, "late") }), `no side output "late"`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Value[int64](h, "balance", "sum", "a") }), `no state "sum" of operator "balance"; it has balance/total, balance/seen, balance/last`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Value[string](h, "balance", "total", "a") }), "it is a *state.OfValue[int64], not a *state.OfValue[string]")
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Value[int64](h, "balance", "total", 7) }), `operator "balance" has keys of type string, not int`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Timers(h, "balance", "a") }), `operator "balance" has no timers`)
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Watermark(h.Now()) }), `source "payments" tells no event time: give it weir.EventTime`)
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Partition(1) }), "partition 1 of 1")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.AdvanceTo(h.Now().Add(-1)) }), "can't go back")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Stop(); h.Checkpoint() }), "can't take a checkpoint: the app is down")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Start() }), "the app runs")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Fails(func() { in.Send(payment{"1", "a", 1}) }) }), "was expected to fail and goes on")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Send(payment{"bad", "a", 1}) }), `weir: weirtest: operator "balance" failed on payments/0 at offset 0: a bad payment`)
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.DeadLetters() }), "weir.DeadLetters(topic)")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) {
+		in.Send(payment{"1", "a", 1}, payment{"2", "a", 2})
+		weirtest.Out[balance](h, "balances").Want(balance{"a", 1}, balance{"a", 2}, balance{"a", 4})
+	}), `output of "balances":`, "got 2 values, want 3; they differ from number 1 on", "    0  {Account:a Cents:1}", "> 1  got {Account:a Cents:3}, want {Account:a Cents:2}", "> 2  got -, want {Account:a Cents:4}")
+	wantFailure(t, func(t weirtest.TB) { weirtest.New(t, func(*weir.App) {}) }, "cannot build", "it has no weir.From")
+}
