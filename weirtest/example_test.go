@@ -2,6 +2,7 @@ package weirtest_test
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weirstream/weir"
@@ -20,7 +21,7 @@ func (*printer) Fatalf(f string, args ...any) { panic(fmt.Sprintf(f, args...)) }
 func (p *printer) Cleanup(f func())           { p.cleanups = append(p.cleanups, f) }
 
 func (p *printer) end() {
-	for _, f := range p.cleanups {
+	for _, f := range slices.Backward(p.cleanups) {
 		f()
 	}
 }
