@@ -44,6 +44,16 @@ func (a *App) Status() Status {
 	if r := now.Restored; r != nil {
 		s.Restored = &admin.Restored{Checkpoint: r.Checkpoint, How: r.How, Segments: r.Segments, Entries: r.Entries, Took: r.Took.Seconds()}
 	}
+	for _, p := range now.Sinks {
+		to := admin.Sink{Operator: p.Operator, Applied: p.Applied, Latency: p.Latency.Seconds(), PendingCheckpoints: p.PendingCheckpoints, PendingBytes: p.PendingBytes}
+		if !p.Oldest.IsZero() {
+			to.PendingAge = max(time.Since(p.Oldest).Seconds(), 0)
+		}
+		if p.Err != nil {
+			to.Error = p.Err.Error()
+		}
+		s.Sinks = append(s.Sinks, to)
+	}
 	return s
 }
 

@@ -37,6 +37,24 @@ type Status struct {
 	Restarts int `json:"restarts"`
 	// Restored is how the state came at the last start; nil if it did not yet.
 	Restored *Restored `json:"restored,omitempty"`
+	// Sinks are the write-ahead sinks, as far as they tell how far they are.
+	Sinks []Sink `json:"sinks,omitempty"`
+}
+
+// Sink is how far a write-ahead sink is with applying what is committed.
+type Sink struct {
+	Operator string `json:"operator"`
+	// Applied is the newest checkpoint of which everything is applied; 0 if there is none, or
+	// if it is not known yet. Latency is how long after its making that was, in seconds.
+	Applied int64   `json:"applied"`
+	Latency float64 `json:"latencySeconds"`
+	// PendingCheckpoints are committed and not applied, PendingBytes is the size of their
+	// logs, and PendingAge how long ago the oldest of them was made, in seconds.
+	PendingCheckpoints int     `json:"pendingCheckpoints"`
+	PendingBytes       int64   `json:"pendingBytes"`
+	PendingAge         float64 `json:"pendingAgeSeconds"`
+	// Error says why the receiver takes nothing at the moment.
+	Error string `json:"error,omitempty"`
 }
 
 // Restored is how state came.

@@ -13,6 +13,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/redistest"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
@@ -229,3 +230,4 @@ func (e benchEnv) Output() sink.Output      { return nil }
 func (e benchEnv) Context() context.Context { return e.ctx }
 func (e benchEnv) Applier() sink.Applier    { return e.applier }
 func (e benchEnv) Logger() *zap.Logger      { return zap.NewNop() }
+func (e benchEnv) Applied(event.Applied)    {}

@@ -227,6 +227,25 @@ func (i StateCopied) String() string {
 	return fmt.Sprintf("copying state into the local store: %d of %d bytes", i.Bytes, i.Bytes+i.Left)
 }
 
+// Applied says that a write-ahead sink applied at its receiver what was committed.
+type Applied struct {
+	App        string
+	Operator   string
+	Checkpoint int64         // the newest of which everything is applied
+	Logs       int           // how many checkpoints' logs were applied together
+	Operations int64         // that were applied; others were at the receiver already
+	PutAside   int64         // of these, that the receiver refused and that are kept as dead letters
+	Bytes      int64         // of the logs
+	Took       time.Duration // reading the logs and applying them
+	Latency    time.Duration // from the making of the oldest of these checkpoints until it was applied
+	Pending    int64         // bytes of logs that are committed and still to be applied
+}
+
+func (i Applied) String() string {
+	return fmt.Sprintf("sink %q applied checkpoint %d: %d logs, %d operations, %d bytes in %v, %v after the checkpoint; %d bytes are pending",
+		i.Operator, i.Checkpoint, i.Logs, i.Operations, i.Bytes, i.Took.Round(time.Microsecond), i.Latency.Round(time.Microsecond), i.Pending)
+}
+
 // Listener receives events. Nil functions are skipped.
 type Listener struct {
 	CheckpointBegun     func(CheckpointBegun)
@@ -243,6 +262,7 @@ type Listener struct {
 	Merged              func(Merged)
 	StateCopied         func(StateCopied)
 	Followed            func(Followed)
+	Applied             func(Applied)
 }
 
 // Tee returns a listener that calls each of ls in turn, with every function set.
@@ -262,6 +282,7 @@ func Tee(ls ...Listener) Listener {
 		Merged:              tee(ls, func(l Listener) func(Merged) { return l.Merged }),
 		StateCopied:         tee(ls, func(l Listener) func(StateCopied) { return l.StateCopied }),
 		Followed:            tee(ls, func(l Listener) func(Followed) { return l.Followed }),
+		Applied:             tee(ls, func(l Listener) func(Applied) { return l.Applied }),
 	}
 }
 

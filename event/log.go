@@ -26,6 +26,7 @@ func Log(l *zap.Logger) Listener {
 		Merged:              line[Merged](l, zapcore.DebugLevel),
 		StateCopied:         line[StateCopied](l, zapcore.DebugLevel),
 		Followed:            line[Followed](l, zapcore.DebugLevel),
+		Applied:             line[Applied](l, zapcore.DebugLevel),
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/pebble"
 	"github.com/weirstream/weir/state/segment"
@@ -262,6 +263,15 @@ type Status struct {
 	// Restored is how the state of the present incarnation came, or of the last one that
 	// had any; nil if there was none.
 	Restored *event.Restored
+	// Sinks are the write-ahead sinks of the present incarnation that tell how far they
+	// are.
+	Sinks []SinkStatus
+}
+
+// SinkStatus is how far a write-ahead sink is.
+type SinkStatus struct {
+	Operator string
+	sink.Progress
 }
 
 // commitInfo is a committed checkpoint as Status tells it.
@@ -313,6 +323,7 @@ func (inc *incarnation) report(s Status) Status {
 	if r := inc.restored.Load(); r != nil {
 		s.Restored = r
 	}
+	s.Sinks = inc.progress()
 	return s
 }
 

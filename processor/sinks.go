@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
@@ -53,6 +54,11 @@ func (e applierEnv) Instance() string         { return e.inc.cfg.Instance }
 func (e applierEnv) Lineage() string          { return e.inc.lineage }
 func (e applierEnv) Context() context.Context { return e.inc.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return e.inc.cfg.Logger }
+
+func (e applierEnv) Applied(i event.Applied) {
+	i.App, i.Operator = e.inc.cfg.App, e.id
+	e.inc.cfg.Listener.Applied(i)
+}
 
 // openAppliers makes the applier of each sink. The chains, which are built after it,
 // refer to them.
@@ -197,6 +203,19 @@ func (inc *incarnation) runApplier(a applier) error {
 	}
 	// A restart may find a receiver that is well again, but no log that is not damaged.
 	return classifyStore(fmt.Errorf("sink %q: applying what was committed: %w", a.id, err))
+}
+
+// progress is how far the sinks are that tell it.
+func (inc *incarnation) progress() []SinkStatus {
+	inc.mu.Lock()
+	defer inc.mu.Unlock()
+	var all []SinkStatus
+	for _, a := range inc.appliers {
+		if r, ok := a.Applier.(sink.Reporter); ok {
+			all = append(all, SinkStatus{a.id, r.Progress()})
+		}
+	}
+	return all
 }
 
 // closeAppliers releases what the appliers hold, once nothing runs any more.

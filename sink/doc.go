@@ -28,7 +28,8 @@
 //     becomes part of the checkpoint;
 //  4. when it makes the checkpoint, asks the applier which older logs must stay (Keep);
 //  5. after the commit point hands the log to the applier (Committed);
-//  6. hands no input to the subtasks while the applier has too much to do ([Throttler]);
+//  6. hands no input to the subtasks while the applier has too much to do ([Throttler]), and
+//     shows in the app's status how far it is ([Reporter]);
 //  7. at a clean stop, after the last commit, waits until all is applied (Drain), and
 //     closes the applier (Close).
 //

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/weirstream/weir/event"
 )
 
 // Flusher is implemented by a [Writer] that talks to its receiver itself, such as that
@@ -64,6 +66,9 @@ type ApplierEnv interface {
 	Context() context.Context
 	// Logger is the app's.
 	Logger() *zap.Logger
+	// Applied tells the app's listeners that something was applied. App and operator are
+	// filled in.
+	Applied(i event.Applied)
 }
 
 // Log is what a sink's writers logged in one checkpoint.
@@ -145,6 +150,22 @@ type Throttler interface {
 	// it is bounded by what is on its way to the subtasks. Any other error ends the
 	// incarnation.
 	Room(ctx context.Context) error
+}
+
+// Reporter is implemented by an [Applier] that tells how far it is, for the app's status.
+type Reporter interface {
+	// Progress is called from any goroutine, at any time before Close.
+	Progress() Progress
+}
+
+// Progress is how far an applier is.
+type Progress struct {
+	PendingCheckpoints int           // committed, with operations that are not all applied
+	PendingBytes       int64         // of their logs
+	Oldest             time.Time     // when the oldest of them was made; zero if there is none
+	Applied            int64         // the newest checkpoint of which everything is applied; 0: none, or not known yet
+	Latency            time.Duration // from the making of that checkpoint until it was applied; 0: nothing was applied yet
+	Err                error         // why the receiver takes nothing at the moment; nil if it does
 }
 
 // Retriable marks an error that may be over at the next try: the app restarts from its

@@ -98,6 +98,19 @@ func statusTable(s admin.Status) *table {
 	default:
 		t.add("restored", fmt.Sprintf("checkpoint %d, %s, %s in %v", r.Checkpoint, r.How, plural(r.Entries, "entry"), time.Duration(r.Took*float64(time.Second)).Round(time.Millisecond)))
 	}
+	for _, p := range s.Sinks {
+		seconds := func(s float64) time.Duration {
+			return time.Duration(s * float64(time.Second)).Round(time.Millisecond)
+		}
+		is := fmt.Sprintf("applied checkpoint %d, %v after it was made", p.Applied, seconds(p.Latency))
+		if p.PendingCheckpoints > 0 {
+			is += fmt.Sprintf("; %s and %s are pending, for %v", plural(int64(p.PendingCheckpoints), "checkpoint"), size(p.PendingBytes), seconds(p.PendingAge))
+		}
+		if p.Error != "" {
+			is += "; " + p.Error
+		}
+		t.add("sink "+p.Operator, is)
+	}
 	t.add("restarts", strconv.Itoa(s.Restarts))
 	t.add("parallelism", fmt.Sprintf("%d of %d key-groups", s.Parallelism, s.KeyGroups))
 	t.add("state backend", s.Backend)

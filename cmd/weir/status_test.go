@@ -30,7 +30,11 @@ func serveFake(t *testing.T, a *fakeApp) string {
 	t.Helper()
 	a.status = admin.Status{App: "payments", Instance: "host-a", State: "running", Checkpoint: 4711, CommittedAt: &taken, Age: 3.2,
 		Parallelism: 4, KeyGroups: 128, Backend: "pebble", Store: "file:///var/lib/payments", Restarts: 1,
-		Restored: &admin.Restored{Checkpoint: 4000, How: "caught up", Segments: 5, Entries: 90, Took: 0.25}}
+		Restored: &admin.Restored{Checkpoint: 4000, How: "caught up", Segments: 5, Entries: 90, Took: 0.25},
+		Sinks: []admin.Sink{
+			{Operator: "totals", Applied: 4711, Latency: 0.012},
+			{Operator: "board", Applied: 4700, Latency: 0.5, PendingCheckpoints: 11, PendingBytes: 2048, PendingAge: 1.5, Error: "redis is unavailable"},
+		}}
 	srv := httptest.NewServer(admin.Handler(a))
 	t.Cleanup(srv.Close)
 	return srv.URL
@@ -39,7 +43,8 @@ func serveFake(t *testing.T, a *fakeApp) string {
 func TestStatusShowsWhereARunningAppStands(t *testing.T) {
 	url := serveFake(t, &fakeApp{})
 	out := mustRun(t, "status", "--admin", url)
-	for _, want := range []string{"payments", "host-a", "running", "checkpoint 4711, 3s ago", "checkpoint 4000, caught up, 90 entries in 250ms", "4 of 128 key-groups", "pebble", "file:///var/lib/payments"} {
+	for _, want := range []string{"payments", "host-a", "running", "checkpoint 4711, 3s ago", "checkpoint 4000, caught up, 90 entries in 250ms", "4 of 128 key-groups", "pebble", "file:///var/lib/payments",
+		"sink totals", "applied checkpoint 4711, 12ms after it was made\n", "sink board", "applied checkpoint 4700, 500ms after it was made; 11 checkpoints and 2.0 KiB are pending, for 1.5s; redis is unavailable"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("lacks %q:\n%s", want, out)
 		}

@@ -7,8 +7,10 @@ import (
 	"testing"
 )
 
-// Proxy stands between a client and a server. It relays bytes and breaks connections
-// after a number of bytes of answers, so in the middle of one.
+// Proxy stands between a client and a server. It does what [StartToxiproxy] can't: it cuts
+// one connection at a chosen byte of the answers, once; it holds requests back and lets
+// them arrive late; it swallows answers; and it goes over to another server, all while
+// connections are open.
 type Proxy struct {
 	Addr     string
 	server   atomic.Pointer[string]

@@ -1,11 +1,14 @@
 package redistest
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +36,7 @@ const (
 type Server struct {
 	Addr string
 	port int
+	tls  *tls.Config // nil: none
 	c    testcontainers.Container
 }
 
@@ -67,13 +71,35 @@ func start(image string, args []string) (*Server, error) {
 	return startCommand(image, port, append([]string{program, "--bind", "127.0.0.1", "--port", strconv.Itoa(port), "--save", "", "--repl-diskless-sync-delay", "0"}, args...))
 }
 
+// StartTLS starts a server that takes TLS only, with a certificate that it presents, its
+// key, and the authority that clients' certificates must come from, all in PEM. config is
+// that of clients.
+func StartTLS(t testing.TB, cert, key, authority []byte, config *tls.Config, args ...string) *Server {
+	t.Helper()
+	containers.Need(t)
+	port := freePort()
+	var files []testcontainers.ContainerFile
+	const readable = 0o644
+	for name, content := range map[string][]byte{"cert": cert, "key": key, "ca": authority} {
+		files = append(files, testcontainers.ContainerFile{Reader: bytes.NewReader(content), ContainerFilePath: "/tmp/" + name + ".pem", FileMode: readable})
+	}
+	s, err := startCommand(Redis, port, append([]string{"redis-server", "--bind", "127.0.0.1", "--port", "0", "--tls-port", strconv.Itoa(port), "--save", "",
+		"--tls-cert-file", "/tmp/cert.pem", "--tls-key-file", "/tmp/key.pem", "--tls-ca-cert-file", "/tmp/ca.pem"}, args...), testcontainers.WithFiles(files...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.tls = config
+	s.AwaitUp(t)
+	return s
+}
+
 // startCommand starts a container whose command listens at a port.
-func startCommand(image string, port int, command []string) (*Server, error) {
+func startCommand(image string, port int, command []string, more ...testcontainers.ContainerCustomizer) (*Server, error) {
 	s := &Server{port: port, Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	c, err := testcontainers.Run(ctx, image, testcontainers.WithCmd(command...),
-		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.NetworkMode = "host" }))
+	c, err := testcontainers.Run(ctx, image, append(more, testcontainers.WithCmd(command...),
+		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.NetworkMode = "host" }))...)
 	if c != nil {
 		containers.Remove(c)
 		s.c = c
@@ -118,7 +144,7 @@ func Shared(t testing.TB) *Server {
 // Client returns a client that is closed with the test.
 func (s *Server) Client(t testing.TB) *redis.Client {
 	t.Helper()
-	cl := redis.NewClient(&redis.Options{Addr: s.Addr})
+	cl := redis.NewClient(&redis.Options{Addr: s.Addr, TLSConfig: s.tls})
 	t.Cleanup(func() { cl.Close() })
 	return cl
 }
@@ -126,7 +152,7 @@ func (s *Server) Client(t testing.TB) *redis.Client {
 // AwaitUp waits until the server answers and is done loading.
 func (s *Server) AwaitUp(t testing.TB) {
 	t.Helper()
-	cl := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
+	cl := redis.NewClient(&redis.Options{Addr: s.Addr, TLSConfig: s.tls, MaxRetries: -1, DialerRetries: 1})
 	defer cl.Close()
 	Eventually(t, startTimeout, func() error {
 		err := cl.Ping(context.Background()).Err()
@@ -177,17 +203,24 @@ func (s *Server) Exec(t testing.TB, command ...string) string {
 	return string(b)
 }
 
-// StartCluster starts a cluster of three primaries.
-func StartCluster(t testing.TB) []*Server {
+// StartCluster starts a cluster of three primaries, with these arguments each.
+func StartCluster(t testing.TB, args ...string) []*Server {
 	t.Helper()
 	containers.Need(t)
 	nodes := make([]*Server, 3)
 	create := []string{"redis-cli", "--cluster", "create"}
 	for i := range nodes {
-		nodes[i] = Start(t, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort()), "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", "2000")
+		nodes[i] = Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort()), "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", "2000"}, args...)...)
 		create = append(create, nodes[i].Addr)
 	}
 	nodes[0].Exec(t, append(create, "--cluster-yes")...)
+	AwaitCluster(t, nodes)
+	return nodes
+}
+
+// AwaitCluster waits until every node says that the cluster is well.
+func AwaitCluster(t testing.TB, nodes []*Server) {
+	t.Helper()
 	for _, n := range nodes {
 		cl := n.Client(t)
 		Eventually(t, startTimeout, func() error {
@@ -198,7 +231,95 @@ func StartCluster(t testing.TB) []*Server {
 			return err
 		})
 	}
-	return nodes
+}
+
+// MoveSlot moves the slot of a key from the node that has it to the next one, a key at a
+// time. It may be called from any goroutine.
+func MoveSlot(ctx context.Context, nodes []*Server, key string) error {
+	const (
+		migrateTimeout = 30 * time.Second
+		stays          = 5 * time.Millisecond // the slot stays half moved for a while, as with a large one
+	)
+	cls := make([]*redis.Client, len(nodes))
+	ids := make([]string, len(nodes))
+	for i, n := range nodes {
+		cls[i] = redis.NewClient(&redis.Options{Addr: n.Addr})
+		defer cls[i].Close()
+		id, err := cls[i].ClusterMyID(ctx).Result()
+		if err != nil {
+			return err
+		}
+		ids[i] = id
+	}
+	slot, err := cls[0].ClusterKeySlot(ctx, key).Result()
+	if err != nil {
+		return err
+	}
+	shards, err := cls[0].ClusterShards(ctx).Result()
+	if err != nil {
+		return err
+	}
+	from := -1
+	for _, s := range shards {
+		for _, r := range s.Slots {
+			if slot >= r.Start && slot <= r.End {
+				from = slices.Index(ids, s.Nodes[0].ID)
+			}
+		}
+	}
+	if from < 0 {
+		return fmt.Errorf("nobody has slot %d", slot)
+	}
+	to := (from + 1) % len(nodes)
+	host, port, _ := strings.Cut(nodes[to].Addr, ":")
+	if err := errors.Join(cls[to].Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[from]).Err(), cls[from].Do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[to]).Err()); err != nil {
+		return err
+	}
+	for {
+		keys, err := cls[from].ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
+		if err != nil {
+			return err
+		}
+		if len(keys) == 0 {
+			break
+		}
+		if err := cls[from].Migrate(ctx, host, port, keys[0], 0, migrateTimeout).Err(); err != nil {
+			return err
+		}
+		time.Sleep(stays)
+	}
+	// The new owner first, then the old one: in between both take it for theirs, which
+	// nobody sees, because the old one has no key left and sends everybody on.
+	order := []int{to, from}
+	for i := range nodes {
+		if i != to && i != from {
+			order = append(order, i)
+		}
+	}
+	for _, i := range order {
+		if err := cls[i].Do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", ids[to]).Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AwaitReplica waits until a replica of the server has all that was written so far.
+func (s *Server) AwaitReplica(t testing.TB) {
+	t.Helper()
+	// WAIT counts what its own connection wrote, so it has to write something.
+	cl := s.Client(t).Conn()
+	defer cl.Close()
+	Eventually(t, startTimeout, func() error {
+		if err := cl.Set(context.Background(), "redistest:await", "", 0).Err(); err != nil {
+			return err
+		}
+		n, err := cl.Wait(context.Background(), 1, time.Second).Result()
+		if err == nil && n < 1 {
+			err = errors.New("no replica has everything")
+		}
+		return err
+	})
 }
 
 // Eventually polls until check returns nil.

@@ -1,14 +1,19 @@
 package redis_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -55,8 +60,10 @@ func produce(t *testing.T, brokers []string, topic string, values []string) {
 	}
 }
 
-func TestCountsInRedisAreRightAfterReplays(t *testing.T) {
-	s := redistest.Shared(t)
+// countWithReplays counts words into Redis, by an app that fails and replays again and
+// again, and returns the right counts.
+func countWithReplays(t *testing.T, name, addr string, f func(u *redis.Upserts, kv weir.KV[string, int64])) map[string]int {
+	t.Helper()
 	brokers := broker(t, 4, "words")
 	var words []string
 	want := map[string]int{}
@@ -69,7 +76,7 @@ func TestCountsInRedisAreRightAfterReplays(t *testing.T) {
 
 	again := errors.New("once more")
 	seen, replays := 0, 0
-	app := weir.New("upserts", weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"),
+	app := weir.New(name, weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"),
 		weir.CheckpointEvery(20*time.Millisecond), weir.Restart(weir.RestartPolicy{Limit: 20, Initial: time.Millisecond, Max: time.Millisecond, Quiet: time.Hour}), weir.Parallelism(2), weir.Drain())
 	in := weir.From(app, "in", source.Values("words", codec.String))
 	byWord := weir.KeyBy(in, "by-word", func(w string) string { return w }, codec.String)
@@ -83,10 +90,8 @@ func TestCountsInRedisAreRightAfterReplays(t *testing.T) {
 		}
 		return kv, nil
 	})
-	o := redis.Options{Addrs: []string{s.Addr}, Prefix: "upserts:"}
-	weir.To(failing, "out", redis.Upsert(o, func(u *redis.Upserts, kv weir.KV[string, int64]) {
-		u.HSet("counts", kv.Key, strconv.FormatInt(kv.Value, 10))
-	}, redis.BatchSize(100, 1<<20)))
+	o := redis.Options{Addrs: []string{addr}, Prefix: name + ":"}
+	weir.To(failing, "out", redis.Upsert(o, f, redis.BatchSize(100, 1<<20)))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := app.Run(ctx); err != nil {
@@ -95,7 +100,13 @@ func TestCountsInRedisAreRightAfterReplays(t *testing.T) {
 	if replays == 0 {
 		t.Error("nothing was replayed")
 	}
-	got, err := s.Client(t).HGetAll(t.Context(), "upserts:counts").Result()
+	return want
+}
+
+// wantCounts compares the hash of counts.
+func wantCounts(t *testing.T, cl *goredis.Client, key string, want map[string]int) {
+	t.Helper()
+	got, err := cl.HGetAll(t.Context(), key).Result()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,5 +117,87 @@ func TestCountsInRedisAreRightAfterReplays(t *testing.T) {
 	}
 	if len(got) != len(want) {
 		t.Errorf("%d words, want %d", len(got), len(want))
+	}
+}
+
+func TestCountsInRedisAreRightAfterReplays(t *testing.T) {
+	s := redistest.Shared(t)
+	want := countWithReplays(t, "upserts", s.Addr, func(u *redis.Upserts, kv weir.KV[string, int64]) {
+		u.HSet("counts", kv.Key, strconv.FormatInt(kv.Value, 10))
+	})
+	wantCounts(t, s.Client(t), "upserts:counts", want)
+}
+
+// monitor has Redis show all commands from now on, one a line.
+func monitor(t *testing.T, addr string) *bufio.Scanner {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, "MONITOR\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	conn.SetReadDeadline(time.Now().Add(2 * time.Minute))
+	lines := bufio.NewScanner(conn)
+	lines.Buffer(nil, 1<<20) // a batch of commands is one line
+	if !lines.Scan() || lines.Text() != "+OK" {
+		t.Fatalf("%q, %v", lines.Text(), lines.Err())
+	}
+	return lines
+}
+
+// TestS37_AppThatReplaysNeverShowsAnOlderValueUnderTheGuard watches what readers see while
+// an app replays. Redis tells of every write, so nothing is missed.
+func TestS37_AppThatReplaysNeverShowsAnOlderValueUnderTheGuard(t *testing.T) {
+	s := redistest.Start(t)
+	for _, guarded := range []bool{true, false} {
+		name := fmt.Sprint("guarded-", guarded)
+		cl := s.Client(t)
+		shown := monitor(t, s.Addr)
+		want := countWithReplays(t, name, s.Addr, func(u *redis.Upserts, kv weir.KV[string, int64]) {
+			if guarded {
+				u.Guard(kv.Value)
+			}
+			u.Set("count:"+kv.Key, strconv.FormatInt(kv.Value, 10))
+		})
+		cl.Get(t.Context(), name+":end")
+		highest, back, writes := map[string]int{}, 0, 0
+		for {
+			if !shown.Scan() {
+				t.Fatalf("the monitor does not show the end: %v", shown.Err())
+			}
+			line := shown.Text()
+			if strings.Contains(line, name+":end") {
+				break
+			}
+			// +1700000000.000000 [0 lua] "SET" "guarded-true:count:w1" "17"
+			words := strings.Split(line, `"`)
+			if len(words) < 6 || !strings.EqualFold(words[1], "set") || !strings.HasPrefix(words[3], name+":count:") {
+				continue
+			}
+			v, err := strconv.Atoi(words[5])
+			if err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			writes++
+			if v < highest[words[3]] {
+				back++
+			}
+			highest[words[3]] = max(v, highest[words[3]])
+		}
+		if guarded && back > 0 {
+			t.Errorf("under the guard an older value was written %d times", back)
+		}
+		if !guarded && back == 0 {
+			t.Error("without the guard nothing went back: the test shows nothing")
+		}
+		for w, n := range want {
+			if got := cl.Get(t.Context(), name+":count:"+w).Val(); got != strconv.Itoa(n) {
+				t.Errorf("%s was counted %s times, want %d", w, got, n)
+			}
+		}
+		t.Logf("guarded %v: %d writes, %d of them of an older value", guarded, writes, back)
 	}
 }

@@ -172,7 +172,7 @@ func (a *applier) run(ctx context.Context) error {
 }
 
 func (a *applier) patience() *patience {
-	return &patience{giveUp: a.set.giveUp, log: a.env.Logger(), sink: a.env.Operator()}
+	return &patience{giveUp: a.set.giveUp, unreachable: a.set.unreachable, log: a.env.Logger(), sink: a.env.Operator()}
 }
 
 // next waits for logs and returns those to apply in one round. Meanwhile it looks whether
@@ -374,6 +374,22 @@ func (a *applier) count(commands, aside int64) {
 	defer a.mu.Unlock()
 	a.status.Commands += commands
 	a.status.PutAside += aside
+}
+
+// counted returns what was counted so far.
+func (a *applier) counted() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.status
+}
+
+// Progress implements [sink.Reporter].
+func (a *applier) Progress() sink.Progress {
+	s := a.state()
+	return sink.Progress{
+		PendingCheckpoints: s.PendingCheckpoints, PendingBytes: s.PendingBytes, Oldest: s.Oldest,
+		Applied: s.Applied, Latency: s.Latency, Err: s.Err,
+	}
 }
 
 // Close implements [sink.Applier].

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
 
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/sink"
 )
@@ -64,13 +66,14 @@ func readParts(ctx context.Context, l sink.Log) ([]part, error) {
 	return parts, nil
 }
 
-// eachOperation calls f for the operations of parts, in order.
+// eachOperation calls f for the operations of parts, which were verified when they were
+// read, in order.
 func eachOperation(parts []part, f func(op *operation)) error {
 	var op operation
 	for _, p := range parts {
 		for rest := p.operations; len(rest) > 0; {
 			var err error
-			if rest, err = op.decode(rest); err != nil {
+			if rest, err = op.next(rest); err != nil {
 				return err
 			}
 			f(&op)
@@ -95,6 +98,7 @@ func lanesOf(ctx context.Context, lay layout, l sink.Log) (map[lane]position, []
 
 // apply applies logs, which are the oldest of the queue, and notes that they are.
 func (a *applier) apply(ctx context.Context, logs []sink.Log) error {
+	begun, before := time.Now(), a.counted()
 	var (
 		batches []*batch
 		found   []loggedBase
@@ -118,51 +122,104 @@ func (a *applier) apply(ctx context.Context, logs []sink.Log) error {
 	if err := a.send(ctx, batches); err != nil {
 		return err
 	}
+	i := event.Applied{}
+	var oldest time.Time
+	for _, l := range logs { // applied drops them
+		if l.Bytes > 0 {
+			if i.Logs++; i.Logs == 1 {
+				oldest = l.Created
+			}
+			i.Checkpoint = l.Checkpoint
+			i.Bytes += l.Bytes
+		}
+	}
 	a.applied(logs, ends, found)
+	if i.Logs == 0 {
+		return nil
+	}
+	now := a.counted()
+	i.Operations, i.PutAside = now.Commands-before.Commands, now.PutAside-before.PutAside
+	i.Took, i.Latency, i.Pending = time.Since(begun), time.Since(oldest), a.pending.Load()
+	if i.PutAside > 0 {
+		a.env.Logger().Warn("Redis refused commands; they are on the list of dead letters", zap.String("sink", a.env.Operator()), zap.Int64("commands", i.PutAside), zap.Int64("checkpoint", i.Checkpoint))
+	}
+	a.env.Applied(i)
 	return nil
+}
+
+// course is how far a lane is while a log is cut.
+type course struct {
+	operations int64    // of the log, so far
+	at         position // of the marker, once all that was cut before open is applied
+	open       *batch   // the next operation may be added to it; nil: none
 }
 
 // cut cuts what is to be applied of a log into batches, and returns where the log leaves its
 // lanes.
 func (a *applier) cut(l sink.Log, parts []part, batches *[]*batch) (map[lane]position, error) {
-	ends := map[lane]position{}
-	open := map[lane]*batch{}
+	left := 0 // bytes
+	for _, p := range parts {
+		left += len(p.operations)
+	}
+	courses := map[lane]*course{}
+	var (
+		c  *course
+		of lane // of c
+	)
 	err := eachOperation(parts, func(op *operation) {
 		n := a.layout.lane(op.slot)
-		before := position{l.Lineage, l.Checkpoint, ends[n].operations}
+		if c == nil || n != of {
+			if c, of = courses[n], n; c == nil {
+				c = &course{at: a.at[n]}
+				courses[n] = c
+			}
+		}
+		before := position{l.Lineage, l.Checkpoint, c.operations}
+		c.operations++
 		after := before
 		after.operations++
-		ends[n] = after
-		if a.at[n].compare(after) >= 0 {
+		if c.at.compare(after) >= 0 {
 			return // Redis has it
 		}
-		b := open[n]
+		b := c.open
 		if b != nil && !b.transacted && (len(b.ends) >= a.set.batchOps || len(b.commands)+len(op.command) > a.set.batchBytes) {
-			a.at[n], b = b.next(), nil
+			c.at, b = b.next(), nil
 		}
 		if b == nil {
-			b = &batch{lane: n, prev: a.at[n], log: before}
-			open[n] = b
+			b = &batch{lane: n, prev: c.at, log: before}
+			if !a.layout.cluster { // else it is one of many
+				b.commands = make([]byte, 0, min(left, a.set.batchBytes))
+				b.ends = make([]int, 0, a.set.batchOps)
+			}
+			c.open = b
 			*batches = append(*batches, b)
 		}
 		b.commands = append(b.commands, op.command...)
 		b.ends = append(b.ends, len(b.commands))
 		b.transacted = op.flags&flagJoined != 0
+		left -= len(op.command)
 		if a.layout.cluster {
 			for _, k := range op.keys {
 				b.keys = append(b.keys, string(op.args()[k]))
 			}
 		}
 	})
-	for n, b := range open {
-		a.at[n] = b.next()
+	if err != nil {
+		return nil, err
 	}
-	for n, end := range ends {
-		if m := a.at[n]; m.checkpoint == l.Checkpoint && m.compare(end) > 0 {
+	ends := make(map[lane]position, len(courses))
+	for n, c := range courses {
+		if c.open != nil {
+			c.at = c.open.next()
+			a.at[n] = c.at
+		}
+		end := position{l.Lineage, l.Checkpoint, c.operations}
+		ends[n] = end
+		if m := c.at; m.checkpoint == l.Checkpoint && m.compare(end) > 0 {
 			return nil, &ForeignError{Sink: a.env.Operator(), Restored: a.restored, Key: a.marker(n), Marker: m.String() + fmt.Sprintf(", and its log has %d operations", end.operations), Lanes: 1}
 		}
 	}
-	return ends, err
+	return ends, nil
 }
 
 // mostIdle is how many attempts may get nowhere before there is a pause.

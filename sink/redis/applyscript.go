@@ -26,9 +26,10 @@ local done = tonumber(ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3] .. ' ' .. ARGV[4])
 local at, aside, command = 0, 0, nil
 local failed = false
+local commands, next, call, unpack, type = ARGV[6], cmsgpack.unpack_one, redis.pcall, unpack, type
 while at >= 0 do
-  at, command = cmsgpack.unpack_one(ARGV[6], at)
-  local r = redis.pcall(unpack(command))
+  at, command = next(commands, at)
+  local r = call(unpack(command))
   if type(r) == 'table' and r.err then
     local own = string.find(r.err, '^WRONGTYPE') or string.find(r.err, '^ERR')
     if string.find(r.err, 'non local key', 1, true) or string.find(r.err, 'ACL failure', 1, true) then own = false end
@@ -37,7 +38,7 @@ while at >= 0 do
       break
     end
     local entry = ARGV[2] .. string.format('%.0f', done) .. ' ' .. ARGV[4] .. '\n' .. r.err .. '\n' .. cmsgpack.pack(command)
-    r = redis.pcall('RPUSH', KEYS[2], entry)
+    r = call('RPUSH', KEYS[2], entry)
     if type(r) == 'table' and r.err then
       failed = r.err
       break

@@ -65,7 +65,11 @@ func (b *Batch) XAdd(key string, fieldValues ...string) {
 
 // Do adds any command that Redis runs in a script. Which arguments are keys is said by
 // [Key]; there must be one.
-func (b *Batch) Do(name string, args ...any) { b.do(name, args) }
+func (b *Batch) Do(name string, args ...any) {
+	if !b.refuseUnscripted(name) {
+		b.do(name, args)
+	}
+}
 
 // Transaction applies the commands that f adds in one step: nobody sees some of them
 // without the others. On a cluster their keys must be in one slot. As with MULTI, a

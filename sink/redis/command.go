@@ -325,7 +325,25 @@ func (u *Upserts) Do(name string, args ...any) {
 		u.fail(fmt.Errorf("%w: an idempotent sink cannot run %s, which a replay would repeat; use redis.WriteAhead", ErrNotIdempotent, strings.ToUpper(name)))
 		return
 	}
+	if u.guard != nil && u.refuseUnscripted(name) {
+		return
+	}
 	u.do(name, args)
+}
+
+// unscripted are the commands that Redis and Valkey refuse to run in a script.
+var unscripted = strings.Fields(`
+	AUTH BGREWRITEAOF BGSAVE DEBUG DISCARD EVAL EVALSHA EVALSHA_RO EVAL_RO EXEC FAILOVER FCALL FCALL_RO HELLO MONITOR MULTI PSUBSCRIBE
+	PSYNC PUNSUBSCRIBE QUIT REPLCONF REPLICAOF RESET ROLE SAVE SHUTDOWN SLAVEOF SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE SYNC UNSUBSCRIBE
+	UNWATCH WATCH`)
+
+// refuseUnscripted refuses a command that can't be in a script.
+func (c *commands) refuseUnscripted(name string) bool {
+	if !slices.Contains(unscripted, strings.ToUpper(name)) {
+		return false
+	}
+	c.fail(fmt.Errorf("%w: %s", ErrNotInScript, strings.ToUpper(name)))
+	return true
 }
 
 // repeats are commands whose effect adds up if they are repeated.

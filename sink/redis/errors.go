@@ -2,8 +2,10 @@ package redis
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -17,12 +19,15 @@ var (
 	// be changed like that.
 	ErrRefused = errors.New("command refused")
 	// ErrNotInScript: the command can't be in a script, so neither in a write-ahead sink nor
-	// under a version guard.
+	// under a version guard. Of the commands that the sinks know it is found when the record
+	// is processed.
 	ErrNotInScript = errors.New("command not allowed in a script")
 	// ErrMemory: the memory limit is reached, and Redis evicts nothing.
 	ErrMemory = errors.New("redis is out of memory")
 	// ErrAuth: user or password are missing or wrong.
 	ErrAuth = errors.New("authentication failed")
+	// ErrTLS: one side does not accept the other's certificate, or the answer is not TLS.
+	ErrTLS = errors.New("TLS with Redis failed")
 	// ErrPermission: the user may not run the command or touch the key.
 	ErrPermission = errors.New("no permission in Redis")
 	// ErrReadOnly: the server is a replica.
@@ -96,11 +101,25 @@ func classify(err error) error {
 	case errors.Is(err, context.Canceled):
 		return err
 	}
+	if refusedTLS(err) {
+		return &serverError{kind: ErrTLS, err: err, hint: "check Options.TLS: authority, server name and client certificate"}
+	}
 	var answer goredis.Error
 	if !errors.As(err, &answer) || errors.Is(err, goredis.Nil) {
 		return &serverError{kind: ErrUnavailable, err: err}
 	}
 	return classifyText(answer.Error(), err)
+}
+
+// refusedTLS tells whether a connection failed because of what TLS says about it.
+func refusedTLS(err error) bool {
+	var (
+		cert   *tls.CertificateVerificationError
+		header tls.RecordHeaderError
+		op     *net.OpError
+	)
+	// crypto/tls reports an alert of the other side as such an operation.
+	return errors.As(err, &cert) || errors.As(err, &header) || errors.As(err, &op) && op.Op == "remote error"
 }
 
 // classifyText classifies an answer, which a script may have passed on.
@@ -127,7 +146,7 @@ func unavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
 // passing tells whether somebody has to do something, but a failover or an operator may do
 // it without a restart of the app.
 func passing(err error) bool {
-	return errors.Is(err, ErrMemory) || errors.Is(err, ErrReadOnly) || errors.Is(err, ErrPersistence)
+	return errors.Is(err, ErrTLS) || errors.Is(err, ErrMemory) || errors.Is(err, ErrReadOnly) || errors.Is(err, ErrPersistence)
 }
 
 // CommandError is the failure of one command. Unwrap leads to its class.

@@ -65,8 +65,29 @@ func (r *reader) bytes(n uint64) []byte {
 	return b
 }
 
-// decode decodes an operation, which aliases b, and returns what follows.
+// decode decodes an operation, which aliases b, verifies it, and returns what follows.
 func (o *operation) decode(b []byte) ([]byte, error) {
+	rest, err := o.next(b)
+	if err != nil {
+		return nil, err
+	}
+	args, left, err := readArrayHeader(o.command)
+	if err != nil || args < 1 || args > maxArgs {
+		return nil, malformed("command")
+	}
+	for range args {
+		if _, left, err = readString(left); err != nil {
+			return nil, malformed("command")
+		}
+	}
+	if len(left) > 0 || !sort.IntsAreSorted(o.keys) || o.keys[0] < 1 || o.keys[len(o.keys)-1] >= args {
+		return nil, malformed("command")
+	}
+	return rest, nil
+}
+
+// next is decode of an operation that was verified before: it doesn't look into the command.
+func (o *operation) next(b []byte) ([]byte, error) {
 	if len(b) < 3 {
 		return nil, malformed("truncated")
 	}
@@ -93,18 +114,6 @@ func (o *operation) decode(b []byte) ([]byte, error) {
 	o.command = r.bytes(r.uvarint())
 	if r.bad {
 		return nil, malformed("truncated")
-	}
-	args, rest, err := readArrayHeader(o.command)
-	if err != nil || args < 1 || args > maxArgs {
-		return nil, malformed("command")
-	}
-	for range args {
-		if _, rest, err = readString(rest); err != nil {
-			return nil, malformed("command")
-		}
-	}
-	if len(rest) > 0 || !sort.IntsAreSorted(o.keys) || o.keys[0] < 1 || o.keys[len(o.keys)-1] >= args {
-		return nil, malformed("command")
 	}
 	return r.b, nil
 }

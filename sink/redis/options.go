@@ -142,6 +142,7 @@ type settings struct {
 	batchOps, batchBytes int
 	inFlight             int
 	giveUp               time.Duration
+	unreachable          time.Duration // 0: without a limit
 	deadLetters          bool
 	refused              func(error) error
 	versionsFor          time.Duration
@@ -193,11 +194,22 @@ func InFlight(batches int) Option {
 // GiveUpAfter is how long a sink keeps trying while Redis answers that it can't write:
 // out of memory, a read-only replica, not durable enough. After that the app stops with
 // [ErrMemory], [ErrReadOnly] or [ErrPersistence]. A Redis that can't be reached is waited
-// for without a limit, while the stream is held. Default one minute.
+// for as long as [UnreachableFor] says. Default one minute.
 func GiveUpAfter(d time.Duration) Option {
 	return option(func(s *settings) {
 		if s.giveUp = d; d < 0 {
 			s.bad("GiveUpAfter(%v)", d)
+		}
+	})
+}
+
+// UnreachableFor is how long a sink waits for a Redis that can't be reached. After that the
+// app stops with [ErrUnavailable]; nothing is lost, the next start goes on. Default 0:
+// without a limit.
+func UnreachableFor(d time.Duration) Option {
+	return option(func(s *settings) {
+		if s.unreachable = d; d < 0 {
+			s.bad("UnreachableFor(%v)", d)
 		}
 	})
 }

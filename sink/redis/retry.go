@@ -16,12 +16,14 @@ const (
 
 // patience decides how often and how long something is tried again.
 type patience struct {
-	giveUp time.Duration
-	log    *zap.Logger // nil: none
-	sink   string
+	giveUp      time.Duration
+	unreachable time.Duration // 0: no limit
+	log         *zap.Logger   // nil: none
+	sink        string
 
 	pause time.Duration
 	since time.Time // of the first refusal in a row
+	away  time.Time // of the first failure to reach Redis in a row
 }
 
 // again waits and returns nil if what failed with err is to be tried again, or what it
@@ -34,7 +36,14 @@ func (p *patience) again(ctx context.Context, err error) error {
 	switch {
 	case unavailable(err):
 		p.since = time.Time{}
+		if p.away.IsZero() {
+			p.away = now
+		}
+		if p.unreachable > 0 && now.Sub(p.away) >= p.unreachable {
+			return err
+		}
 	case passing(err):
+		p.away = time.Time{}
 		if p.since.IsZero() {
 			p.since = now
 		}
@@ -63,4 +72,4 @@ func (p *patience) again(ctx context.Context, err error) error {
 }
 
 // progress says that Redis took something.
-func (p *patience) progress() { p.pause, p.since = 0, time.Time{} }
+func (p *patience) progress() { p.pause, p.since, p.away = 0, time.Time{}, time.Time{} }

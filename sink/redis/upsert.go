@@ -216,7 +216,7 @@ func (p *pipeline) write(cl goredis.UniversalClient, b upsertBatch) error {
 	if err != nil {
 		return err
 	}
-	again := patience{giveUp: p.set.giveUp, sink: p.sink}
+	again := patience{giveUp: p.set.giveUp, unreachable: p.set.unreachable, sink: p.sink}
 	for {
 		sent := make([]*goredis.Cmd, len(cmds))
 		for i := range cmds {

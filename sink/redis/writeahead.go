@@ -128,6 +128,7 @@ var _ interface {
 var _ interface {
 	sink.Applier
 	sink.Throttler
+	sink.Reporter
 } = (*applier)(nil)
 
 // Room implements [sink.Throttler]: it returns when less is pending than the bound.

@@ -16,6 +16,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/redistest"
 	"github.com/weirstream/weir/sink"
 )
@@ -36,10 +37,26 @@ type world struct {
 	n      int // pushes so far
 	lists  map[string][]string
 	counts map[string]int64
+
+	onApplier func(a *applier) // before it is used; nil: nothing
+
+	events *applications
+}
+
+// applications are the events of a world.
+type applications struct {
+	mu  sync.Mutex
+	all []event.Applied
+}
+
+func (a *applications) add(i event.Applied) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.all = append(a.all, i)
 }
 
 func newWorld(t *testing.T, o Options, set ...Option) *world {
-	return &world{t: t, opts: o, set: set, app: fresh(), lineage: "00000000000000a1", rng: rand.New(rand.NewPCG(1, 2)), lists: map[string][]string{}, counts: map[string]int64{}}
+	return &world{t: t, opts: o, set: set, app: fresh(), lineage: "00000000000000a1", rng: rand.New(rand.NewPCG(1, 2)), lists: map[string][]string{}, counts: map[string]int64{}, events: &applications{}}
 }
 
 // push is a value: an element of a list, which also counts.
@@ -105,6 +122,7 @@ func (e applierEnv) Instance() string         { return "host-a" }
 func (e applierEnv) Lineage() string          { return e.w.lineage }
 func (e applierEnv) Context() context.Context { return e.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return zap.NewNop() }
+func (e applierEnv) Applied(i event.Applied)  { e.w.events.add(i) }
 
 // life is one process.
 type life struct {
@@ -134,6 +152,9 @@ func (w *world) beginWith(f func(b *Batch, p push), extra ...Option) (*life, err
 	var err error
 	if l.applier, err = l.sink.Applier(applierEnv{w, l.ctx}); err != nil {
 		w.t.Fatal(err)
+	}
+	if w.onApplier != nil {
+		w.onApplier(l.applier.(*applier))
 	}
 	for range 2 {
 		wr, err := l.sink.Open(writerEnv{ctx: l.ctx, name: "out", applier: l.applier})
@@ -463,13 +484,7 @@ func TestS35_ReplicaThatLacksTheTailIsBroughtUp(t *testing.T) {
 		rc := replica.Client(t)
 		l.checkpoint(w.pushes(200)...)
 		l.drain()
-		pc := redisClient(t, primary.Addr)
-		redistest.Eventually(t, soon, func() error {
-			if n, err := pc.Wait(t.Context(), 1, time.Second).Result(); err != nil || n < 1 {
-				return fmt.Errorf("%d replicas are up to date: %v", n, err)
-			}
-			return nil
-		})
+		primary.AwaitReplica(t)
 		// From here on the replica hears nothing, and is promoted later.
 		if err := rc.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 			t.Fatal(err)
@@ -1016,10 +1031,8 @@ func TestRefusalsOfTheWholeServerApplyNothingAndNameThemselves(t *testing.T) {
 func TestS35_SlotsThatMoveLoseNothing(t *testing.T) {
 	nodes := redistest.StartCluster(t)
 	o := Options{Prefix: "p:", Cluster: true}
-	var ids []string
 	for _, n := range nodes {
 		o.Addrs = append(o.Addrs, n.Addr)
-		ids = append(ids, n.Client(t).Do(t.Context(), "CLUSTER", "MYID").Val().(string))
 	}
 	w := newWorld(t, o, BatchSize(5, 1<<20))
 	l := w.mustBegin()
@@ -1028,7 +1041,7 @@ func TestS35_SlotsThatMoveLoseNothing(t *testing.T) {
 	go func() {
 		moved <- func() error {
 			for k := range 30 {
-				if err := moveSlot(t, nodes, ids, slotOf([]byte(o.Prefix+"l"+strconv.Itoa(k)))); err != nil {
+				if err := redistest.MoveSlot(t.Context(), nodes, o.Prefix+"l"+strconv.Itoa(k)); err != nil {
 					return err
 				}
 			}
@@ -1053,52 +1066,6 @@ func TestS35_SlotsThatMoveLoseNothing(t *testing.T) {
 	}
 	w.verify()
 	t.Logf("%d operations while 30 slots moved", 3*w.n)
-}
-
-// moveSlot moves a slot from the node that has it to the next one, a key at a time.
-func moveSlot(t *testing.T, nodes []*redistest.Server, ids []string, slot uint16) error {
-	ctx := t.Context()
-	from := -1
-	cls := make([]*goredis.Client, len(nodes))
-	for i, n := range nodes {
-		cls[i] = goredis.NewClient(&goredis.Options{Addr: n.Addr})
-		defer cls[i].Close()
-	}
-	shards, err := cls[0].ClusterShards(ctx).Result()
-	if err != nil {
-		return err
-	}
-	for _, s := range shards {
-		for _, r := range s.Slots {
-			if int64(slot) >= r.Start && int64(slot) <= r.End {
-				from = slices.Index(ids, s.Nodes[0].ID)
-			}
-		}
-	}
-	to := (from + 1) % len(nodes)
-	host, port, _ := strings.Cut(nodes[to].Addr, ":")
-	if err := errors.Join(cls[to].Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[from]).Err(), cls[from].Do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[to]).Err()); err != nil {
-		return err
-	}
-	for {
-		keys, err := cls[from].ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
-		if err != nil {
-			return err
-		}
-		if len(keys) == 0 {
-			break
-		}
-		if err := cls[from].Migrate(ctx, host, port, keys[0], 0, soon).Err(); err != nil {
-			return err
-		}
-		time.Sleep(5 * time.Millisecond) // the slot stays like that for a while, as with a large one
-	}
-	for _, i := range []int{to, from, 3 - to - from} {
-		if err := cls[i].Do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", ids[to]).Err(); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func TestRightsOnAClusterAreEnough(t *testing.T) {

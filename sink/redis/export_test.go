@@ -1,0 +1,7 @@
+package redis
+
+// ClusterForTest are the options of a cluster that all tests share.
+var ClusterForTest = clusterOptions
+
+// FreshForTest returns a name that no other test uses.
+var FreshForTest = fresh
