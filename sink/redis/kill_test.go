@@ -2,7 +2,6 @@ package redis_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,13 +22,22 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/containers"
+	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/internal/redistest"
 	"github.com/weirstream/weir/sink/redis"
 	"github.com/weirstream/weir/source"
 )
 
-// serviceEnv makes the test binary the service that a test starts and kills.
+// serviceEnv makes the test binary the service that a test starts and kills. Its words are
+// the broker, a directory, "server" or "cluster", and Redis's addresses.
 const serviceEnv = "WEIR_REDIS_TEST_SERVICE"
+
+const (
+	killedPrefix     = "killed:"
+	killedPartitions = 4
+	killedPlayers    = 20
+)
 
 // topology counts points of players in Redis, by commands that must not be repeated.
 func topology(app *weir.App, o redis.Options) {
@@ -51,15 +60,13 @@ func topology(app *weir.App, o redis.Options) {
 
 // serve is the service.
 func serve() int {
-	var where []string
-	for w := range strings.SplitSeq(os.Getenv(serviceEnv), " ") {
-		where = append(where, w)
-	}
+	where := strings.Fields(os.Getenv(serviceEnv))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	app := weir.New("killed", weir.Brokers(where[0]), weir.CheckpointStore("file://"+where[1]), weir.InstanceID("a"),
-		weir.CheckpointEvery(20*time.Millisecond), weir.Parallelism(2), weir.KeyGroups(16))
-	topology(app, redis.Options{Addrs: []string{where[2]}, Prefix: "killed:", Timeout: time.Second})
+		weir.CheckpointEvery(20*time.Millisecond), weir.Parallelism(2), weir.KeyGroups(16),
+		weir.Restart(weir.RestartPolicy{Limit: 100, Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond, Quiet: time.Minute}))
+	topology(app, redis.Options{Addrs: where[3:], Cluster: where[2] == "cluster", Prefix: killedPrefix, Timeout: time.Second})
 	if err := app.Run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -67,128 +74,147 @@ func serve() int {
 	return 0
 }
 
-// TestS34_ServiceAndRedisAreKilledAtRandom: kill -9 of a service, and of Redis, at random
-// instants while input flows. Lists are compared element by element.
-func TestS34_ServiceAndRedisAreKilledAtRandom(t *testing.T) {
-	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "everysec")
-	const kills, partitions, players = 100, 4, 20
-	brokers := broker(t, partitions, "points")
-	dir := t.TempDir()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+// trial runs lives of the service, and has the oracle.
+type trial struct {
+	t       *testing.T
+	binary  string
+	brokers []string
+	dir     string
+	where   []string // "server" or "cluster", and addresses
+	look    goredis.UniversalClient
+	feeder  *kgo.Client
+	rng     *rand.Rand
+
+	want map[string][]string // of each player, in order
+	n    int
+	life int
+}
+
+// newTrial makes a trial whose service reaches Redis by where; look is a client that nobody
+// breaks.
+func newTrial(t *testing.T, look goredis.UniversalClient, where ...string) *trial {
+	t.Helper()
+	brokers := broker(t, killedPartitions, "points")
+	feeder, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cl.Close()
-	rng := rand.New(rand.NewPCG(3, 4))
-	want := map[string][]string{}
-	n := 0
-	feed := func(records int) {
-		var rs []*kgo.Record
-		for range records {
-			player := fmt.Sprint("p", rng.IntN(players))
-			h := fnv.New32a()
-			io.WriteString(h, player)
-			rs = append(rs, &kgo.Record{Topic: "points", Partition: int32(h.Sum32() % partitions), Value: fmt.Appendf(nil, "%s:%d", player, n)})
-			want[player] = append(want[player], strconv.Itoa(n))
-			n++
-		}
-		if err := cl.ProduceSync(t.Context(), rs...).FirstErr(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	t.Cleanup(feeder.Close)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var said strings.Builder
-	start := func() *exec.Cmd {
-		cmd := exec.Command(self)
-		cmd.Env = append(os.Environ(), serviceEnv+"="+strings.Join([]string{brokers[0], dir, s.Addr}, " "))
-		said.Reset()
-		cmd.Stderr = &said
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		return cmd
+	return &trial{t: t, binary: self, brokers: brokers, dir: t.TempDir(), where: where, look: look, feeder: feeder,
+		rng: rand.New(rand.NewPCG(3, 4)), want: map[string][]string{}}
+}
+
+// feed writes records: the points of a player are in one partition.
+func (tr *trial) feed(records int) {
+	tr.t.Helper()
+	var rs []*kgo.Record
+	for range records {
+		player := fmt.Sprint("p", tr.rng.IntN(killedPlayers))
+		h := fnv.New32a()
+		io.WriteString(h, player)
+		rs = append(rs, &kgo.Record{Topic: "points", Partition: int32(h.Sum32() % killedPartitions), Value: fmt.Appendf(nil, "%s:%d", player, tr.n)})
+		tr.want[player] = append(tr.want[player], strconv.Itoa(tr.n))
+		tr.n++
 	}
-	rc := s.Client(t)
-	applied := func() int64 {
-		var total float64
-		for _, z := range rc.ZRangeWithScores(context.Background(), "killed:board", 0, -1).Val() {
-			total += z.Score
-		}
-		return int64(total)
+	if err := tr.feeder.ProduceSync(tr.t.Context(), rs...).FirstErr(); err != nil {
+		tr.t.Fatal(err)
 	}
-	redisKills := 0
-	for k := range kills {
-		cmd := start()
-		exited := make(chan error, 1)
-		go func() { exited <- cmd.Wait() }()
-		was := applied()
-		feed(50 + rng.IntN(400))
-		// Kill it once it moves, or while it starts.
-		if rng.IntN(5) > 0 {
-			redistest.Eventually(t, time.Minute, func() error {
-				select {
-				case err := <-exited:
-					t.Fatalf("life %d ended by itself: %v\n%s", k, err, said.String())
-				default:
-				}
-				if applied() <= was {
-					return errors.New("nothing is applied")
-				}
-				return nil
-			})
-		}
-		time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond) // the instant of the kill; nothing waits for it
-		if rng.IntN(8) == 0 {
-			s.Kill(t)
-			redisKills++
-			time.Sleep(time.Duration(rng.IntN(100)) * time.Millisecond) // what it does meanwhile
-			s.Restart(t)
-		}
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		<-exited
+}
+
+// applied is how many records Redis has; -1 if it does not say.
+func (tr *trial) applied() int { return appliedOn(tr.look) }
+
+func appliedOn(cl goredis.UniversalClient) int {
+	zs, err := cl.ZRangeWithScores(context.Background(), killedPrefix+"board", 0, -1).Result()
+	if err != nil {
+		return -1
 	}
-	cmd := start()
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	redistest.Eventually(t, time.Minute, func() error {
+	var total float64
+	for _, z := range zs {
+		total += z.Score
+	}
+	return int(total)
+}
+
+// process is one life of the service.
+type process struct {
+	tr     *trial
+	cmd    *exec.Cmd
+	said   *strings.Builder
+	exited chan error
+}
+
+func (tr *trial) start(env ...string) *process {
+	tr.t.Helper()
+	tr.life++
+	p := &process{tr: tr, cmd: exec.CommandContext(tr.t.Context(), tr.binary), said: &strings.Builder{}, exited: make(chan error, 1)}
+	p.cmd.Env = append(append(os.Environ(), env...), serviceEnv+"="+strings.Join(append([]string{tr.brokers[0], tr.dir}, tr.where...), " "))
+	p.cmd.Stderr = p.said
+	if err := p.cmd.Start(); err != nil {
+		tr.t.Fatal(err)
+	}
+	go func() { p.exited <- p.cmd.Wait() }()
+	return p
+}
+
+// await waits until Redis has more than so many records.
+func (p *process) await(more int) {
+	p.tr.t.Helper()
+	redistest.Eventually(p.tr.t, 2*time.Minute, func() error {
 		select {
-		case err := <-exited:
-			t.Fatalf("the last life ended by itself: %v\n%s", err, said.String())
+		case err := <-p.exited:
+			p.tr.t.Fatalf("life %d ended by itself: %v\n%s", p.tr.life, err, p.said.String())
 		default:
 		}
-		if a := applied(); a != int64(n) {
-			return fmt.Errorf("%d of %d are applied", a, n)
+		if a := p.tr.applied(); a <= more {
+			return fmt.Errorf("%d of %d are applied", a, p.tr.n)
 		}
 		return nil
 	})
-	// A clean stop.
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-exited; err != nil {
-		t.Errorf("stop: %v\n%s", err, said.String())
-	}
-	for p, list := range want {
-		compareLists(t, rc, "killed:list:"+p, list)
-		reversed := slices.Clone(list)
-		slices.Reverse(reversed)
-		compareLists(t, rc, "killed:reverse:"+p, reversed)
-		if got := rc.Get(t.Context(), "killed:count:"+p).Val(); got != strconv.Itoa(len(list)) {
-			t.Errorf("count of %s is %s, want %d", p, got, len(list))
-		}
-		if got := rc.ZScore(t.Context(), "killed:board", p).Val(); got != float64(len(list)) {
-			t.Errorf("score of %s is %v, want %d", p, got, len(list))
-		}
-	}
-	t.Logf("%d kills of the service, %d of Redis, %d records", kills, redisKills, n)
 }
 
-func compareLists(t *testing.T, cl *goredis.Client, key string, want []string) {
+// kill is kill -9.
+func (p *process) kill() {
+	p.tr.t.Helper()
+	if err := p.cmd.Process.Kill(); err != nil {
+		p.tr.t.Fatal(err)
+	}
+	<-p.exited
+}
+
+// finish waits until everything is applied, stops the service and compares Redis with the
+// oracle, lists element by element.
+func (p *process) finish() {
+	tr := p.tr
+	tr.t.Helper()
+	tr.feed(10) // so that it is known to run
+	p.await(tr.n - 1)
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		tr.t.Fatal(err)
+	}
+	if err := <-p.exited; err != nil {
+		tr.t.Errorf("stop: %v\n%s", err, p.said.String())
+	}
+	ctx := tr.t.Context()
+	for player, list := range tr.want {
+		compareLists(tr.t, tr.look, killedPrefix+"list:"+player, list)
+		reversed := slices.Clone(list)
+		slices.Reverse(reversed)
+		compareLists(tr.t, tr.look, killedPrefix+"reverse:"+player, reversed)
+		if got, err := tr.look.Get(ctx, killedPrefix+"count:"+player).Result(); err != nil || got != strconv.Itoa(len(list)) {
+			tr.t.Errorf("count of %s is %s (%v), want %d", player, got, err, len(list))
+		}
+		if got, err := tr.look.ZScore(ctx, killedPrefix+"board", player).Result(); err != nil || got != float64(len(list)) {
+			tr.t.Errorf("score of %s is %v (%v), want %d", player, got, err, len(list))
+		}
+	}
+}
+
+func compareLists(t *testing.T, cl goredis.UniversalClient, key string, want []string) {
 	t.Helper()
 	got, err := cl.LRange(t.Context(), key, 0, -1).Result()
 	if err != nil {
@@ -201,4 +227,146 @@ func compareLists(t *testing.T, cl *goredis.Client, key string, want []string) {
 		}
 		t.Errorf("list %s has %d elements, want %d; element %d differs", key, len(got), len(want), i)
 	}
+}
+
+// TestS34_ServiceAndRedisAreKilledAtRandom: kill -9 of a service, and of Redis, at random
+// instants while input flows.
+func TestS34_ServiceAndRedisAreKilledAtRandom(t *testing.T) {
+	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "everysec")
+	const kills = 100
+	tr := newTrial(t, s.Client(t), "server", s.Addr)
+	redisKills := 0
+	for range kills {
+		p := tr.start()
+		was := tr.applied()
+		tr.feed(50 + tr.rng.IntN(400))
+		// Kill it once it moves, or while it starts.
+		if tr.rng.IntN(5) > 0 {
+			p.await(was)
+		}
+		time.Sleep(time.Duration(tr.rng.IntN(60)) * time.Millisecond) // the instant of the kill; nothing waits for it
+		if tr.rng.IntN(8) == 0 {
+			s.Kill(t)
+			redisKills++
+			time.Sleep(time.Duration(tr.rng.IntN(100)) * time.Millisecond) // what it does meanwhile
+			s.Restart(t)
+		}
+		p.kill()
+	}
+	tr.start().finish()
+	t.Logf("%d kills of the service, %d of Redis, %d records", kills, redisKills, tr.n)
+}
+
+// TestS35_AppOnAClusterIsExactWhileNodesDieAndSlotsMove kills the service and nodes of a
+// cluster, and moves slots, while input flows.
+func TestS35_AppOnAClusterIsExactWhileNodesDieAndSlotsMove(t *testing.T) {
+	nodes := redistest.StartCluster(t, "--appendonly", "yes", "--appendfsync", "everysec")
+	where := []string{"cluster"}
+	for _, n := range nodes {
+		where = append(where, n.Addr)
+	}
+	look := goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: where[1:]})
+	t.Cleanup(func() { look.Close() })
+	tr := newTrial(t, look, where...)
+	const kills, nodeKills = 24, 3
+	died, moved := 0, 0
+	for k := range kills {
+		p := tr.start()
+		was := max(tr.applied(), 0)
+		tr.feed(50 + tr.rng.IntN(400))
+		if tr.rng.IntN(5) > 0 {
+			p.await(was)
+		}
+		tr.feed(50)
+		switch {
+		case k%(kills/nodeKills) == 3:
+			n := nodes[tr.rng.IntN(len(nodes))]
+			n.Kill(t)
+			died++
+			tr.feed(50)
+			n.Restart(t)
+			redistest.AwaitCluster(t, nodes)
+		case k%2 == 0:
+			// The slot that has most to do, and one of a list.
+			for _, key := range []string{"board", "list:p1"} {
+				if err := redistest.MoveSlot(t.Context(), nodes, killedPrefix+key); err != nil {
+					t.Fatal(err)
+				}
+				moved++
+			}
+		}
+		time.Sleep(time.Duration(tr.rng.IntN(60)) * time.Millisecond) // the instant of the kill; nothing waits for it
+		p.kill()
+	}
+	tr.start().finish()
+	t.Logf("%d kills of the service, %d of nodes, %d moves of slots, %d records", kills, died, moved, tr.n)
+}
+
+// TestS35_AppSurvivesAFailoverToAReplicaThatLacksTheTail promotes a replica that stopped
+// hearing a while ago, below a service that runs, and below one that is killed.
+func TestS35_AppSurvivesAFailoverToAReplicaThatLacksTheTail(t *testing.T) {
+	primary := redistest.Start(t)
+	p := redistest.StartProxy(t, primary.Addr)
+	look := goredis.NewClient(&goredis.Options{Addr: p.Addr})
+	t.Cleanup(func() { look.Close() })
+	tr := newTrial(t, look, "server", p.Addr)
+	service := tr.start()
+	for round := range 4 {
+		replica := redistest.Start(t, "--replicaof", strings.Replace(primary.Addr, ":", " ", 1))
+		tr.feed(200)
+		service.await(tr.n - 1)
+		primary.AwaitReplica(t)
+		// From here on the replica hears nothing.
+		if err := replica.Client(t).ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
+			t.Fatal(err)
+		}
+		tr.feed(300)
+		service.await(tr.n - 1)
+		lost := tr.n
+		if round%2 == 1 {
+			service.kill()
+		}
+		primary.Kill(t)
+		p.Retarget(replica.Addr)
+		if a := appliedOn(replica.Client(t)); a < 0 || a >= lost {
+			t.Fatalf("the replica has %d of %d records: it lacks nothing, the test shows nothing", a, lost)
+		}
+		if round%2 == 1 {
+			service = tr.start()
+		}
+		tr.feed(100)
+		service.await(tr.n - 1)
+		primary = replica
+	}
+	service.finish()
+}
+
+// TestS03_ServiceIsKilledRightAfterTheCommit kills a service at the points around the hand
+// over to its sinks, again and again, so that completions are lost.
+func TestS03_ServiceIsKilledRightAfterTheCommit(t *testing.T) {
+	containers.Need(t)
+	s := redistest.Shared(t)
+	tr := newTrial(t, s.Client(t), "server", s.Addr)
+	tr.binary = filepath.Join(t.TempDir(), "service")
+	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", tr.binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for round := range 12 {
+		point := []crashpoint.Point{crashpoint.AfterOffsets, crashpoint.AfterCommit, crashpoint.BeforeSinks, crashpoint.AfterSinks}[round%4]
+		p := tr.start(fmt.Sprintf("WEIR_CRASHPOINT=%s:%d", point, 1+tr.rng.IntN(3)))
+		tick := time.NewTicker(20 * time.Millisecond)
+		for alive := true; alive; {
+			select {
+			case <-p.exited:
+				alive = false
+			case <-tick.C:
+				tr.feed(30)
+			}
+		}
+		tick.Stop()
+		if status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+			t.Fatalf("%s: the service ended otherwise: %v\n%s", point, p.cmd.ProcessState, p.said)
+		}
+	}
+	tr.start().finish()
 }
