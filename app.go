@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/weirstream/weir/internal/inside"
 	"github.com/weirstream/weir/processor"
@@ -52,7 +53,8 @@ type node struct {
 	timed    bool // a source that tells event time
 	states   []string
 	sides    []sideOutlet
-	hears    []*node // of a KeyBy: broadcast streams that operators behind it hear
+	hears    []*node       // of a KeyBy: broadcast streams that operators behind it hear
+	asks     time.Duration // of a look-up: for how long it may go on
 }
 
 // New begins an app. The name is its identity: consumer group, transactional ids
@@ -159,6 +161,7 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 	if a.opts.deadLetters != "" && topics[a.opts.deadLetters] {
 		errs = append(errs, fmt.Errorf("dead-letter topic %q is an input of the app: a bad record would come back for ever", a.opts.deadLetters))
 	}
+	errs = append(errs, a.checkLookups(cfg)...)
 	if cfg.Unaligned {
 		for _, st := range a.stages {
 			if err := st.Unaligned(); err != nil && !st.Idle() {

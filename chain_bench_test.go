@@ -2,11 +2,15 @@ package weir
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/lookup"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 )
@@ -89,5 +93,65 @@ func TestFusedChainWithoutSinkAllocatesNothing(t *testing.T) {
 	// The function under guard holds its loop's variables: a few for a batch.
 	if perBatch > 4 {
 		t.Errorf("a batch of %d records makes %v allocations, want at most 4", chainBatch, perBatch)
+	}
+}
+
+// lookupChain builds From, Lookup and a filter that drops everything.
+func lookupChain(opts ...lookup.Option) (chain func([]*kgo.Record) error, joined *int) {
+	app := New("chain")
+	in := From(app, "in", source.Values("in", codec.String))
+	from := lookup.Batch("a function", func(_ context.Context, keys []string, answers []lookup.Answer[int]) error {
+		for i, k := range keys {
+			answers[i] = lookup.Answer[int]{Value: len(k), Found: true}
+		}
+		return nil
+	})
+	joined = new(int)
+	out := Lookup(in, "length", from, func(s string) string { return s }, func(_ string, n int, _ bool) (int, error) {
+		*joined += n
+		return n, nil
+	}, opts...)
+	Filter(out, "none", func(int) bool { return false })
+	return app.sources.Chain("in", func(*kgo.Record) {}), joined
+}
+
+func lookupInput() (records []*kgo.Record) {
+	for i := range chainBatch {
+		records = append(records, &kgo.Record{Topic: "in", Value: fmt.Appendf(nil, "key %3d", i%100), Offset: int64(i)})
+	}
+	return records
+}
+
+func TestCachedLookupAllocatesNothing(t *testing.T) {
+	chain, joined := lookupChain(lookup.Cache(1000, time.Hour))
+	records := lookupInput()
+	var failed error
+	perBatch := testing.AllocsPerRun(100, func() {
+		if err := chain(records); err != nil {
+			failed = err
+		}
+	})
+	if want := 101 * chainBatch * len("key   0"); failed != nil || *joined != want {
+		t.Fatalf("sum %d, want %d, error %v", *joined, want, failed)
+	}
+	// The function under guard holds its loop's variables: a few for a batch.
+	if perBatch > 4 {
+		t.Errorf("a batch of %d records makes %v allocations, want at most 4", chainBatch, perBatch)
+	}
+}
+
+func BenchmarkLookupChain(b *testing.B) {
+	for name, opts := range map[string][]lookup.Option{"cached": {lookup.Cache(1000, time.Hour)}, "asked": nil} {
+		b.Run(name, func(b *testing.B) {
+			chain, _ := lookupChain(opts...)
+			records := lookupInput()
+			b.ReportAllocs()
+			b.ResetTimer()
+			for n := 0; n < b.N; n += len(records) {
+				if err := chain(records); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

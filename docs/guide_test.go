@@ -391,11 +391,11 @@ func TestStateOfAnOlderCodecVersionIsReadAfterAnUpgrade(t *testing.T) {
 	}
 }
 
-// errRateLimited is what a lookup says that may work later.
+// errRateLimited is what nameOf says that may work later.
 var errRateLimited = errors.New("rate limited")
 
-// lookup stands for something that fails in several ways.
-func lookup(id string) (string, error) {
+// nameOf stands for something that fails in several ways.
+func nameOf(id string) (string, error) {
 	switch id {
 	case "busy":
 		return "", errRateLimited
@@ -406,7 +406,7 @@ func lookup(id string) (string, error) {
 }
 
 func enrich(id string) (string, error) {
-	name, err := lookup(id)
+	name, err := nameOf(id)
 	switch {
 	case errors.Is(err, errRateLimited):
 		return "", weir.Retry(err) // restart from the last checkpoint, after a pause

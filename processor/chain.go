@@ -10,9 +10,9 @@ import (
 
 // Chain builds the chain behind the source of a topic on a subtask that belongs to
 // no job, for measuring and testing it without a broker. The returned function
-// processes records as a job does and returns what would have ended it; what the
-// chain produces goes to out. Offsets may begin anew with each call. Keyed stages
-// have no part in it: the chain must not contain a KeyBy.
+// processes records as a job does, completes their look-ups, and returns what would
+// have ended it; what the chain produces goes to out. Offsets may begin anew with each
+// call. Keyed stages have no part in it: the chain must not contain a KeyBy.
 func (st *Sources) Chain(topic string, out func(*kgo.Record)) func(records []*kgo.Record) error {
 	cfg := &Config{Parallelism: 1}
 	inc := newIncarnation(context.Background(), cfg, &Plan{Sources: st}, nil, nil)
@@ -23,6 +23,9 @@ func (st *Sources) Chain(topic string, out func(*kgo.Record)) func(records []*kg
 	return func(records []*kgo.Record) error {
 		part.next = 0
 		r.process(slice{part, records})
+		for _, a := range r.sub.askers {
+			a.finish()
+		}
 		return r.sub.err
 	}
 }

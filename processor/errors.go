@@ -39,7 +39,8 @@ type HandlerError struct {
 	Barrier int64
 	// Timer is the time of the timer on which it happened, or which emitted what it
 	// happened on; zero if that was a record. TimerOperator is whose timer it was, Key
-	// its key unless another subtask failed. Partition and Offset say nothing then.
+	// its key unless it happened on another subtask or behind a look-up. Partition and
+	// Offset say nothing then.
 	Timer         time.Time
 	TimerOperator string
 	Key           string

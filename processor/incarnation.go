@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -68,6 +69,8 @@ type incarnation struct {
 	lineage  string           // of the checkpoints to come
 	keepNone map[string]int64 // sinks whose logs are dropped, as allowed
 	appliers []applier        // of write-ahead sinks, in the order of the plan
+
+	clients map[string]io.Closer // of look-ups, by operator ID; guarded by mu
 
 	mu    sync.RWMutex
 	parts map[offsets.Partition]*partition
@@ -224,6 +227,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 		inc.writer.Close(context.Background())
 	}
 	inc.closeAppliers()
+	inc.closeClients()
 	return err
 }
 

@@ -73,7 +73,7 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 			return nil, err
 		}
 		if err := inc.build(state); err != nil {
-			return nil, fatal(err)
+			return nil, err
 		}
 		r.began, r.state, r.done = true, state, make(chan struct{})
 		inc.spawn(func() error {
@@ -332,7 +332,8 @@ func keys[K comparable, V any](m map[K]V) []K {
 	return ks
 }
 
-// build makes the subtasks of the plan, with empty state.
+// build makes the subtasks of the plan, with empty state. What goes wrong is fatal, but
+// for a look-up that can't be opened now.
 func (inc *incarnation) build(at recovered) error {
 	inc.committed.Store(at.last)
 	if at.manifest != nil && !at.mended {
@@ -344,7 +345,7 @@ func (inc *incarnation) build(at recovered) error {
 		inc.base = *at.manifest
 	}
 	if err := errors.Join(inc.register(), inc.checkInFlight()); err != nil {
-		return err
+		return fatal(err)
 	}
 	inc.sources = inc.plan.Sources.build(inc)
 	for _, r := range inc.sources {
@@ -353,7 +354,7 @@ func (inc *incarnation) build(at recovered) error {
 	for _, st := range inc.plan.Stages {
 		rs, err := st.Build(inc)
 		if err != nil {
-			return err
+			return fatal(err)
 		}
 		inc.runners = append(inc.runners, rs...)
 	}

@@ -303,7 +303,7 @@ func (e *sender[K, T]) acquire(to int) *batch[K, T] {
 		e.open[to] = &batch[K, T]{input: e.input}
 		return e.open[to]
 	}
-	if e.overdraws && e.extra < overdraft {
+	if e.overdraws && (e.extra < overdraft || e.sub.finishing > 0) {
 		return e.overdraw(to)
 	}
 	// What the receivers wait for must not wait behind this one.
@@ -523,6 +523,7 @@ func (r *keyedRunner[K, T]) step(ctx context.Context) (worked bool, err error) {
 
 // next returns the next batch, nil if there is none now.
 func (r *keyedRunner[K, T]) next() (bt *batch[K, T], err error) {
+	r.sub.progress(true)
 	if err := r.settle(); err != nil {
 		return nil, err
 	}
@@ -559,6 +560,7 @@ func (r *keyedRunner[K, T]) settle() error {
 				return err
 			}
 		}
+		r.sub.progress(false)
 		if r.freeze.encoding() && (r.sub.crowded || r.current != nil && r.freeze.due()) {
 			if err := r.encode(encodeSlice); err != nil {
 				return err

@@ -342,10 +342,6 @@ func (o *Operator) Barriers(writer any) {
 
 // sinksAtBarrier flushes the subtask's sinks at barrier id and takes what they logged.
 func (s *Subtask) sinksAtBarrier(id int64) {
-	if len(s.participants) == 0 {
-		return
-	}
-	begun := time.Now()
 	for _, p := range s.participants {
 		if p.flush != nil {
 			p.op.atBarrier(id, func() error { return p.flush.Flush(s.inc.ctx) })
@@ -360,7 +356,6 @@ func (s *Subtask) sinksAtBarrier(id int64) {
 			})
 		}
 	}
-	s.flushed = time.Since(begun)
 }
 
 // takeLogged returns what was logged at the last barrier, for its acknowledgement.

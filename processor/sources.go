@@ -128,6 +128,8 @@ func (r *sourceRunner) run(ctx context.Context) error {
 	r.begin()
 	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
 	for {
+		r.sub.progress(true)
+		r.settle()
 		r.barrier()
 		if r.sub.err != nil {
 			return r.sub.err
@@ -209,6 +211,7 @@ func (r *sourceRunner) process(s slice) {
 					return
 				}
 				if done%every == every-1 {
+					r.sub.progress(false)
 					r.barrier()
 				}
 				rec := s.records[done]

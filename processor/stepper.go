@@ -283,6 +283,7 @@ func (s *Stepper) end(err error) error {
 	if inc.writer != nil {
 		inc.writer.Close(context.Background())
 	}
+	inc.closeClients()
 	s.topics.open = nil
 	return err
 }

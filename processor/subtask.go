@@ -40,8 +40,11 @@ type Subtask struct {
 	hearing []func(any) // handlers of broadcast records, by number
 	echo    bool        // another subtask tells of an error with the same broadcast record
 
+	askers    []asking // look-ups, each before those behind it
+	finishing int      // what waits in them has to leave, whether there is room or not
+
 	participants []participant        // sinks that take part in barriers
-	flushed      time.Duration        // what that took at the last barrier
+	flushed      time.Duration        // what that and look-ups took at the last barrier
 	logged       []checkpoint.LogPart // at the last barrier
 
 	frozen   segment.Builder // keeps the memory of runs that were written
@@ -236,6 +239,11 @@ func (s *Subtask) guarded(f func()) {
 
 // idle is called before the subtask waits for input: what it has goes out.
 func (s *Subtask) idle() {
+	if s.inc.stepped {
+		for _, a := range s.askers {
+			a.finish() // nothing would wake it
+		}
+	}
 	s.out.release()
 	for _, o := range s.outgoing {
 		o.flush()
@@ -262,8 +270,14 @@ func (s *Subtask) time(m mark) {
 // barrier ends epoch id on this subtask: it forwards the barrier and moves the
 // outputs to the next epoch.
 func (s *Subtask) barrier(id int64) {
+	if len(s.askers)+len(s.participants) > 0 {
+		begun := time.Now()
+		defer func() { s.flushed = time.Since(begun) }()
+	}
 	for _, o := range s.outgoing {
-		o.barrier(id)
+		if o.barrier(id); s.err != nil {
+			return
+		}
 	}
 	s.out.barrier(id)
 	// Last, so that no receiver waits for its barrier while a sink flushes.

@@ -29,6 +29,8 @@ var controls = map[guard.Guard][]control{
 	guard.ReplayFirst:         {{"processor", "TestWhatWasInFlightIsProcessedBeforeNewInput"}},
 	guard.RouteByKeyGroup:     {{"processor", "TestWhatWasInFlightGoesToTheOwnerOfItsKeyGroup"}},
 	guard.ReplayToAll:         {{"processor", "TestBroadcastRecordsInFlightAreHeardOnceByEverySubtask"}},
+	guard.LookupBeforeBarrier: {{".", "TestWaitingRecordsAreCompleteBeforeTheBarrier"}},
+	guard.TimeBehindLookup:    {{".", "TestWatermarkDoesNotOvertakeRecordsThatWait"}},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

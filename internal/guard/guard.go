@@ -33,10 +33,15 @@ const (
 	RouteByKeyGroup Guard = "route-by-key-group"
 	// ReplayToAll: broadcast records that were in flight are heard by every subtask.
 	ReplayToAll Guard = "replay-to-all"
+	// LookupBeforeBarrier: records that wait for a look-up are complete before the barrier goes on.
+	LookupBeforeBarrier Guard = "lookup-before-barrier"
+	// TimeBehindLookup: a watermark stays behind the records before it that wait for a look-up.
+	TimeBehindLookup Guard = "time-behind-lookup"
 )
 
 // All lists every guard.
 var All = []Guard{
 	DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum,
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
+	LookupBeforeBarrier, TimeBehindLookup,
 }

@@ -1,4 +1,4 @@
-// Package redis writes a stream to Redis or Valkey.
+// Package redis writes a stream to Redis or Valkey, and looks up in it.
 //
 // It owns two sinks. [Upsert] is idempotent: it writes commands that may be repeated as
 // they come, and has everything acknowledged at each barrier. [WriteAhead] takes any
@@ -20,4 +20,7 @@
 //
 // On a cluster a script sees the keys of one hash slot, so each slot is a lane of its own,
 // with its own marker, whose name has a hash tag that puts it there.
+//
+// [Get], [HGet], [HGetAll], [HMGet] and [Read] are sources for weir.Lookup. They share
+// nothing with the sinks but [Options] and the classes of errors.
 package redis
