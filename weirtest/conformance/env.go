@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
 
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
 )
@@ -79,3 +80,4 @@ func (e applierEnv) Instance() string         { return "instance" }
 func (e applierEnv) Lineage() string          { return e.lineage }
 func (e applierEnv) Context() context.Context { return e.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return zap.NewNop() }
+func (e applierEnv) Applied(event.Applied)    {}
