@@ -128,7 +128,7 @@ func TestUnalignedCheckpointsNeedACodecForEachEdge(t *testing.T) {
 		err := topology(o).Validate()
 		wantErrors(t, err,
 			`operator "without": unaligned checkpoints store what is in flight to it, and its values of type string have no codec; pass weir.ValueCodec to weir.KeyBy (app_test.go:`,
-			`operator "hearing": broadcast records that are in flight can't be stored`,
+			`operator "hearing": unaligned checkpoints store what is in flight to it, and the broadcast stream "rules" that operator "hear" hears has no codec; pass weir.ValueCodec to weir.Broadcast (app_test.go:`,
 		)
 		if strings.Contains(err.Error(), `"with"`) {
 			t.Errorf("the operator with a codec is refused: %v", err)
