@@ -63,6 +63,9 @@ func TestGuidesRedisSinksCanBeBuilt(t *testing.T) {
 func TestAccessRightsInOperationsAreEnough(t *testing.T) {
 	s := redistest.Shared(t)
 	cl := s.Client(t)
+	if err := cl.FlushDB(t.Context()).Err(); err != nil { // of an earlier run
+		t.Fatal(err)
+	}
 	if err := cl.Do(t.Context(), "ACL", "SETUSER", "shop", "on", ">PASSWORD", "~shop:*", "+hset", "+zadd", "+evalsha", "+script|load", "+get", "+set", "+rpush", "+info").Err(); err != nil {
 		t.Fatal(err)
 	}
