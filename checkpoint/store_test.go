@@ -2,6 +2,7 @@ package checkpoint_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,10 +72,14 @@ func TestMissingDriverIsNamedByItsImport(t *testing.T) {
 	}
 }
 
+// registered counts the runs of the next test: a scheme is registered for good.
+var registered atomic.Int32
+
 func TestRegisterScheme(t *testing.T) {
 	want := checkpoint.NewMem()
+	scheme := fmt.Sprintf("scheme-%d", registered.Add(1))
 	open := func(url string) (checkpoint.Store, error) {
-		if url != "scheme-a://bucket/x?y=z" {
+		if url != scheme+"://bucket/x?y=z" {
 			t.Errorf("opened with %s", url)
 		}
 		return want, nil
@@ -90,7 +95,7 @@ func TestRegisterScheme(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for range 8 {
-		wg.Go(func() { register("scheme-a", open) })
+		wg.Go(func() { register(scheme, open) })
 		wg.Go(func() { _, _ = checkpoint.OpenStore("scheme-b://") })
 	}
 	wg.Wait()
@@ -103,7 +108,7 @@ func TestRegisterScheme(t *testing.T) {
 	if panics.Load() != 10 {
 		t.Error("a scheme of this package, or no function, was taken")
 	}
-	if s, err := checkpoint.OpenStore("scheme-a://bucket/x?y=z"); s != want || err != nil {
+	if s, err := checkpoint.OpenStore(scheme + "://bucket/x?y=z"); s != want || err != nil {
 		t.Errorf("opened %v, %v", s, err)
 	}
 }
