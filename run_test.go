@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
@@ -424,6 +426,46 @@ func TestStandbyTakesOverWhenTheActiveLeaves(t *testing.T) {
 	}
 	produce(t, brokers, "in", "a:3")
 	wantValues(t, brokers, "out", "a:1", "b:1", "c:1", "a:3", "b:3", "c:3", "a:6")
+}
+
+// TestEndOfAnAppWaitsForOneRecordAndNotForABatch fails on one subtask while the other has
+// a whole batch before it, and handlers are slow.
+func TestEndOfAnAppWaitsForOneRecordAndNotForABatch(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	const batch = 500
+	const good = "good"
+	owner := func(key string) int {
+		return keygroup.Subtask(keygroup.Of([]byte(key), weir.DefaultKeyGroups), 2, weir.DefaultKeyGroups)
+	}
+	bad := good
+	for owner(bad) == owner(good) {
+		bad += "!"
+	}
+	produce(t, brokers, "in", append(slices.Repeat([]string{good}, batch), bad)...)
+	begun := make(chan struct{})
+	var once sync.Once
+	var handled atomic.Int64
+	r := start(t, "app", brokers, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		byKey := weir.KeyBy(in, "by-key", func(s string) string { return s }, codec.String)
+		out := weir.Process(byKey, "handle", func(*weir.Setup) weir.Handler[string, string, string] {
+			return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+				if v == bad {
+					<-begun // the other subtask is in the midst of its batch
+					return errors.New("it is bad")
+				}
+				once.Do(func() { close(begun) })
+				handled.Add(1)
+				time.Sleep(20 * time.Millisecond) // as slow as it is
+				return nil
+			})
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	}, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(time.Hour))
+	wantError(t, r.wait(), "it is bad")
+	if n := handled.Load(); n > batch/2 {
+		t.Errorf("%d records of %d were handled before the app ended", n, batch)
+	}
 }
 
 // awaitMembers waits until the group is stable with n members.

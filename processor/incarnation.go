@@ -91,6 +91,7 @@ type incarnation struct {
 	revokeStarted atomic.Bool
 	memoryAsked   atomic.Bool // a checkpoint was asked for to free memory
 
+	over      atomic.Bool  // the incarnation ends: no subtask begins another record
 	unaligned atomic.Int64 // newest checkpoint that is to be unaligned
 	givenUp   atomic.Int64 // newest checkpoint that was given up
 

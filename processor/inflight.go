@@ -370,10 +370,13 @@ type capture[K comparable, T any] struct {
 	casts  castWriter
 }
 
-// attend looks at what the loop or a sender says between two records: that a checkpoint is
-// unaligned or was given up, and that barriers came.
+// attend looks at what the loop or a sender says between two records: that the incarnation
+// ends, that a checkpoint is unaligned or was given up, and that barriers came.
 func (r *keyedRunner[K, T]) attend() error {
 	r.sub.attend.Store(false)
+	if r.sub.inc.over.Load() {
+		return context.Cause(r.sub.inc.ctx)
+	}
 	if id := r.capture.id; id != 0 && r.sub.inc.givenUp.Load() >= id {
 		if err := r.apply(r.aligner.Cancel(id)); err != nil {
 			return err

@@ -472,6 +472,12 @@ func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entri
 // start gives the partitions their owners and lets everything run.
 func (inc *incarnation) start(positions map[offsets.Partition]offsets.Position) {
 	inc.assign(positions)
+	// Without this a subtask would go on to the end of its batch, however slow its
+	// handlers are, and the next incarnation, or who takes over, would wait for it.
+	context.AfterFunc(inc.ctx, func() {
+		inc.over.Store(true)
+		inc.callAttention()
+	})
 	inc.spawn(inc.commitLoop)
 	inc.runAppliers()
 	for _, r := range inc.runners {

@@ -187,7 +187,8 @@ func (r *sourceRunner) take(s slice) error {
 	return r.sub.err
 }
 
-// barrierEvery is how many records are processed between two looks at want.
+// barrierEvery is how many records are processed between two looks at want, and at
+// whether the incarnation ends.
 const barrierEvery = 64
 
 func (r *sourceRunner) process(s slice) {
@@ -260,6 +261,10 @@ func (r *sourceRunner) drain(p *partition) {
 
 // barrier cuts the positions if a barrier was injected.
 func (r *sourceRunner) barrier() {
+	if r.sub.inc.over.Load() && r.sub.err == nil {
+		r.sub.err = context.Cause(r.sub.inc.ctx)
+		return
+	}
 	id := r.want.Load()
 	if id <= r.cut {
 		return

@@ -44,5 +44,6 @@
 // moved to another instance: TxnOffsetCommit carries member and generation, and the
 // group refuses it. A paused instance that has offsets staged for partitions that
 // moved: after half a second the new owner fences it by the transactional id in the
-// pointer.
+// pointer. An instance that stands by can be fenced at any time, also long after it handed
+// over ([Session.Fence]); so it takes its producer id only when it gets partitions.
 package txn

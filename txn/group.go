@@ -52,15 +52,15 @@ func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[st
 	}
 	ctx, cancel := s.until(ctx)
 	defer cancel()
+	parts := flatten(assigned)
 	if !s.began.Load() {
-		if err := s.begin(ctx); err != nil {
+		if err := s.takeOver(ctx, len(parts) == 0); err != nil {
 			if !s.left() {
 				s.fail(err)
 			}
 			return
 		}
 	}
-	parts := flatten(assigned)
 	if len(parts) == 0 {
 		s.mu.Lock()
 		idle := len(s.assigned) == 0
@@ -91,6 +91,23 @@ func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[st
 		return
 	}
 	s.awaitStable(ctx, parts)
+}
+
+// takeOver ends what a predecessor left open. A session that stands by does so once and
+// takes no producer id of its own: whoever takes partitions over fences the instance that
+// had them before, which may be ours, and a producer that was fenced meanwhile would fail
+// when its turn comes. One that has partitions opens its first transaction.
+func (s *Session) takeOver(ctx context.Context, standby bool) error {
+	if !standby {
+		return s.begin(ctx)
+	}
+	if s.cleared.Swap(true) {
+		return nil
+	}
+	if err := s.fence(ctx, s.txnID); err != nil {
+		return s.errorf("take over transactional id "+s.txnID, err)
+	}
+	return nil
 }
 
 // begin takes the transactional id over and opens the first transaction.

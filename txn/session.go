@@ -194,6 +194,7 @@ type Session struct {
 	epoch    time.Time                // what txnStart counts from
 	txnStart atomic.Int64             // nanoseconds since epoch, of the first Produce of the open transaction; 0: none yet
 	began    atomic.Bool              // a transaction is open at the client
+	cleared  atomic.Bool              // what a predecessor left open was ended while standing by
 
 	// last is the newest checkpoint that is known to be committed, -1 if none is.
 	last atomic.Int64

@@ -542,6 +542,60 @@ func TestSingleActiveStandbyTakesOver(t *testing.T) {
 	}
 }
 
+// TestStandbyThatWasFencedTakesOver fences an instance that stands by, as its successor does
+// with one that handed over, and may do late: it has nothing to lose by it.
+func TestStandbyThatWasFencedTakesOver(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		b := r.start("b", oneActive).up()
+		b.take(2)
+		a := r.start("a", oneActive)
+		waitFor(t, func() bool { return stableGroup(r, 2) })
+		b.mustCommit(1)
+		if err := b.Fence(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Leave(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		r.feed(2, 2)
+		a.up().take(2)
+		a.mustCommit(2)
+		r.want(outTopic, "0", "1", "2", "3")
+		r.wantOffsets(2, 2)
+	})
+}
+
+// TestStandbyEndsTheTransactionOfItsPredecessor starts an instance that stands by where a
+// process with its id was killed in a transaction: readers wait for that no longer.
+func TestStandbyEndsTheTransactionOfItsPredecessor(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		r.start("b", oneActive).up()
+		id := TransactionalID(testApp, "a")
+		dead := r.plain(kgo.TransactionalID(id), kgo.TransactionTimeout(time.Minute))
+		if err := dead.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := dead.ProduceSync(t.Context(), &kgo.Record{Topic: outTopic, Value: []byte("lost")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		state := func() string {
+			ts, err := r.adm.DescribeTransactions(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ts[id].State
+		}
+		if s := state(); s != "Ongoing" {
+			t.Fatalf("the transaction of the dead is %s", s)
+		}
+		r.start("a", oneActive)
+		waitFor(t, func() bool { return state() != "Ongoing" })
+	})
+}
+
 // A broker gives a restarted static member its assignment back without a rebalance;
 // the fake one rebalances. Then nobody claims anything, and one must be active.
 func TestSingleActiveRestartLeavesOneActive(t *testing.T) {

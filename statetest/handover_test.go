@@ -1,0 +1,150 @@
+package statetest_test
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/txn"
+)
+
+// chief is a member of an app's group that leads it, owns nothing, and says which instance
+// has all partitions. Left to themselves, instances take nothing from one that lives.
+type chief struct {
+	kgo.GroupBalancer
+	active atomic.Value // string: an instance ID
+	client *kgo.Client
+	leads  chan struct{} // closed when it does
+	once   sync.Once
+}
+
+// lead joins the group of the app of these tests before anybody else does.
+func lead(t *testing.T, brokers []string, active string, topics ...string) *chief {
+	t.Helper()
+	c := &chief{GroupBalancer: txn.SingleActive(), leads: make(chan struct{})}
+	c.active.Store(active)
+	c.client = client(t, brokers, kgo.ConsumerGroup(appName), kgo.ConsumeTopics(topics...), kgo.Balancers(c),
+		kgo.DisableAutoCommit(), kgo.HeartbeatInterval(20*time.Millisecond))
+	select {
+	case <-c.leads:
+	case <-time.After(deadline):
+		t.Fatal("the group was not joined")
+	}
+	return c
+}
+
+// hand makes another instance the active one.
+func (c *chief) hand(to string) {
+	c.active.Store(to)
+	c.client.ForceRebalance()
+}
+
+// MemberBalancer implements kgo.GroupBalancer.
+func (c *chief) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.GroupMemberBalancer, map[string]struct{}, error) {
+	c.once.Do(func() { close(c.leads) })
+	b, err := kgo.NewConsumerBalancer(c, members)
+	return b, b.MemberTopics(), err
+}
+
+// Balance implements kgo.ConsumerBalancerBalance.
+func (c *chief) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) kgo.IntoSyncAssignment {
+	plan := b.NewPlan()
+	b.EachMember(func(m *kmsg.JoinGroupResponseMember, _ *kmsg.ConsumerMemberMetadata) {
+		if m.InstanceID == nil || *m.InstanceID != c.active.Load() {
+			return
+		}
+		for topic, n := range topics {
+			for p := range n {
+				plan.AddPartition(m, topic, p)
+			}
+		}
+	})
+	plan.AdjustCooperative(b)
+	return plan
+}
+
+// TestPartitionsThatAreTakenAwayAreHandedOverWithWhatIsInFlight moves all partitions between
+// two instances again and again, in the midst of checkpoints of handlers that are slow.
+func TestPartitionsThatAreTakenAwayAreHandedOverWithWhatIsInFlight(t *testing.T) {
+	for _, mode := range []struct {
+		name     string
+		opts     []weir.Option
+		inFlight bool
+	}{
+		{"aligned", nil, false},
+		{"unaligned", []weir.Option{weir.Unaligned()}, true},
+		{"timeout", []weir.Option{weir.AlignmentTimeout(time.Millisecond)}, true},
+	} {
+		t.Run(mode.name, func(t *testing.T) {
+			t.Parallel()
+			const moves = 3
+			f := newFlow(t, 60, 100, false)
+			parts := slices.Collect(slices.Chunk(f.input, (len(f.input)+moves)/(moves+1)))
+			c := lead(t, f.brokers, "first", "left", "right")
+			var instances []*voyage
+			for i, id := range []string{"first", "second"} {
+				r := &river{}
+				r.slow.Store(mode.inFlight) // else a barrier would wait for all that there is
+				v := f.life(r, 2+3*i, append(mode.opts, weir.InstanceID(id), weir.SessionTimeout(3*time.Second))...)
+				v.start(t)
+				instances = append(instances, v)
+			}
+			flown, last := 0, int64(-1) // checkpoint of the newest restore
+			for i := range moves + 1 {
+				v := instances[i%2]
+				before := v.awaitRestore(t, last)
+				produce(t, f.brokers, parts[i]...)
+				v.until(t, func(_ int64, commits int) bool {
+					return commits > before && (!mode.inFlight || v.inFlight.Load() > 0)
+				})
+				if v.restoredInFlight() > 0 {
+					flown++
+				}
+				v.mu.Lock()
+				last = v.restored.Checkpoint
+				v.mu.Unlock()
+				if i < moves {
+					c.hand([]string{"second", "first"}[i%2])
+				}
+			}
+			for _, v := range instances {
+				v.slow.Store(false)
+				v.stop()
+			}
+			for _, v := range instances {
+				if err := v.wait(t); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.client.Close()
+			f.life(&river{}, 4, append(mode.opts, weir.InstanceID("first"))...).mustDrain(t)
+			f.check(t)
+			if want := map[bool]int{true: moves - 1, false: 0}[mode.inFlight]; flown < want || !mode.inFlight && flown > 0 {
+				t.Errorf("%d of %d hand-overs were with records in flight", flown, moves)
+			}
+		})
+	}
+}
+
+// awaitRestore waits until the app was restored from a checkpoint newer than last, and
+// returns how many commits it made by then.
+func (v *voyage) awaitRestore(t *testing.T, last int64) (commits int) {
+	t.Helper()
+	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		v.mu.Lock()
+		seen, at := v.restored.Partitions > 0, v.restored.Checkpoint
+		commits = v.commits
+		v.mu.Unlock()
+		if seen && at > last {
+			return commits
+		}
+	}
+	t.Fatalf("no restore from a checkpoint after %d", last)
+	return 0
+}
