@@ -225,7 +225,7 @@ func TestSlowLookupsHoldTheInput(t *testing.T) {
 		out := weir.Lookup(vs, "ask", from, key, func(s, v string, found bool) (string, error) {
 			left.Add(1)
 			return joined(s, v, found)
-		}, lookup.BatchSize(8), lookup.InFlight(2), lookup.Waiting(waiting))
+		}, lookup.BatchSize(8), lookup.InFlight(10), lookup.Waiting(waiting))
 		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
 	}
 	drained(t, "app", brokers, topology, weir.Parallelism(1), weir.CheckpointEvery(0), weir.AfterRecords(1e9))
@@ -718,7 +718,7 @@ func TestUnalignedBarrierDoesNotWaitForRoomBehindALookup(t *testing.T) {
 				close(all)
 			}
 			return s
-		}, func(s, _ string, _ bool) (string, error) { return s, nil }, lookup.Waiting(2*len(in)))
+		}, func(s, _ string, _ bool) (string, error) { return s, nil }, lookup.Waiting(2*len(in)), lookup.BatchSize(len(in)/4))
 		byKey := weir.KeyBy(asked, "by-key", beforeColon, codec.String, weir.ValueCodec(codec.String))
 		out := weir.Process(byKey, "slow", func(*weir.Setup) weir.Handler[string, string, string] {
 			return weir.OnRecord(func(c *weir.Context[string, string], v string) error {

@@ -227,6 +227,34 @@ func TestS05_KilledAtRandomWithALocalStore(t *testing.T) {
 	}
 }
 
+// TestS05_KilledWhileRecordsWaitForLookups kills a service whose records wait for look-ups,
+// in front of state and behind it: at crash points and at random.
+func TestS05_KilledWhileRecordsWaitForLookups(t *testing.T) {
+	for _, c := range []alignment{aligned, unaligned, timed} {
+		t.Run(string(c), func(t *testing.T) {
+			t.Parallel()
+			const longest = 150 * time.Millisecond // from the first commit to the kill
+			w := newWorld(t, []string{embedded(t)}, 100)
+			w.args = append([]string{"-interval", "20ms", "-ballast", "100", "-look-up", "3ms"}, c.words()...)
+			w.feedNow(2000)
+			w.feedOn(50, 10*time.Millisecond)
+			for i, point := range crashpoint.All {
+				parallelism := []string{"-parallelism", fmt.Sprint(1 + i%3)}
+				if slices.Contains(crashpoint.Rare, point) || slices.Contains(crashpoint.Unaligned, point) || i%3 == 2 {
+					p := w.launch(parallelism...)
+					p.next("committed", progressTime)
+					p.killAtRandom(longest)
+					continue
+				}
+				p := w.launch(append(parallelism, fmt.Sprintf("%s=%s:%d", crashEnv, point, 1+i%3))...)
+				p.diesOfItself(point, progressTime)
+			}
+			w.quench()
+			w.finish(w.launch("-parallelism", "5"))
+		})
+	}
+}
+
 // TestS25_KilledAtRandomUnderBackpressureAndRescaled kills a service that is slower than
 // its input at random, with records in flight, and restarts it with another parallelism
 // each time; some lives end before their first commit.

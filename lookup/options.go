@@ -82,8 +82,9 @@ func BatchSize(keys int) Option {
 	})
 }
 
-// InFlight is how many calls each subtask has under way at most. Default 4, and 64 for
-// [Each].
+// InFlight is how many calls each subtask has under way at most. As many batches again may
+// be ready to go; beyond that the subtask takes no more input. A barrier waits for them.
+// Default 4, and 64 for [Each].
 func InFlight(calls int) Option {
 	return option(func(s *Settings) {
 		if s.InFlight = calls; calls < 1 {

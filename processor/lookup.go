@@ -172,15 +172,22 @@ func (o *asker[A, K, V]) take(a A) {
 		return
 	}
 	o.queue.push(w)
-	switch n := o.queue.len(); {
-	case n < o.spec.How.Waiting:
-	case n < 2*o.spec.How.Waiting:
+	switch {
+	case o.hasRoom():
+	case o.queue.len() < 2*o.spec.How.Waiting:
 		// The next record has to wait.
 		o.sub.crowded = true
 		o.sub.attend.Store(true)
 	default:
 		o.makeRoom()
 	}
+}
+
+// hasRoom tells whether the subtask may take another record. Requests that can't be sent
+// yet are bounded by as many as may be under way, so that a barrier waits for two rounds
+// of calls, or a little more, however many records may wait.
+func (o *asker[A, K, V]) hasRoom() bool {
+	return o.queue.len() < o.spec.How.Waiting && o.full.len() <= o.most
 }
 
 // ask returns where the answer of a key will be.
@@ -286,7 +293,7 @@ func (o *asker[A, K, V]) answer(r *request[K, V]) {
 
 // release takes back a request whose last value has left.
 func (o *asker[A, K, V]) release(r *request[K, V]) {
-	if r.users--; r.users > 0 || !r.answered {
+	if r.users--; r.users > 0 {
 		return
 	}
 	clear(r.keys)
@@ -434,7 +441,7 @@ func (o *asker[A, K, V]) refill() bool {
 		if again {
 			continue
 		}
-		if o.queue.len() < o.spec.How.Waiting {
+		if o.hasRoom() {
 			return true
 		}
 		o.send(true)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"pgregory.net/rapid"
@@ -382,6 +383,25 @@ func TestTooManyThatWaitHoldTheNextRecord(t *testing.T) {
 	}
 }
 
+func TestRequestsThatCannotBeSentHoldTheNextRecord(t *testing.T) {
+	d := newDesk(t, lookup.BatchSize(2), lookup.InFlight(2))
+	for i := range 9 {
+		d.in(fmt.Sprint("k", i))
+		if d.sub.crowded {
+			t.Fatalf("crowded by %d", i+1)
+		}
+	}
+	d.in("k9") // two requests are under way, and a third one waits
+	if !d.sub.crowded {
+		t.Fatal("not crowded")
+	}
+	calls := d.callsNow(2)
+	d.answer(calls[1])
+	if d.sub.refill(); d.sub.crowded {
+		t.Error("crowded, although another request is under way")
+	}
+}
+
 // answerAll answers every call.
 func (d *desk) answerAll() {
 	for {
@@ -725,6 +745,28 @@ type nanClient struct{}
 
 func (nanClient) Fetch(context.Context, []float64, []lookup.Answer[int]) error { return nil }
 func (nanClient) Close() error                                                 { return nil }
+
+// A key may be a piece of a fetched batch, which the cache must not hold in memory.
+func TestCachedKeyIsNoPieceOfARecord(t *testing.T) {
+	type name string
+	var asked []name
+	d := newDeskWith(t, office{})
+	l := Lookup[string, name, int]{ID: "again", From: lookup.Each("a function", func(_ context.Context, k name) (int, bool, error) {
+		asked = append(asked, k)
+		return 1, true, nil
+	}), Key: func(s string) name { return name(s[:3]) }, How: lookup.NewSettings([]lookup.Option{lookup.Cache(10, time.Hour)})}
+	take := l.Build(d.sub, func(*Subtask, *Operator) func(string, int, bool) { return func(string, int, bool) {} })
+	record := strings.Repeat("record", 10)
+	d.sub.raw = &kgo.Record{Topic: "in"}
+	take(record)
+	d.sub.barrier(1)
+	if len(asked) != 1 || asked[0] != "rec" {
+		t.Fatalf("asked for %q", asked)
+	}
+	if unsafe.StringData(string(asked[0])) == unsafe.StringData(record) {
+		t.Error("the key shares the memory of the record")
+	}
+}
 
 func TestRingIsAQueue(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

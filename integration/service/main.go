@@ -36,6 +36,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/lookup"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
@@ -70,6 +71,7 @@ func run() error {
 		unaligned   = flag.Bool("unaligned", false, "let barriers overtake records")
 		alignment   = flag.Duration("alignment-timeout", 0, "let barriers overtake records after this long; 0: not")
 		slow        = flag.Duration("slow", 0, "how long each record takes behind the KeyBy")
+		ask         = flag.Duration("look-up", 0, "look up each record in front of the KeyBy and behind it, which takes about that long; 0: don't")
 	)
 	flag.Parse()
 
@@ -112,7 +114,7 @@ func run() error {
 	}
 
 	a := weir.New(*app, opts...)
-	topology(a, *in, *out, *ballast, *slow)
+	topology(a, *in, *out, *ballast, *slow, *ask)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	return a.Run(ctx)
@@ -150,9 +152,12 @@ type tally struct {
 // decoded is how many tallies were read from what is committed.
 var decoded atomic.Int64
 
-func topology(a *weir.App, in, out string, ballast int, slow time.Duration) {
+func topology(a *weir.App, in, out string, ballast int, slow, ask time.Duration) {
 	lines := weir.From(a, "in", source.KeyValues(in, codec.String, codec.String))
 	records := weir.Map(lines, "parse", parse)
+	if ask > 0 {
+		records = lookedUp(records, "look-up", ask, func(r record) string { return r.key })
+	}
 	byKey := weir.KeyBy(records, "by-key", func(r record) string { return r.key }, codec.String, weir.ValueCodec(recordCodec))
 	tallies := weir.Process(byKey, "tally", func(s *weir.Setup) weir.Handler[string, record, weir.KV[string, string]] {
 		st := state.Value(s, "tally", tallyCodec)
@@ -174,7 +179,36 @@ func topology(a *weir.App, in, out string, ballast int, slow time.Duration) {
 			return nil
 		})
 	})
+	if ask > 0 {
+		tallies = lookedUp(tallies, "look-up-tally", ask, func(kv weir.KV[string, string]) string { return kv.Key })
+	}
 	weir.To(tallies, "out", kafka.Sink(out, codec.String, codec.String))
+}
+
+// lookedUp looks up each value in something that knows everything, takes its time, and
+// fails now and then. It passes values on as they are.
+func lookedUp[T any](in weir.Stream[T], id string, takes time.Duration, key func(T) string) weir.Stream[T] {
+	answer := func(k string) string { return "about " + k }
+	from := lookup.Batch("a slow service", func(ctx context.Context, keys []string, answers []lookup.Answer[string]) error {
+		select {
+		case <-time.After(rand.N(2 * takes)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if rand.IntN(100) == 0 {
+			return weir.Retry(errors.New("busy"))
+		}
+		for i, k := range keys {
+			answers[i] = lookup.Answer[string]{Value: answer(k), Found: true}
+		}
+		return nil
+	})
+	return weir.Lookup(in, id, from, key, func(v T, about string, found bool) (T, error) {
+		if !found || about != answer(key(v)) {
+			return v, fmt.Errorf("the look-up of %q gave %q", key(v), about)
+		}
+		return v, nil
+	}, lookup.BatchSize(16))
 }
 
 func parse(kv weir.KV[string, string]) (record, error) {
