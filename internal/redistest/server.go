@@ -29,6 +29,7 @@ import (
 // Images that the tests run. Each has the program of the other under its own name.
 const (
 	Redis  = "redis:8.0"
+	Redis7 = "redis:7.0" // .ci/run makes it where it can't be pulled
 	Valkey = "valkey/valkey:8.1"
 )
 
@@ -55,7 +56,11 @@ func StartImage(t testing.TB, image string, args ...string) *Server {
 	t.Helper()
 	containers.Need(t)
 	s, err := start(image, args)
-	if err != nil {
+	switch {
+	case err == nil:
+	case image == Redis7 && s == nil && !containers.Required():
+		t.Skipf("needs %s, which is a failure with %s=1: %v", image, containers.RequireEnv, err)
+	default:
 		t.Fatal(err)
 	}
 	s.AwaitUp(t)

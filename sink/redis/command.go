@@ -331,8 +331,10 @@ func (u *Upserts) Do(name string, args ...any) {
 	u.do(name, args)
 }
 
-// unscripted are the commands that Redis and Valkey refuse to run in a script.
+// unscripted are the commands that some version of Redis or Valkey refuses to run in a
+// script. Those that block, later ones run without blocking; there is one for that.
 var unscripted = strings.Fields(`
+	BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN WAIT WAITAOF
 	AUTH BGREWRITEAOF BGSAVE DEBUG DISCARD EVAL EVALSHA EVALSHA_RO EVAL_RO EXEC FAILOVER FCALL FCALL_RO HELLO MONITOR MULTI PSUBSCRIBE
 	PSYNC PUNSUBSCRIBE QUIT REPLCONF REPLICAOF RESET ROLE SAVE SHUTDOWN SLAVEOF SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE SYNC UNSUBSCRIBE
 	UNWATCH WATCH`)

@@ -335,7 +335,8 @@ func (h *history) read(client int, cl *goredis.Client, at readable, key string, 
 func TestMarkedKeysAreLinearizable(t *testing.T) {
 	for name, addr := range map[string]func(t *testing.T) string{
 		"redis":  func(t *testing.T) string { return redistest.Shared(t).Addr },
-		"valkey": func(t *testing.T) string { return valkey(t).Addr },
+		"redis7": func(t *testing.T) string { return server(t, redistest.Redis7).Addr },
+		"valkey": func(t *testing.T) string { return server(t, redistest.Valkey).Addr },
 	} {
 		t.Run(name, func(t *testing.T) {
 			const histories = 15

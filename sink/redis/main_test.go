@@ -70,18 +70,23 @@ func clusterOptionsOffline() Options {
 	return Options{Cluster: true, Addrs: []string{"127.0.0.1:1"}}
 }
 
-var valkeyServer struct {
-	once sync.Once
-	s    *redistest.Server
+var images struct {
+	sync.Mutex
+	servers map[string]*redistest.Server
 }
 
-// valkey is a server that all tests share.
-func valkey(t *testing.T) *redistest.Server {
+// server is a server of an image that all tests share.
+func server(t *testing.T, image string) *redistest.Server {
 	t.Helper()
-	containers.Need(t)
-	valkeyServer.once.Do(func() { valkeyServer.s = redistest.StartImage(t, redistest.Valkey) })
-	if valkeyServer.s == nil {
-		t.Fatal("the server did not start")
+	images.Lock()
+	defer images.Unlock()
+	s, ok := images.servers[image]
+	if !ok {
+		s = redistest.StartImage(t, image)
+		if images.servers == nil {
+			images.servers = map[string]*redistest.Server{}
+		}
+		images.servers[image] = s
 	}
-	return valkeyServer.s
+	return s
 }

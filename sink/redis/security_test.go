@@ -254,7 +254,7 @@ func TestDocumentedRightsAreEnoughAndAllAreNeeded(t *testing.T) {
 		also       []string // of commands that only a cluster's client sends, whose lack shows otherwise
 	}{
 		{"server", "ACL SETUSER shop on >PASSWORD ", func(t *testing.T) Options { return options(redistest.Shared(t).Addr) }, nil},
-		{"valkey", "ACL SETUSER shop on >PASSWORD ", func(t *testing.T) Options { return options(valkey(t).Addr) }, nil},
+		{"valkey", "ACL SETUSER shop on >PASSWORD ", func(t *testing.T) Options { return options(server(t, redistest.Valkey).Addr) }, nil},
 		{"cluster", "ACL SETUSER shop on >PASSWORD ", clusterOptions, []string{"+cluster|slots"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

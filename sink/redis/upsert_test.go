@@ -83,9 +83,11 @@ func wantStrings(t *testing.T, o Options, want map[string]string) {
 	}
 }
 
-// everywhere runs a test against one server of Redis and of Valkey, and against a cluster.
+// everywhere runs a test against one server of Redis 7, of Redis 8 and of Valkey, and
+// against a cluster.
 func everywhere(t *testing.T, f func(t *testing.T, o Options)) {
-	t.Run("valkey", func(t *testing.T) { f(t, options(valkey(t).Addr)) })
+	t.Run("redis7", func(t *testing.T) { f(t, options(server(t, redistest.Redis7).Addr)) })
+	t.Run("valkey", func(t *testing.T) { f(t, options(server(t, redistest.Valkey).Addr)) })
 	t.Run("server", func(t *testing.T) { f(t, options(redistest.Shared(t).Addr)) })
 	t.Run("cluster", func(t *testing.T) { f(t, clusterOptions(t)) })
 }
@@ -490,8 +492,8 @@ func TestDescriptionsAreChecked(t *testing.T) {
 			t.Errorf("%+v: %v, want %q", c.o, err, c.says)
 		}
 	}
-	err := Upsert[pair](Options{Addrs: []string{"a:1"}, Password: "hidden"}, nil, BatchSize(0, 1), InFlight(0), GiveUpAfter(-1), OnRefused(nil), VersionsFor(0)).Check()
-	for _, want := range []string{"is nil", "BatchSize", "InFlight", "GiveUpAfter", "OnRefused", "VersionsFor"} {
+	err := Upsert[pair](Options{Addrs: []string{"a:1"}, Password: "hidden"}, nil, BatchSize(0, 1), InFlight(0), GiveUpAfter(-1), OnRefused(nil), VersionsFor(0), UnreachableFor(-1)).Check()
+	for _, want := range []string{"is nil", "BatchSize", "InFlight", "GiveUpAfter", "OnRefused", "VersionsFor", "UnreachableFor"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v lacks %q", err, want)
 		}
