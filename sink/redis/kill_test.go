@@ -30,7 +30,8 @@ import (
 )
 
 // serviceEnv makes the test binary the service that a test starts and kills. Its words are
-// the broker, a directory, "server" or "cluster", and Redis's addresses.
+// the broker, a directory, "server", "cluster", or "keeping" for a server with logs that are
+// kept for long, and Redis's addresses.
 const serviceEnv = "WEIR_REDIS_TEST_SERVICE"
 
 const (
@@ -40,7 +41,7 @@ const (
 )
 
 // topology counts points of players in Redis, by commands that must not be repeated.
-func topology(app *weir.App, o redis.Options) {
+func topology(app *weir.App, o redis.Options, opts ...redis.Option) {
 	in := weir.From(app, "in", source.Values("points", codec.String))
 	byPlayer := weir.KeyBy(in, "by-player", func(v string) string { p, _, _ := strings.Cut(v, ":"); return p }, codec.String)
 	pass := weir.Process(byPlayer, "pass", func(*weir.Setup) weir.Handler[string, string, string] {
@@ -55,7 +56,7 @@ func topology(app *weir.App, o redis.Options) {
 		b.IncrBy("count:"+player, 1)
 		b.ZIncrBy("board", 1, player)
 		b.LPush("reverse:"+player, n)
-	}, redis.BatchSize(20, 1<<20)))
+	}, append(opts, redis.BatchSize(20, 1<<20))...))
 }
 
 // serve is the service.
@@ -66,7 +67,11 @@ func serve() int {
 	app := weir.New("killed", weir.Brokers(where[0]), weir.CheckpointStore("file://"+where[1]), weir.InstanceID("a"),
 		weir.CheckpointEvery(20*time.Millisecond), weir.Parallelism(2), weir.KeyGroups(16),
 		weir.Restart(weir.RestartPolicy{Limit: 100, Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond, Quiet: time.Minute}))
-	topology(app, redis.Options{Addrs: where[3:], Cluster: where[2] == "cluster", Prefix: killedPrefix, Timeout: time.Second})
+	var opts []redis.Option
+	if where[2] == "keeping" {
+		opts = append(opts, redis.Keep(time.Hour, 1<<30))
+	}
+	topology(app, redis.Options{Addrs: where[3:], Cluster: where[2] == "cluster", Prefix: killedPrefix, Timeout: time.Second}, opts...)
 	if err := app.Run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -80,7 +85,7 @@ type trial struct {
 	binary  string
 	brokers []string
 	dir     string
-	where   []string // "server" or "cluster", and addresses
+	where   []string // "server", "cluster" or "keeping", and addresses
 	look    goredis.UniversalClient
 	feeder  *kgo.Client
 	rng     *rand.Rand
@@ -230,11 +235,12 @@ func compareLists(t *testing.T, cl goredis.UniversalClient, key string, want []s
 }
 
 // TestS34_ServiceAndRedisAreKilledAtRandom: kill -9 of a service, and of Redis, at random
-// instants while input flows.
+// instants while input flows, over connections of which a third end in the middle of an
+// answer.
 func TestS34_ServiceAndRedisAreKilledAtRandom(t *testing.T) {
 	s := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "everysec")
 	const kills = 100
-	tr := newTrial(t, s.Client(t), "server", s.Addr)
+	tr := newTrial(t, s.Client(t), "server", redistest.StartToxiproxy(t, s.Addr, `{"type": "limit_data", "toxicity": 0.35, "attributes": {"bytes": 4003}}`))
 	redisKills := 0
 	for range kills {
 		p := tr.start()
@@ -337,6 +343,29 @@ func TestS35_AppSurvivesAFailoverToAReplicaThatLacksTheTail(t *testing.T) {
 		tr.feed(100)
 		service.await(tr.n - 1)
 		primary = replica
+	}
+	service.finish()
+}
+
+// TestS35_AppFillsARedisThatRestartsEmpty kills a Redis that keeps nothing, below a service
+// that runs, and below one that is killed.
+func TestS35_AppFillsARedisThatRestartsEmpty(t *testing.T) {
+	s := redistest.Start(t)
+	tr := newTrial(t, s.Client(t), "keeping", s.Addr)
+	service := tr.start()
+	for round := range 4 {
+		tr.feed(300)
+		service.await(tr.n - 1)
+		if round%2 == 1 {
+			service.kill()
+		}
+		s.Kill(t)
+		tr.feed(50)
+		s.Restart(t)
+		if round%2 == 1 {
+			service = tr.start()
+		}
+		service.await(tr.n - 1)
 	}
 	service.finish()
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -170,6 +171,51 @@ func TestFlushReturnsOnlyWhenRedisHasAcknowledged(t *testing.T) {
 	p.Break()
 	mustWrite(t, w)
 	wantStrings(t, o, map[string]string{"k": "1"})
+}
+
+func TestWriteWaitsWhileTooMuchIsUnderWay(t *testing.T) {
+	p := redistest.StartProxy(t, redistest.Shared(t).Addr)
+	o := options(p.Addr)
+	const size, inFlight = 10, 3
+	w := openUpsert(t, t.Context(), Upsert(o, setPair, BatchSize(size, 1<<20), InFlight(inFlight)))
+	mustWrite(t, w, pair{"k", "0"})
+	p.Deaf(true)
+	var written atomic.Int64
+	done := make(chan error, 1)
+	const writes = 100
+	go func() {
+		for i := range writes {
+			if err := w.Write(pair{"k", strconv.Itoa(i)}); err != nil {
+				done <- err
+				return
+			}
+			written.Add(1)
+		}
+		done <- nil
+	}()
+	// The batches under way, and one less a value that is being collected.
+	const most = (inFlight+1)*size - 1
+	redistest.Eventually(t, soon, func() error {
+		if n := written.Load(); n < most {
+			return fmt.Errorf("%d values are taken", n)
+		}
+		return nil
+	})
+	select {
+	case err := <-done:
+		t.Fatalf("everything was taken (%v), although nothing is acknowledged", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if n := written.Load(); n != most {
+		t.Errorf("%d values are taken, want %d", n, most)
+	}
+	p.Deaf(false)
+	p.Break()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, w)
+	wantStrings(t, o, map[string]string{"k": strconv.Itoa(writes - 1)})
 }
 
 func TestConnectionsCutInTheMiddleOfAnAnswerLoseNothing(t *testing.T) {

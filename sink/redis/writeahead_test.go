@@ -29,9 +29,10 @@ type world struct {
 	set     []Option
 	app     string
 	lineage string
-	logs    []sink.Log // of the last checkpoint
-	last    int64      // its id
-	after   int64      // checkpoint of the newest log
+	logs    []sink.Log    // of the last checkpoint
+	last    int64         // its id
+	after   int64         // checkpoint of the newest log
+	later   time.Duration // by which checkpoints seem to be made later than they are
 	rng     *rand.Rand
 
 	n      int // pushes so far
@@ -206,7 +207,7 @@ func (l *life) checkpoint(ps ...push) {
 	keep := l.applier.Keep()
 	w.logs = slices.DeleteFunc(slices.Clone(w.logs), func(l sink.Log) bool { return l.Checkpoint < keep })
 	w.last++
-	log := sink.Log{Checkpoint: w.last, Lineage: w.lineage, After: w.after, Created: time.Now(), Bytes: bytes,
+	log := sink.Log{Checkpoint: w.last, Lineage: w.lineage, After: w.after, Created: time.Now().Add(w.later), Bytes: bytes,
 		Read: func(context.Context) ([][]byte, error) { return parts, nil }}
 	if bytes > 0 {
 		w.logs = append(w.logs, log)
@@ -601,6 +602,28 @@ func TestS36_LossOfMoreThanIsKeptIsALoudStop(t *testing.T) {
 		l.drain()
 		tails(t, cl, w)
 	})
+}
+
+func TestLogsAreKeptForATime(t *testing.T) {
+	w := newWorld(t, options(redistest.Shared(t).Addr), Keep(time.Minute, 1<<30))
+	l := w.mustBegin()
+	apply := func(n int) {
+		for range n {
+			l.checkpoint(w.pushes(50)...)
+			l.drain()
+		}
+	}
+	const early, late = 10, 4
+	apply(early)
+	if len(w.logs) != early {
+		t.Fatalf("%d logs are kept within the time, want %d", len(w.logs), early)
+	}
+	w.later = time.Hour
+	apply(late)
+	if first := w.logs[0].Checkpoint; first < early || len(w.logs) > late+1 {
+		t.Errorf("an hour later logs from checkpoint %d on are kept, %d of them", first, len(w.logs))
+	}
+	w.verify()
 }
 
 // wipe deletes everything under the prefix.
