@@ -327,6 +327,10 @@ func (o *asker[A, K, V]) leaveAnswered(regardless bool) {
 func (o *asker[A, K, V]) leave() {
 	s := o.sub
 	for s.err == nil {
+		if s.inc.over.Load() {
+			s.err = context.Cause(s.inc.ctx)
+			return
+		}
 		if o.stuck = o.queue.len() == 0 || s.crowded && !o.regardless; o.stuck {
 			return
 		}

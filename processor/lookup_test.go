@@ -746,6 +746,20 @@ type nanClient struct{}
 func (nanClient) Fetch(context.Context, []float64, []lookup.Answer[int]) error { return nil }
 func (nanClient) Close() error                                                 { return nil }
 
+func TestNothingLeavesWhenTheIncarnationEnds(t *testing.T) {
+	d := newDesk(t, lookup.BatchSize(1))
+	d.in("a")
+	d.call().done <- nil
+	<-d.sub.wake // it is answered
+	failed := errors.New("something else failed")
+	d.sub.inc.cancel(failed)
+	d.sub.inc.over.Store(true)
+	d.sub.barrier(1)
+	if !errors.Is(d.sub.err, failed) || len(d.story.told) > 0 {
+		t.Errorf("told %q, error %v", d.story.told, d.sub.err)
+	}
+}
+
 // A key may be a piece of a fetched batch, which the cache must not hold in memory.
 func TestCachedKeyIsNoPieceOfARecord(t *testing.T) {
 	type name string
