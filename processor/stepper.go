@@ -87,7 +87,7 @@ func (t *Topics) end(c txn.Commit) {
 // cfg.Backend says, and there are no appliers of write-ahead sinks.
 func NewStepper(ctx context.Context, cfg Config, plan *Plan, topics *Topics, now *clock.Manual) (*Stepper, error) {
 	s := &Stepper{topics: topics, clock: now}
-	cfg.Clock, cfg.Trigger = now, barrier.TriggerConfig{}
+	cfg.Clock, cfg.Trigger = now, barrier.TriggerConfig{RetryPause: noRetry}
 	cfg.Listener = event.Tee(cfg.Listener, event.Listener{CheckpointFailed: func(i event.CheckpointFailed) { s.failed = i.Err }})
 	p := *plan
 	p.WriteAhead = nil
@@ -99,6 +99,9 @@ func NewStepper(ctx context.Context, cfg Config, plan *Plan, topics *Topics, now
 	}
 	return s, nil
 }
+
+// noRetry keeps a checkpoint that failed from being tried again by itself.
+const noRetry = 100 * 365 * 24 * time.Hour
 
 func (s *Stepper) begin() error {
 	inc := s.inc

@@ -1,6 +1,7 @@
 package weirtest_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -13,6 +14,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/sink"
@@ -313,14 +316,15 @@ func TestTheClockStopsWhereSomethingIsDue(t *testing.T) {
 	h := weirtest.New(t, func(app *weir.App) {
 		in := weir.From(app, "in", source.Values("in", codec.String))
 		out := weir.Process(weir.KeyBy(in, "by", func(s string) string { return s }, codec.String), "tick", func(s *weir.Setup) weir.Handler[string, string, string] {
-			ticks := state.Value(s, "ticks", codec.Int64, state.TTL(90*time.Second))
+			within := state.Value(s, "within", codec.Int64, state.TTL(30*time.Second))
 			timer := state.ProcessingTimers(s)
 			return weir.OnRecord(func(c *weir.Context[string, string], _ string) error {
 				timer.Set(c.Timestamp().Add(time.Minute))
 				return nil
 			}).OnTimer(func(c *weir.Context[string, string], t weir.Timer) error {
-				ticks.Set(ticks.Get() + 1) // lives on because a minute is less than its time to live
-				c.Emit(fmt.Sprint(ticks.Get()))
+				_, fresh := within.Lookup() // set a minute ago, it is gone
+				c.Emit(fmt.Sprint(t.At.Minute(), fresh))
+				within.Set(1)
 				timer.Set(t.At.Add(time.Minute))
 				return nil
 			})
@@ -328,23 +332,108 @@ func TestTheClockStopsWhereSomethingIsDue(t *testing.T) {
 		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
 	})
 	weirtest.In[string](h, "in").Send("x")
-	h.Advance(5 * time.Minute)
-	weirtest.Out[string](h, "out").Want("1", "2", "3", "4", "5")
+	h.Advance(4 * time.Minute)
+	weirtest.Out[string](h, "out").Want("1 false", "2 false", "3 false", "4 false")
+}
+
+// remembered keeps what comes for an hour since it was read or written.
+func remembered(app *weir.App) {
+	in := weir.From(app, "in", source.Values("in", codec.String))
+	out := weir.Process(weir.KeyBy(in, "by", func(s string) string { return s }, codec.String), "keep", func(s *weir.Setup) weir.Handler[string, string, string] {
+		ttl := state.TTL(time.Hour, state.OnRead)
+		value, list := state.Value(s, "value", codec.String, ttl), state.List(s, "list", codec.String, ttl)
+		all := state.Map(s, "map", codec.String, codec.String, ttl)
+		return weir.OnRecord(func(_ *weir.Context[string, string], v string) error {
+			value.Set(v)
+			list.Append(v)
+			all.Put(v, v)
+			return nil
+		})
+	})
+	weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
 }
 
 func TestLookingDoesNotCountAsReading(t *testing.T) {
-	h := weirtest.New(t, quietSensors)
-	weirtest.In[reading](h, "readings").Send(reading{"a", weirtest.Begin, 5})
-	for range 4 {
-		h.Advance(29 * time.Minute)
-		if v, ok := weirtest.Value[int64](h, "sum", "sum", "a"); !ok || v != 5 {
-			t.Errorf("at %v it is %d, %v", h.Now(), v, ok)
+	h := weirtest.New(t, remembered)
+	weirtest.In[string](h, "in").Send("a")
+	held := func() string {
+		v, _ := weirtest.Value[string](h, "keep", "value", "a")
+		return fmt.Sprintf("%q %v %v", v, weirtest.List[string](h, "keep", "list", "a"), weirtest.Map[string, string](h, "keep", "map", "a"))
+	}
+	for _, want := range []string{`"a" [a] map[a:a]`, `"a" [a] map[a:a]`, `"a" [a] map[a:a]`, `"" [] map[]`} {
+		if got := held(); got != want {
+			t.Errorf("at %v there is %s, want %s", h.Now(), got, want)
+		}
+		h.Advance(20 * time.Minute)
+	}
+}
+
+// One goroutine has nobody who takes what is too much for an edge.
+func TestOneRecordMayEmitMoreThanAnEdgeHolds(t *testing.T) {
+	const many = 10_000
+	for _, opts := range [][]weir.Option{nil, {weir.Unaligned()}} {
+		h := weirtest.New(t, func(app *weir.App) {
+			in := weir.FlatMap(weir.From(app, "in", source.Values("in", codec.Int64)), "many", func(n int64, emit func(int64)) error {
+				for i := range n {
+					emit(i)
+				}
+				return nil
+			})
+			by := weir.KeyBy(in, "by", func(n int64) int64 { return n % 10 }, codec.Int64, weir.ValueCodec(codec.Int64))
+			weir.To(weir.Aggregate(by, "count", weir.Count[int64]()), "out", kafka.Sink("out", codec.Int64, codec.Int64))
+		}, append(opts, weir.Parallelism(2))...)
+		weirtest.In[int64](h, "in").Send(many)
+		h.Checkpoint()
+		if n := len(weirtest.Out[weir.KV[int64, int64]](h, "out").Committed()); n != many {
+			t.Errorf("%d of %d came", n, many)
 		}
 	}
-	h.Advance(4 * time.Minute) // two hours since it was written
-	if _, ok := weirtest.Value[int64](h, "sum", "sum", "a"); ok {
-		t.Error("it lives on because it was looked at")
+}
+
+func TestBroadcastStateThatDiffersIsFound(t *testing.T) {
+	wantFailure(t, func(t weirtest.TB) {
+		written := int64(0)
+		h := weirtest.New(t, func(app *weir.App) {
+			rules := weir.Broadcast(weir.From(app, "rules", source.Values("rules", codec.String)))
+			by := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by", func(s string) string { return s }, codec.String)
+			out := weir.Process(by, "check", func(s *weir.Setup) weir.Handler[string, string, string] {
+				held := state.Broadcast(s, "held", codec.String, codec.Int64)
+				rules.On(s, func(v string) error {
+					written++ // not the same on every subtask
+					held.Put(v, written)
+					return nil
+				})
+				return weir.OnRecord(func(*weir.Context[string, string], string) error { return nil })
+			})
+			weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+		}, weir.Parallelism(2))
+		weirtest.In[string](h, "rules").Send("a")
+		weirtest.Broadcast[string, int64](h, "check", "held")
+	}, `broadcast state "held": subtask 1 holds map[a:2], subtask 0 map[a:1]`)
+}
+
+func TestAStoreOfAnotherAppIsRefused(t *testing.T) {
+	store := checkpoint.NewMem()
+	weirtest.New(t, accounts, weir.Store(store))
+	wantFailure(t, func(t weirtest.TB) { weirtest.New(t, accounts, weir.Store(store), weir.KeyGroups(64)) }, "key-groups")
+}
+
+// A checkpoint that is not durable fails the test, and the app goes on.
+func TestACheckpointThatFailsKeepsItsEpochOpen(t *testing.T) {
+	store := faultstore.Wrap(checkpoint.NewMem())
+	h := weirtest.New(t, accounts, weir.Store(store))
+	in, out := weirtest.In[payment](h, "payments"), weirtest.Out[balance](h, "balances")
+	in.Send(payment{"1", "alice", 500})
+	store.Before(func(context.Context, faultstore.Op, string) error { return errors.New("the disk is full") })
+	err := h.Fails(func() { h.Checkpoint() })
+	store.Before(nil)
+	if err == nil || !strings.Contains(err.Error(), "the checkpoint was given up") {
+		t.Errorf("the error is %v", err)
 	}
+	out.WantCommitted()
+	in.Send(payment{"2", "alice", 1})
+	h.Checkpoint()
+	out.WantCommitted(balance{"alice", 500}, balance{"alice", 501})
 }
 
 func TestDrainBringsTimeToItsEnd(t *testing.T) {
