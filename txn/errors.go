@@ -103,7 +103,9 @@ func (e *Error) remedy() string {
 			return "grant IdempotentWrite on the cluster to this principal"
 		case errors.Is(e.Err, kerr.MessageTooLarge), errors.Is(e.Err, kerr.RecordListTooLarge):
 			return "raise max.message.bytes of the topic and the client's batch size, or emit smaller records"
-		case errors.Is(e.Err, kerr.UnknownTopicOrPartition), errors.Is(e.Err, kerr.UnknownTopicID):
+		case errors.Is(e.Err, kerr.UnknownTopicID):
+			return "a topic is gone or was recreated: offsets and checkpoints refer to the old one"
+		case errors.Is(e.Err, kerr.UnknownTopicOrPartition):
 			return "create the topic: kafka-topics --create --topic NAME --partitions N"
 		case errors.Is(e.Err, kerr.InvalidSessionTimeout):
 			return "set a session timeout between the brokers' group.min.session.timeout.ms (6s unless changed) and group.max.session.timeout.ms"

@@ -78,17 +78,19 @@ func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[st
 	for _, p := range parts {
 		s.assigned[p] = true
 	}
-	rejoin := s.lacksTopics() && !s.rejoined
-	s.rejoined = s.rejoined || rejoin
 	s.mu.Unlock()
-	if rejoin {
-		s.cl.ForceRebalance()
-	}
 	if err := s.loadTopicIDs(ctx, s.cfg.Topics); err != nil {
 		if !s.left() {
 			s.fail(err)
 		}
 		return
+	}
+	s.mu.Lock()
+	rejoin := s.lacksPartitions() && !s.rejoined
+	s.rejoined = s.rejoined || rejoin
+	s.mu.Unlock()
+	if rejoin {
+		s.cl.ForceRebalance()
 	}
 	s.awaitStable(ctx, parts)
 }
@@ -286,18 +288,21 @@ func (s *Session) disown(parts []offsets.Partition) {
 	}
 }
 
-// lacksTopics tells whether the only active instance was assigned nothing of some
-// topic. A static member that restarts with another topic gets its old assignment
-// back, without a rebalance and without that topic.
-func (s *Session) lacksTopics() bool {
+// lacksPartitions tells whether the only active instance was not assigned some partition
+// that there is. A static member that restarts gets its old assignment back without a
+// rebalance: without the topics that its new configuration has, and without the partitions
+// that were added meanwhile, of which no client would tell it. It is called with mu held,
+// after loadTopicIDs.
+func (s *Session) lacksPartitions() bool {
 	if !s.cfg.SingleActive || len(s.assigned) == 0 {
 		return false
 	}
-	have := map[string]bool{}
-	for p := range s.assigned {
-		have[p.Topic] = true
+	for p := range s.epochs {
+		if !s.assigned[p] && slices.Contains(s.cfg.Topics, p.Topic) {
+			return true
+		}
 	}
-	return slices.ContainsFunc(s.cfg.Topics, func(t string) bool { return !have[t] })
+	return false
 }
 
 // parseCommitted reads a response to an OffsetFetch of our group. Any error in it is

@@ -201,7 +201,7 @@ type Session struct {
 
 	mu       sync.Mutex
 	assigned map[offsets.Partition]bool // by the group, restored or not
-	rejoined bool                       // once for topics that an old assignment lacks
+	rejoined bool                       // once for what an old assignment lacks
 	owned    map[offsets.Partition]bool // being restored or restored, not yet revoked
 	topicID  map[string][16]byte
 	epochs   map[offsets.Partition]int32            // leader epochs, learnt with the topic ids

@@ -623,18 +623,44 @@ func TestSingleActiveRestartLeavesOneActive(t *testing.T) {
 	})
 }
 
-func TestTopicsMissingFromAnOldAssignmentAreNoticed(t *testing.T) {
-	s := &Session{cfg: Config{Topics: []string{"old", "new"}, SingleActive: true}, assigned: map[offsets.Partition]bool{}}
-	if s.lacksTopics() {
+// A static member gets its old assignment back without a rebalance, and its client knows
+// of no partition count but the newest one: nobody sees that there are more.
+func TestS17_PartitionsThatWereAddedWhileAStaticMemberWasAwayAreAssigned(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		a := r.start("a", oneActive).up()
+		a.take(2)
+		a.mustCommit(1)
+		a.die()
+		rs, err := r.adm.CreatePartitions(t.Context(), 1, inTopic)
+		if err := errors.Join(err, rs.Error()); err != nil {
+			t.Fatal(err)
+		}
+		a = r.start("a", oneActive)
+		waitFor(t, func() bool { return len(a.Owned()) == 3 })
+	})
+}
+
+func TestWhatAnOldAssignmentLacksIsNoticed(t *testing.T) {
+	part := func(topic string, p int32) offsets.Partition { return offsets.Partition{Topic: topic, Partition: p} }
+	s := &Session{
+		cfg: Config{Topics: []string{"old", "new"}, SingleActive: true}, assigned: map[offsets.Partition]bool{},
+		epochs: map[offsets.Partition]int32{part("old", 0): 1, part("old", 1): 1, part("new", 0): 1, part("other", 0): 1},
+	}
+	if s.lacksPartitions() {
 		t.Error("a standby lacks nothing")
 	}
-	s.assigned[offsets.Partition{Topic: "old"}] = true
-	if !s.lacksTopics() {
+	s.assigned[part("old", 0)], s.assigned[part("old", 1)] = true, true
+	if !s.lacksPartitions() {
 		t.Error("the new topic is missing")
 	}
-	s.assigned[offsets.Partition{Topic: "new", Partition: 3}] = true
-	if s.lacksTopics() {
+	s.assigned[part("new", 0)] = true
+	if s.lacksPartitions() {
 		t.Error("nothing is missing")
+	}
+	s.epochs[part("old", 2)] = 1
+	if !s.lacksPartitions() {
+		t.Error("a partition is missing")
 	}
 }
 
