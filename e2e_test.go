@@ -20,12 +20,18 @@ import (
 // broker starts an embedded broker with topics of that many partitions.
 func broker(t testing.TB, partitions int32, topics ...string) []string {
 	t.Helper()
+	return cluster(t, partitions, topics...).ListenAddrs()
+}
+
+// cluster is broker for who wants to hurt it.
+func cluster(t testing.TB, partitions int32, topics ...string) *kfake.Cluster {
+	t.Helper()
 	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(partitions, topics...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	return c.ListenAddrs()
+	return c
 }
 
 // produce writes values to a topic, keyed by themselves, and waits for them.

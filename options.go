@@ -329,6 +329,10 @@ func Drain() Option { return option(func(o *options) { o.drain = true }) }
 // sinks still have to apply. Default 30s.
 func StopTimeout(d time.Duration) Option { return option(func(o *options) { o.stopTimeout = d }) }
 
+func init() {
+	clock.Option = func(c clock.Clock) any { return option(func(o *options) { o.clock = c }) }
+}
+
 // RestartPolicy says how a failed app begins again inside Run.
 type RestartPolicy = processor.RestartPolicy
 

@@ -10,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -269,6 +272,52 @@ func TestQueryDoesNotSeeWhatIsNotCommitted(t *testing.T) {
 		if _, err := weir.Query(cancelled, app, "count", "n", "a", codec.String, codec.Int64); !errors.Is(err, context.Canceled) {
 			t.Errorf("with a context that is done: %v", err)
 		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestQueryDoesNotSeeACheckpointThatIsBeingCommitted(t *testing.T) {
+	backends(t, func(t *testing.T, backend pebble.Backend) {
+		c := cluster(t, 1, "lines", "counts")
+		brokers := c.ListenAddrs()
+		committed := make(chan int64, 16)
+		app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"), weir.Parallelism(1),
+			weir.CheckpointEvery(time.Hour), weir.AfterRecords(1), weir.StateBackend(backend),
+			weir.Listen(weir.Listener{CheckpointCommitted: func(i event.CheckpointCommitted) { committed <- i.Checkpoint }}))
+		byWord := weir.KeyBy(weir.From(app, "lines", source.Values("lines", codec.String)), "by-word", func(w string) string { return w }, codec.String)
+		weir.To(weir.Aggregate(byWord, "count", weir.Count[string]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- app.Run(ctx) }()
+		count := func(want, checkpoint int64) {
+			t.Helper()
+			for {
+				r, err := queryCount(ctx, app, "a")
+				if err == nil && r.Checkpoint < checkpoint || errors.Is(err, weir.ErrNothingCommitted) {
+					continue // it is just being taken over
+				}
+				if err != nil || r.Value != want || r.Checkpoint != checkpoint {
+					t.Errorf("the count is %+v, %v; want %d of checkpoint %d", r, err, want, checkpoint)
+				}
+				return
+			}
+		}
+		produce(t, brokers, "lines", "a")
+		first := <-committed
+		count(1, first)
+		// The end of the transaction is asked for again and again, and not done.
+		h := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.ConcurrentTransactions, TopLevel: true, Count: -1})
+		produce(t, brokers, "lines", "a")
+		if err := h.Wait(ctx, 1); err != nil {
+			t.Fatal(err)
+		}
+		count(1, first)
+		h.Remove()
+		count(2, <-committed)
 		cancel()
 		if err := <-done; err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/offsets"
 )
 
@@ -161,7 +162,7 @@ func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 			used[name] = true
 		}
 		for name, id := range c.garbage {
-			if id < oldest && !used[name] {
+			if id < oldest && (!used[name] || guard.Broken(guard.InUse)) {
 				names = append(names, name)
 			}
 		}

@@ -317,8 +317,10 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	start := w.cfg.Now()
 	none := offsets.ManifestRef{}
 	w.mu.Lock()
+	fresh := 0 // runs of this checkpoint
 	for _, r := range s.Runs {
 		if r.Len() > 0 {
+			fresh++
 			w.runs = append(w.runs, r)
 		} else {
 			r.Release()
@@ -338,6 +340,9 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	}
 	w.last = offsets.ManifestRef{Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation}
 	w.abandonPending()
+	if guard.Broken(guard.CarryOver) {
+		w.runs = slices.Clone(w.runs[len(w.runs)-fresh:])
+	}
 	// Runs and logs are only appended to, and only by this goroutine.
 	runs, logs := slices.Clip(w.runs), slices.Clip(w.logs)
 	w.mu.Unlock()

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/weirstream/weir/internal/guard"
 )
 
 // gate says which epoch's outputs may go into the open transaction. The epoch of
@@ -82,7 +84,7 @@ const recordOverhead = 200
 
 // Produce implements sink.Output.
 func (o *output) Produce(r *kgo.Record) {
-	if o.epoch <= o.gate.open.Load() {
+	if o.epoch <= o.gate.open.Load() || guard.Broken(guard.HeldOutputs) {
 		if len(o.held) > 0 {
 			o.release()
 		}

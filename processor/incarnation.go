@@ -19,6 +19,7 @@ import (
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/pebble"
@@ -735,14 +736,21 @@ func (inc *incarnation) commitLoop() error {
 				continue
 			}
 			begun := time.Now()
+			if guard.Broken(guard.IngestAfterCommit) {
+				if err := inc.ingest(j.id, last.ref, last.stats); err != nil {
+					return err
+				}
+			}
 			err := inc.sess.Commit(j.ctx, *j.commit)
 			inc.send(committed{id: j.id, took: time.Since(begun), err: err})
 			if err != nil {
 				continue
 			}
 			crashpoint.Hit(crashpoint.BeforeIngest)
-			if err := inc.ingest(j.id, last.ref, last.stats); err != nil {
-				return err
+			if !guard.Broken(guard.IngestAfterCommit) {
+				if err := inc.ingest(j.id, last.ref, last.stats); err != nil {
+					return err
+				}
 			}
 			crashpoint.Hit(crashpoint.AfterIngest)
 		}

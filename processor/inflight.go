@@ -467,6 +467,9 @@ func (r *keyedRunner[K, T]) captureAll(id int64) error {
 // was restored. They lie in front of everything else, so they come first, each part of
 // them by itself as it was.
 func (r *keyedRunner[K, T]) captureRestored() error {
+	if guard.Broken(guard.CapturedAgain) {
+		return nil
+	}
 	left := r.replay[r.replayed:]
 	from := 0
 	if r.current != nil && r.current.restored {

@@ -63,7 +63,7 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 			return nil, ctx.Err()
 		}
 		if err != nil {
-			return nil, err
+			return nil, inc.overtaken(ctx, committed, err)
 		}
 		inc.lineage = checkpoint.NewLineage()
 		if m := state.manifest; m != nil && !state.mended && m.Lineage != "" {
@@ -88,18 +88,38 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 		return nil, ctx.Err()
 	}
 	if r.err != nil {
-		return nil, r.err
+		return nil, inc.overtaken(ctx, committed, r.err)
 	}
 	positions := map[offsets.Partition]offsets.Position{}
 	for p := range committed {
 		pos, ok := r.state.positions[p]
 		if !ok {
-			return nil, fatal(fmt.Errorf("partition %s joined while state was being restored; it is taken up by the next start", p))
+			return nil, fmt.Errorf("partition %s was added while state was being restored: restarting to take it up", p)
 		}
 		positions[p] = pos
 	}
 	inc.start(positions)
 	return positions, nil
+}
+
+// overtaken looks why an object is missing of the checkpoint that was to be restored. To a
+// process that was stopped since it read the committed offsets, others may have committed,
+// and what it goes by was garbage since then. A restart reads the offsets again.
+func (inc *incarnation) overtaken(ctx context.Context, committed map[offsets.Partition]offsets.Committed, err error) error {
+	var missing *checkpoint.MissingError
+	if !errors.As(err, &missing) {
+		return err
+	}
+	got, ferr := kadm.NewClient(inc.sess.Client()).FetchOffsets(ctx, inc.cfg.Group)
+	if ferr != nil {
+		return fmt.Errorf("%v; whether others have committed since it was to be restored can't be told: %w", err, ferr)
+	}
+	for p, c := range committed {
+		if o, ok := got.Lookup(p.Topic, p.Partition); ok && o.Metadata != c.Metadata {
+			return fmt.Errorf("others have committed since the offset of %s was read, and collected what was to be restored: %v", p, err)
+		}
+	}
+	return err
 }
 
 // join takes up partitions that appear while the job runs.

@@ -745,7 +745,7 @@ func hashable(t reflect.Type) bool {
 
 // take processes a batch, or puts it aside while its input is blocked.
 func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
-	if !bt.restored && r.aligner.Blocked(bt.input) {
+	if !bt.restored && r.aligner.Blocked(bt.input) && !guard.Broken(guard.Alignment) {
 		r.stash = append(r.stash, bt)
 		return nil
 	}

@@ -360,6 +360,9 @@ func (s *Session) offsetsRequest(ctx context.Context, c Commit) (*kmsg.TxnOffset
 	req.TransactionalID, req.Group = s.txnID, s.cfg.Group
 	req.ProducerID, req.ProducerEpoch = pid, epoch
 	req.MemberID, req.Generation, req.InstanceID = member, generation, s.instanceID()
+	if guard.Broken(guard.Membership) {
+		req.MemberID, req.Generation, req.InstanceID = "", -1, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for topic, parts := range byTopic(c.Positions) {

@@ -397,6 +397,25 @@ func TestS11_PausedCommitterIsFencedByTheNewOwner(t *testing.T) {
 	})
 }
 
+func TestCommitOfAMemberThatWasReplacedIsRefused(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 4)
+		a := r.start("a", func(c *Config, _ *worker) { c.TransactionTimeout = 10 * time.Minute }).up()
+		a.take(2)
+		// a hears nothing of it, but the group goes on without it. Nothing of a's is staged,
+		// so b has no reason to fence it.
+		silence(r, "a", make(chan struct{}))
+		waitGone(t, r)
+		b := r.start("b").up()
+		b.take(4)
+		b.mustCommit(1)
+		if err := a.commit(1); err == nil {
+			t.Error("who is no member any more could commit")
+		}
+		r.wantOffsets(2, 2)
+	})
+}
+
 // silence drops the heartbeats of an instance until still is closed.
 func silence(r *rig, instance string, still <-chan struct{}) {
 	r.c.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {

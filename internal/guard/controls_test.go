@@ -31,6 +31,16 @@ var controls = map[guard.Guard][]control{
 	guard.ReplayToAll:         {{"processor", "TestBroadcastRecordsInFlightAreHeardOnceByEverySubtask"}},
 	guard.LookupBeforeBarrier: {{".", "TestWaitingRecordsAreCompleteBeforeTheBarrier"}},
 	guard.TimeBehindLookup:    {{".", "TestWatermarkDoesNotOvertakeRecordsThatWait"}},
+	guard.CapturedAgain:       {{"processor", "TestWhatIsLeftOfARestoreIsInFlightOnceMoreInFrontOfAllElse"}},
+	guard.Alignment:           {{"processor", "TestEveryOrderOfEventsGivesAConsistentCut"}},
+	guard.HeldOutputs:         {{"processor", "TestOutputsOfTheNextEpochWaitForTheCommitAndKeepTheirOrder"}},
+	guard.CarryOver:           {{"checkpoint", "TestS08_FailedPersistCarriesItsChangesOver"}},
+	guard.IngestAfterCommit:   {{".", "TestQueryDoesNotSeeACheckpointThatIsBeingCommitted"}},
+	guard.InUse:               {{"checkpoint", "TestCollectDeletesOnlyOldGarbage"}},
+	guard.NewestWins:          {{"state/segment", "TestChainOfSegmentsEqualsModel"}},
+	guard.Tombstones:          {{"state/segment", "TestMergedPiecesEqualModel"}},
+	guard.Timers:              {{".", "TestS32_TimersAndWatermarksSurviveARestartWithOtherParallelism"}},
+	guard.Membership:          {{"txn", "TestCommitOfAMemberThatWasReplacedIsRefused"}},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

@@ -37,6 +37,26 @@ const (
 	LookupBeforeBarrier Guard = "lookup-before-barrier"
 	// TimeBehindLookup: a watermark stays behind the records before it that wait for a look-up.
 	TimeBehindLookup Guard = "time-behind-lookup"
+	// CapturedAgain: records that are in flight since the restore are part of the next unaligned checkpoint.
+	CapturedAgain Guard = "captured-again"
+	// Alignment: what comes behind a barrier waits until the barrier came on all inputs.
+	Alignment Guard = "alignment"
+	// HeldOutputs: outputs of the next epoch wait for the commit of this one.
+	HeldOutputs Guard = "held-outputs"
+	// CarryOver: changes of a checkpoint that was given up are part of the next one.
+	CarryOver Guard = "carry-over"
+	// IngestAfterCommit: the local store takes what is committed and nothing else.
+	IngestAfterCommit Guard = "ingest-after-commit"
+	// InUse: objects that a retained checkpoint refers to are not deleted.
+	InUse Guard = "in-use"
+	// NewestWins: of several segments with a key the newest one says its value.
+	NewestWins Guard = "newest-wins"
+	// Tombstones: a merge keeps tombstones as long as they hide something older.
+	Tombstones Guard = "tombstones"
+	// Timers: timers that are set are restored.
+	Timers Guard = "timers"
+	// Membership: offsets are committed with member and generation.
+	Membership Guard = "membership"
 )
 
 // All lists every guard.
@@ -44,4 +64,5 @@ var All = []Guard{
 	DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum,
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 	LookupBeforeBarrier, TimeBehindLookup,
+	CapturedAgain, Alignment, HeldOutputs, CarryOver, IngestAfterCommit, InUse, NewestWins, Tombstones, Timers, Membership,
 }

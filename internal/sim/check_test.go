@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -17,6 +18,7 @@ import (
 	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/txn"
 )
 
@@ -25,7 +27,7 @@ import (
 // input don't fit together, or that the app was given what it must not be given.
 func (in *instance) judge(l *life) {
 	if l.err == nil {
-		if !l.asked.Load() {
+		if !l.asked.Load() && !l.set.drain {
 			in.w.violate("%v: Run returned without having been asked to stop", l)
 		}
 		return
@@ -46,6 +48,10 @@ func (in *instance) judge(l *life) {
 		lost      *offsets.LostOffsetError
 		unknown   *offsets.UnknownPartitionError
 	)
+	if expect := in.w.sc.expect; expect != "" && strings.Contains(l.err.Error(), expect) {
+		in.w.stopped.Do(func() { close(in.w.refused) })
+		return
+	}
 	l.store.mu.Lock()
 	flipped := l.store.flipped
 	l.store.mu.Unlock()
@@ -139,7 +145,135 @@ func (w *world) check(ctx context.Context) {
 	accounts, dead, from := model(w.input)
 	newest := w.checkEntries(ctx, accounts, from)
 	w.checkSides(ctx, accounts, dead)
-	w.checkState(ctx, accounts, newest)
+	w.checkState(ctx, accounts, newest, w.checkAlarms(ctx))
+	w.checkAnswers()
+	for _, name := range w.savepoints {
+		w.checkSavepoint(ctx, name)
+	}
+}
+
+// checkAnswers makes sure that queries were answered from checkpoints that were
+// committed, and that each life's answers went forward.
+func (w *world) checkAnswers() {
+	committed := map[int64]bool{}
+	for _, c := range w.commits {
+		committed[c.Manifest.Checkpoint] = true
+	}
+	last := map[string]int64{}
+	for _, a := range w.answers {
+		if !committed[a.checkpoint] {
+			w.violate("at %v %s answered a query from checkpoint %d, which nobody committed", a.at, a.who, a.checkpoint)
+		}
+		if a.checkpoint < last[a.who] {
+			w.violate("at %v %s answered a query from checkpoint %d, after one from %d", a.at, a.who, a.checkpoint, last[a.who])
+		}
+		last[a.who] = a.checkpoint
+	}
+}
+
+// checkSavepoint makes sure that a savepoint is what a loop over the input up to its
+// positions gives.
+func (w *world) checkSavepoint(ctx context.Context, name string) {
+	s, err := offline.Open(ctx, w.disk, "savepoint:"+name)
+	if err != nil {
+		w.violate("savepoint %s: %v", name, err)
+		return
+	}
+	w.checkCut(ctx, "savepoint "+name, s)
+}
+
+// checkCommitted makes sure of the same for the last checkpoint that was committed, of an
+// app that can't go on.
+func (w *world) checkCommitted(ctx context.Context) {
+	if len(w.commits) == 0 {
+		w.violate("nothing was ever committed")
+		return
+	}
+	ref := w.commits[len(w.commits)-1].Manifest
+	s, err := offline.Open(ctx, w.disk, ref.Object())
+	if err != nil {
+		w.violate("%v", err)
+		return
+	}
+	w.checkCut(ctx, "the last checkpoint", s)
+}
+
+// checkCut makes sure that a snapshot with nothing in flight is what a loop over the
+// input up to its positions gives.
+func (w *world) checkCut(ctx context.Context, what string, s *offline.Snapshot) {
+	at := s.Info().Positions
+	var input []fed
+	for _, t := range w.input {
+		if t.offset < at[offsets.Partition{Topic: inTopic, Partition: t.partition}].Offset {
+			input = append(input, t)
+		}
+	}
+	accounts, _, _ := model(input)
+	got := map[string]int64{}
+	for _, name := range []string{"balance", "count"} {
+		for e, err := range offline.Values(ctx, s, "book", name, codec.String, codec.Int64) {
+			if err != nil {
+				w.violate("%s: %v", what, err)
+			}
+			got[fmt.Sprint(name, " of ", e.Key)] = e.Value
+		}
+	}
+	for e, err := range offline.Values(ctx, s, "count", "acc", codec.String, codec.Int64) {
+		if err != nil {
+			w.violate("%s: %v", what, err)
+		}
+		got["bucket "+e.Key] = e.Value
+	}
+	want := map[string]int64{}
+	for name, a := range accounts {
+		want["balance of "+name], want["count of "+name] = a.balance, a.count
+		want["bucket "+bucketOf(name)] += a.count
+	}
+	if !maps.Equal(got, want) {
+		w.violate("%s, checkpoint %d: want %v, it has %v", what, s.Info().Checkpoint, want, got)
+	}
+}
+
+// overdue is for how long an alarm by the clock may not have rung in the end, when clocks
+// are right.
+const overdue = 30 * time.Second
+
+// checkAlarms makes sure that each alarm rang once, was called off once, or is still set.
+// It returns those that are still set, by account.
+func (w *world) checkAlarms(ctx context.Context) map[string]map[int64]bool {
+	pending := map[string]map[int64]bool{}
+	for _, t := range w.input {
+		if t.bad || alarmOf(t.id) == noAlarm {
+			continue
+		}
+		if pending[t.from] == nil {
+			pending[t.from] = map[int64]bool{}
+		}
+		pending[t.from][t.id] = true
+	}
+	ended := map[string]int{}
+	defer func() {
+		left := 0
+		for _, ids := range pending {
+			left += len(ids)
+		}
+		w.note("", "alarms: %d rang, %d were called off, %d are set", ended["rang"], ended["off"], left)
+	}()
+	for account, vs := range w.read(ctx, alarmTopic) {
+		for _, v := range vs {
+			var what string
+			var id int64
+			if _, err := fmt.Sscan(string(v), &what, &id); err != nil {
+				w.violate("alarm %q of account %s: %v", v, account, err)
+			}
+			if !pending[account][id] {
+				w.violate("account %s: alarm %q, which was not set or came before", account, v)
+			}
+			delete(pending[account], id)
+			ended[what]++
+		}
+	}
+	return pending
 }
 
 // read returns what a read_committed reader finds, by key in the order of the log.
@@ -270,6 +404,12 @@ func (w *world) checkSides(ctx context.Context, accounts map[string]*account, de
 		}
 		buckets[bucketOf(name)] += a.count
 	}
+	received := w.receiver.values()
+	for _, name := range slices.Sorted(maps.Keys(accounts)) {
+		if !slices.Equal(received[name], large[name]) {
+			w.violate("account %s: the receiver has %v, the topic of large entries %v", name, received[name], large[name])
+		}
+	}
 	counts := ints(bucketTopic)
 	for b, want := range buckets {
 		for i, n := range counts[b] {
@@ -298,7 +438,7 @@ func (w *world) checkSides(ctx context.Context, accounts map[string]*account, de
 }
 
 // checkState reads the checkpoint that the committed offsets name.
-func (w *world) checkState(ctx context.Context, accounts map[string]*account, newest map[string][]int64) {
+func (w *world) checkState(ctx context.Context, accounts map[string]*account, newest map[string][]int64, alarms map[string]map[int64]bool) {
 	at, err := w.adm.FetchOffsets(ctx, appName)
 	if err != nil {
 		w.violate("read the committed offsets: %v", err)
@@ -322,11 +462,11 @@ func (w *world) checkState(ctx context.Context, accounts map[string]*account, ne
 			w.violate("%v", err)
 			return
 		}
-		w.compareState(ctx, s, accounts, newest)
+		w.compareState(ctx, s, accounts, newest, alarms)
 	}
 }
 
-func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts map[string]*account, newest map[string][]int64) {
+func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts map[string]*account, newest map[string][]int64, alarms map[string]map[int64]bool) {
 	got, want := map[string]int64{}, map[string]int64{}
 	set := func(err error, v int64, path ...any) {
 		if err != nil {
@@ -351,6 +491,27 @@ func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts 
 		set(err, e.Value, "newest of ", e.Key, " at ", n[e.Key])
 		n[e.Key]++
 	}
+	due := map[string]bool{} // there has to be a timer
+	for e, err := range offline.Maps(ctx, s, "book", "alarms", codec.String, codec.Int64, codec.Int64) {
+		set(err, 0, "alarm of ", e.Key, " by ", e.MapKey)
+		over := alarmOf(e.MapKey) == byEventTime && e.Value <= s.Info().Watermark ||
+			alarmOf(e.MapKey) == byClock && time.Since(time.UnixMilli(e.Value)) > overdue
+		if over {
+			w.violate("state: the alarm of %s by %d should have rung at %d, and event time is %d", e.Key, e.MapKey, e.Value, s.Info().Watermark)
+		}
+		due[fmt.Sprint(e.Key, alarmOf(e.MapKey) == byEventTime, e.Value)] = true
+	}
+	for _, name := range []string{state.EventTimersName, state.ProcessingTimersName} {
+		for e, err := range offline.Timers(ctx, s, "book", name, codec.String) {
+			if err != nil {
+				w.violate("read state: %v", err)
+			}
+			delete(due, fmt.Sprint(e.Key, name == state.EventTimersName, e.At))
+		}
+	}
+	for k := range due {
+		w.violate("state: an alarm is set and its timer is not: %s", k)
+	}
 	for e, err := range offline.Values(ctx, s, "count", "acc", codec.String, codec.Int64) {
 		set(err, e.Value, "bucket ", e.Key)
 	}
@@ -364,6 +525,11 @@ func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts 
 			want[fmt.Sprint("newest of ", name, " at ", i)] = id
 		}
 		want[fmt.Sprint("bucket ", bucketOf(name))] += a.count
+	}
+	for name, ids := range alarms {
+		for id := range ids {
+			want[fmt.Sprint("alarm of ", name, " by ", id)] = 0
+		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(want)) {
 		if v, ok := got[k]; !ok || v != want[k] {

@@ -15,17 +15,23 @@
 //     with other options: parallelism, backend, triggers, timeouts.
 //  2. Input and faults happen as the script says (faults_test.go). An instance has a
 //     network of its own (net_test.go), in which requests and answers can be lost, late
-//     or held, and a handle of its own on the store that all share (disk_test.go), whose
-//     operations can fail, hang, or be done without anybody being told.
+//     or held; a handle of its own on the store that all share (disk_test.go), whose
+//     operations can fail, hang, or be done without anybody being told; and a wall clock
+//     that may be set. The receiver of the app's write-ahead sink (receiver_test.go) can be
+//     down, lose answers, and lose its tail in a failover. Partitions are added to the
+//     input, and what is committed of it is deleted.
 //  3. All faults end. The app has to be done with its input within a bound of virtual
 //     time, then to process a little more as if nothing had been, and to stop cleanly.
 //  4. The checkers (check_test.go) have their say.
 //
 // # What is checked
 //
-// State, as read offline from the checkpoint that the committed offsets name, and every
-// read_committed output equal what a loop over the input gives; entries of one sender keep
-// their order within an account. The commits, as the commit topic tells them, are one
+// State, as read offline from the checkpoint that the committed offsets name, every
+// read_committed output, and what the receiver has, equal what a loop over the input
+// gives; entries of one sender keep their order within an account. Each alarm rang once,
+// was called off once, or is still set and has its timer. Savepoints equal a loop over the
+// input up to their positions. Queries were answered from checkpoints that were committed,
+// and went forward. The commits, as the commit topic tells them, are one
 // line: each checkpoint is made of the one that was committed before it, ids and positions
 // only grow. So no two instances commit for the same key-groups. No life ends with an
 // error that says that offsets, state and input don't fit together, that something is
@@ -62,7 +68,10 @@
 //
 // RECORD.md tells what the simulator found, with the scripts in testdata/record that find
 // it again. TestEveryGuardTakenOutIsFound takes out guards (package internal/guard) and
-// demands that a seed notices.
+// demands that a seed notices. scenarios_test.go has scripts for scenarios, by their
+// numbers; one may say which error it has to end with. A run of any length is
+//
+//	go test ./internal/sim -run TestS41 -timeout 0 -simulate=1000000s -seed=1
 //
 // # Runs that are given up
 //
@@ -76,7 +85,6 @@
 //
 // kfake decides transactions at once, has no replication and keeps no log on disk: faults
 // of brokers themselves are the matter of package integration. It also has a fault of its
-// own that a world has to get around, see loosen. Watermarks, timers
-// and savepoints are not in the simulated app, and the clocks of all instances are
-// the same.
+// own that a world has to get around, see loosen. No app starts from a savepoint, none has
+// broadcast streams, and what alarms by event time ring is not held against watermarks.
 package sim

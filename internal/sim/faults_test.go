@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -10,6 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir/txn"
 )
 
 // brokerErrors are what a broker may say to each request, rightly or in passing, of which
@@ -53,12 +57,44 @@ func (w *world) apply(ctx context.Context, s step) {
 		return
 	}
 	w.note(s.who, "%v", s)
-	if s.verb == verbMove {
+	switch s.verb {
+	case verbReceiver:
+		w.receiver.fault(s)
+		return
+	case verbMove:
 		if s.mode == "leaders" {
 			w.c.ShufflePartitionLeaders()
 		} else {
 			w.c.RehashCoordinators()
 		}
+		return
+	case verbGrow:
+		w.grow(ctx, s.n)
+		return
+	case verbTrim:
+		w.trim(ctx, s.mode)
+		return
+	case verbRecreate:
+		w.recreated = true
+		_, err := w.adm.DeleteTopics(ctx, inTopic)
+		if err == nil {
+			_, err = w.adm.CreateTopics(ctx, int32(w.partitions), 1, nil, inTopic)
+		}
+		if err != nil {
+			w.violate("recreate the input: %v", err)
+		}
+		return
+	case verbStorm:
+		w.watching.Go(func() {
+			for i := range s.n {
+				w.evict(ctx, w.instances[i%len(w.instances)])
+				select {
+				case <-time.After(s.dur):
+				case <-w.healed:
+					return
+				}
+			}
+		})
 		return
 	}
 	i := slices.IndexFunc(w.instances, func(in *instance) bool { return in.name == s.who || s.who == active && in == w.active() })
@@ -74,17 +110,27 @@ func (w *world) apply(ctx context.Context, s step) {
 	key, isRequest := requestKey(s.on)
 	n := max(1, s.n)
 	switch s.verb {
-	case verbBroker:
+	case verbBroker, verbFlaky:
 		e := brokerError(key, s.mode)
 		if e == nil {
 			w.violate("%v: no such error", s)
 			return
 		}
-		top := key == kmsg.InitProducerID || key == kmsg.EndTxn || key == kmsg.Heartbeat || key == kmsg.JoinGroup || key == kmsg.SyncGroup || key == kmsg.AddOffsetsToTxn
-		h := w.c.Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: e, Count: n, TopLevel: top, When: in.is})
-		w.mu.Lock()
-		w.faults = append(w.faults, h)
-		w.mu.Unlock()
+		if s.verb == verbFlaky {
+			rng := w.rng("flaky", int(s.at))
+			h := w.fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: e, Count: -1, TopLevel: topLevel(key), When: func(r kmsg.Request) bool {
+				return in.is(r) && rng.IntN(100) < s.n
+			}})
+			w.watching.Go(func() {
+				select {
+				case <-time.After(s.dur):
+				case <-w.healed:
+				}
+				h.Remove()
+			})
+			return
+		}
+		w.fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: e, Count: n, TopLevel: topLevel(key), When: in.is})
 	case verbKill:
 		l.at(s, func() { l.kill(s.dur) })
 	case verbPause:
@@ -93,11 +139,7 @@ func (w *world) apply(ctx context.Context, s step) {
 		l.at(s, func() { l.cut(s.mode, s.dur) })
 	case verbEvict:
 		l.at(s, func() {
-			w.watching.Go(func() {
-				if _, err := w.adm.LeaveGroup(ctx, kadm.LeaveGroup(appName).InstanceIDs(in.name)); err != nil {
-					w.note(in.name, "evict: %v", err)
-				}
-			})
+			w.watching.Go(func() { w.evict(ctx, in) })
 		})
 	case verbStop:
 		l.asked.Store(true)
@@ -124,11 +166,26 @@ func (w *world) apply(ctx context.Context, s step) {
 			}})
 		}
 	case verbSlow:
+		l.slowly.Store(nil)
+		if s.mode == "one" {
+			bucket := fmt.Sprint(int(s.at/time.Millisecond) % min(10, w.accounts))
+			l.slowly.Store(&bucket)
+		}
 		l.slow.Store(int64(time.Duration(n) * time.Millisecond))
 		w.watching.Go(func() {
 			time.Sleep(s.dur)
 			l.slow.Store(0)
 		})
+	case verbSave:
+		w.save(l)
+	case verbFence:
+		l.at(s, func() { w.watching.Go(func() { w.fence(ctx, in) }) })
+	case verbClock:
+		d := s.dur
+		if s.mode == "back" {
+			d = -d
+		}
+		in.ahead.Add(int64(d))
 	case verbStore:
 		l.store.addRule(&storeRule{op: s.on, mode: s.mode, left: n, dur: s.dur, act: func() {}})
 		if s.mode == "flip" { // most is read when a life begins
@@ -138,6 +195,41 @@ func (w *world) apply(ctx context.Context, s step) {
 		}
 	default:
 		w.violate("%v: no such verb", s)
+	}
+}
+
+// topLevel tells whether the answer to a request has an error of its own.
+func topLevel(key kmsg.Key) bool {
+	switch key {
+	case kmsg.InitProducerID, kmsg.EndTxn, kmsg.Heartbeat, kmsg.JoinGroup, kmsg.SyncGroup, kmsg.AddOffsetsToTxn:
+		return true
+	}
+	return false
+}
+
+func (w *world) fault(f kfake.Fault) *kfake.FaultHandle {
+	h := w.c.Fault(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.faults = append(w.faults, h)
+	return h
+}
+
+// evict makes the group take an instance for gone.
+func (w *world) evict(ctx context.Context, in *instance) {
+	if _, err := w.adm.LeaveGroup(ctx, kadm.LeaveGroup(appName).InstanceIDs(in.name)); err != nil {
+		w.note(in.name, "evict: %v", err)
+	}
+}
+
+// fence takes over the transactional id of an instance, as a process would that was given
+// the same name by mistake and ended.
+func (w *world) fence(ctx context.Context, in *instance) {
+	req := kmsg.NewPtrInitProducerIDRequest()
+	req.TransactionalID = kmsg.StringPtr(txn.TransactionalID(appName, in.name))
+	req.TransactionTimeoutMillis = 10_000
+	if _, err := req.RequestWith(ctx, w.cl); err != nil {
+		w.note(in.name, "fence: %v", err)
 	}
 }
 
@@ -163,6 +255,9 @@ func (l *life) at(s step, do func()) {
 	}
 	noted := func() {
 		l.in.w.note(l.String(), "%v", s)
+		if l.set.backend != "memory" {
+			l.in.w.query(l) // it takes no time
+		}
 		do()
 	}
 	if key, ok := requestKey(s.on); ok {
@@ -172,7 +267,7 @@ func (l *life) at(s step, do func()) {
 			// A request of one that was killed before it wrote it doesn't get out, an
 			// answer doesn't get in; one that was only stopped, or is deaf for a while,
 			// finds both later.
-			return s.verb == verbPause || s.verb == verbEvict || s.mode == "deaf" || s.mode == "mute"
+			return s.verb == verbPause || s.verb == verbEvict || s.verb == verbFence || s.mode == "deaf" || s.mode == "mute"
 		}})
 		return
 	}
@@ -235,7 +330,63 @@ func generate(seed uint64, steps int) script {
 	}
 	now += 100 * time.Millisecond
 	step1(step{verb: verbFeed, mode: "plain", n: 20})
+	sc.rare(rand.New(rand.NewPCG(seed, 3)), now)
 	return sc
+}
+
+// rare adds a few steps of kinds that take longer or change more than others.
+func (sc *script) rare(r *rand.Rand, within time.Duration) {
+	if r.IntN(4) == 0 {
+		sc.ballast = 16 << 10
+	}
+	if r.IntN(6) == 0 {
+		sc.lives[r.IntN(len(sc.lives))].drain = true
+	}
+	for range r.IntN(7) {
+		s := step{at: time.Duration(r.Int64N(int64(within) + 1)).Truncate(time.Millisecond), verb: pick(r, verbSave, verbSave, verbFence, verbStorm, verbClock, verbFlaky, verbFlaky, verbGrow, verbTrim, verbSlow,
+			verbReceiver, verbReceiver, verbReceiver)}
+		who := func() { s.who = pick(r, active, active, string(rune('a'+r.IntN(sc.instances)))) }
+		long := func() time.Duration { return pick[time.Duration](r, 1, 3, 10, 30) * time.Second }
+		switch s.verb {
+		case verbSave:
+			who()
+		case verbFence:
+			who()
+			if r.IntN(3) > 0 {
+				s.on, s.mode, s.n = pick(r, kmsg.Produce, kmsg.TxnOffsetCommit, kmsg.EndTxn).Name(), pick(r, "before", "after"), 1+r.IntN(4)
+			}
+		case verbStorm:
+			s.n, s.dur = 2+r.IntN(8), pick[time.Duration](r, 20, 200, 1000)*time.Millisecond
+		case verbClock:
+			who()
+			s.mode, s.dur = pick(r, "ahead", "back"), pick[time.Duration](r, 100, 5000, 3_600_000)*time.Millisecond
+		case verbFlaky:
+			who()
+			e := pick(r, retriable...)
+			s.on, s.mode, s.n, s.dur = e.key.Name(), e.err.Message, pick(r, 30, 30, 100), long()
+		case verbGrow:
+			s.n = 1 + r.IntN(2)
+		case verbTrim:
+			s.mode = "committed"
+		case verbSlow:
+			who()
+			s.mode, s.n, s.dur = "one", 1+r.IntN(50), long()
+		case verbReceiver:
+			s.mode, s.n, s.dur = pick(r, "failover", "failover", "down", "lose", "slow"), 1+r.IntN(6), long()/10
+		}
+		sc.steps = append(sc.steps, s)
+	}
+	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
+}
+
+// retriable are errors that a broker may give again and again before things go on.
+var retriable = []struct {
+	key kmsg.Key
+	err *kerr.Error
+}{
+	{kmsg.EndTxn, kerr.CoordinatorLoadInProgress}, {kmsg.EndTxn, kerr.ConcurrentTransactions}, {kmsg.EndTxn, kerr.CoordinatorNotAvailable},
+	{kmsg.TxnOffsetCommit, kerr.CoordinatorLoadInProgress}, {kmsg.TxnOffsetCommit, kerr.ConcurrentTransactions},
+	{kmsg.Produce, kerr.NotLeaderForPartition}, {kmsg.Produce, kerr.NotEnoughReplicas}, {kmsg.InitProducerID, kerr.ConcurrentTransactions},
 }
 
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
@@ -18,8 +19,12 @@ import (
 // The app that is simulated moves money between accounts. Each input record becomes two
 // entries, of two accounts; an account keeps its balance, the number of its entries, the
 // last entry by the account that moved the money, and the newest few. Each entry is an
-// output, large ones are in a side output as well, bad records are dead letters, and a
-// second keyed stage counts the entries of buckets of accounts.
+// output, large ones are in a side output as well, and from there in the receiver of a
+// write-ahead sink; bad records are dead letters, and a second keyed stage counts the
+// entries of buckets of accounts.
+//
+// Most transfers set an alarm of the account that they come from, by event time or by the
+// clock. It rings once, or it is called off by a later transfer.
 
 const (
 	appName     = "ledger"
@@ -28,11 +33,18 @@ const (
 	largeTopic  = "large"
 	bucketTopic = "buckets"
 	deadTopic   = "dead"
+	alarmTopic  = "alarms"
 	commitTopic = appName + "-checkpoints"
 
 	keyGroups  = 16
 	largeFrom  = 80 // amounts from here on are large
 	keptNewest = 3
+
+	alarmAfter = 300 * time.Millisecond
+	outOfOrder = 100 * time.Millisecond
+	idleAfter  = 2 * time.Second
+
+	newBallastEvery = 100 // entries of an account
 )
 
 // transfer is an input record.
@@ -58,6 +70,22 @@ func parseTransfer(r *kgo.Record) (t transfer, err error) {
 	_, err = fmt.Sscanf(string(r.Value), "%d %s %s %d %t", &t.id, &t.from, &t.to, &t.amount, &t.bad)
 	return t, err
 }
+
+// at is the event time of a transfer.
+func (t transfer) at() time.Time { return time.UnixMilli(1_000_000_000_000 + 20*t.id) }
+
+// Kinds of alarms, by the transfer that sets one.
+const (
+	noAlarm = iota
+	byEventTime
+	byClock
+)
+
+// alarmOf tells which alarm the transfer with that id sets.
+func alarmOf(id int64) int { return []int{byEventTime, byClock, byEventTime, byClock, noAlarm}[id%5] }
+
+// callsOff tells whether the transfer with that id calls off the newest alarm.
+func callsOff(id int64) bool { return id%7 == 3 }
 
 // entry is one side of a transfer.
 type entry struct {
@@ -85,12 +113,33 @@ func bucketOf(account string) string { return account[len(account)-1:] }
 
 var errOrder = errors.New("out of order")
 
-// ledger builds the topology. read is called for each record, step for each entry; both
-// may take their time.
-func ledger(app *weir.App, read, step func()) {
-	in := weir.From(app, "in", source.Source[transfer]{Topic: inTopic, Decode: parseTransfer})
+// noise returns n bytes that don't compress.
+func noise(seed uint64, n int) string {
+	b := make([]byte, n)
+	r := rand.NewPCG(seed, 1)
+	for i := range b {
+		b[i] = byte(r.Uint64())
+	}
+	return string(b)
+}
+
+// place is where the app runs. What it is called with may take its time.
+type place struct {
+	read     func()               // for each record
+	step     func(account string) // for each entry
+	now      func() time.Time
+	receiver sink.Sink[weir.KV[string, int64]]
+	// ballast is how many bytes more an account has, so that segments become so large that
+	// merges of small ones leave them alone.
+	ballast int
+}
+
+// ledger builds the topology.
+func ledger(app *weir.App, at place) {
+	in := weir.From(app, "in", source.Source[transfer]{Topic: inTopic, Decode: parseTransfer},
+		weir.EventTime(transfer.at, weir.OutOfOrder(outOfOrder), weir.Idle(idleAfter)))
 	entries := weir.FlatMap(in, "split", func(t transfer, emit func(entry)) error {
-		read()
+		at.read()
 		if t.bad {
 			return weir.DeadLetter(errors.New("bad"))
 		}
@@ -101,13 +150,54 @@ func ledger(app *weir.App, read, step func()) {
 	})
 	byAccount := weir.KeyBy(entries, "by-account", func(e entry) string { return e.account }, codec.String, weir.ValueCodec(entryCodec))
 	large := weir.Side[weir.KV[string, int64]]("large")
+	rang := weir.Side[weir.KV[string, string]]("alarms")
 	booked := weir.Process(byAccount, "book", func(s *weir.Setup) weir.Handler[string, entry, weir.KV[string, string]] {
 		balance := state.Value(s, "balance", codec.Int64)
 		count := state.Value(s, "count", codec.Int64)
 		last := state.Map(s, "last", codec.String, codec.Int64)
+		ballast := state.Value(s, "ballast", codec.String)
 		newest := state.List(s, "newest", codec.Int64)
+		alarms := state.Map(s, "alarms", codec.Int64, codec.Int64) // by transfer: when
+		eventTimers, clockTimers := state.EventTimers(s), state.ProcessingTimers(s)
+		timersOf := func(id int64) *state.Timers {
+			if alarmOf(id) == byEventTime {
+				return eventTimers
+			}
+			return clockTimers
+		}
+		alarm := func(c *weir.Context[string, weir.KV[string, string]], id int64) {
+			if callsOff(id) {
+				newest, due := int64(-1), int64(0)
+				for id, ms := range alarms.All() {
+					if id > newest {
+						newest, due = id, ms
+					}
+				}
+				if newest >= 0 {
+					// Another one may be due at the same time of the clock; its timer stays.
+					alarms.Delete(newest)
+					if alarmOf(newest) == byEventTime {
+						eventTimers.Delete(time.UnixMilli(due))
+					}
+					rang.Emit(c, weir.KV[string, string]{Key: c.Key(), Value: fmt.Sprint("off ", newest)})
+				}
+			}
+			if alarmOf(id) == noAlarm {
+				return
+			}
+			due := transfer{id: id}.at().Add(alarmAfter)
+			if alarmOf(id) == byClock {
+				due = at.now().Add(alarmAfter)
+			}
+			due = time.UnixMilli(due.UnixMilli())
+			alarms.Put(id, due.UnixMilli())
+			timersOf(id).Set(due)
+		}
 		return weir.OnRecord(func(c *weir.Context[string, weir.KV[string, string]], e entry) error {
-			step()
+			at.step(e.account)
+			if e.amount < 0 {
+				alarm(c, e.id)
+			}
 			// A transfer to itself books twice, so the same id may come again.
 			if was, ok := last.Lookup(e.from); ok && was > e.id {
 				return fmt.Errorf("%w: account %s: entry %d of %s after %d", errOrder, e.account, e.id, e.from, was)
@@ -115,6 +205,9 @@ func ledger(app *weir.App, read, step func()) {
 			last.Put(e.from, e.id)
 			balance.Set(balance.Get() + e.amount)
 			count.Set(count.Get() + 1)
+			if at.ballast > 0 && count.Get()%newBallastEvery == 1 {
+				ballast.Set(noise(uint64(e.id), at.ballast))
+			}
 			newest.Append(e.id)
 			if newest.Len() > keptNewest {
 				newest.PopFront()
@@ -124,10 +217,25 @@ func ledger(app *weir.App, read, step func()) {
 			}
 			c.Emit(weir.KV[string, string]{Key: e.account, Value: fmt.Sprintf("%d %d %d %d", e.id, e.amount, count.Get(), balance.Get())})
 			return nil
+		}).OnTimer(func(c *weir.Context[string, weir.KV[string, string]], t weir.Timer) error {
+			var due []int64
+			for id, ms := range alarms.All() {
+				if ms == t.At.UnixMilli() && (alarmOf(id) == byEventTime) == t.EventTime {
+					due = append(due, id)
+				}
+			}
+			for _, id := range due {
+				alarms.Delete(id)
+				rang.Emit(c, weir.KV[string, string]{Key: c.Key(), Value: fmt.Sprint("rang ", id)})
+			}
+			return nil
 		})
 	})
 	weir.To(booked, "entries", kafka.Sink(entryTopic, codec.String, codec.String))
-	weir.To(large.From(booked), "large", kafka.Sink(largeTopic, codec.String, codec.Int64))
+	largeOnes := large.From(booked)
+	weir.To(largeOnes, "large", kafka.Sink(largeTopic, codec.String, codec.Int64))
+	weir.To(largeOnes, "receiver", at.receiver)
+	weir.To(rang.From(booked), "alarms", kafka.Sink(alarmTopic, codec.String, codec.String))
 	byBucket := weir.KeyBy(booked, "by-bucket", func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String, weir.ValueCodec(codec.JSON[weir.KV[string, string]]()))
 	weir.To(weir.Aggregate(byBucket, "count", weir.Count[weir.KV[string, string]]()), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))
 }
@@ -139,6 +247,9 @@ func (l settings) options() []weir.Option {
 		weir.CheckpointEvery(l.every), weir.AfterRecords(l.records), weir.CheckpointTimeout(l.timeout), weir.RetryPause(200 * time.Millisecond),
 		weir.TolerableFailures(l.tolerable), weir.TransactionTimeout(l.txn), weir.SessionTimeout(l.session),
 		weir.Retain(l.retain), weir.HeldBytes(l.held), weir.StopTimeout(20 * time.Second),
+	}
+	if l.drain {
+		opts = append(opts, weir.Drain())
 	}
 	switch {
 	case l.unaligned && l.align > 0:

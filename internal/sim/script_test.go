@@ -22,8 +22,12 @@ type script struct {
 	instances  int           // named a, b, c
 	latency    time.Duration // the longest that a frame is under way
 	v1         bool          // brokers with transaction.version 1
+	ballast    int           // bytes by which the state of an account is larger than it has to be
 	lives      []settings    // of an instance's lives, in turn
 	steps      []step        // by time
+	// expect is what an error has to say that a life ends with, for a script of something
+	// that can't go on. Empty: everything has to be processed in the end.
+	expect string
 }
 
 // settings are the options of one life.
@@ -41,6 +45,7 @@ type settings struct {
 	// unaligned says that checkpoints may be, and align for how long they are not.
 	unaligned bool
 	align     time.Duration
+	drain     bool // it ends when it has processed what was there at its begin
 }
 
 // step is something that happens at a time.
@@ -64,14 +69,29 @@ const (
 	verbLose   = "lose"   // n requests are applied and their answers lost
 	verbDrop   = "drop"   // n requests are lost
 	verbDelay  = "delay"  // n frames take dur longer; mode request or answer
-	verbSlow   = "slow"   // handlers take some milliseconds for each record, for dur
+	verbSlow   = "slow"   // handlers take n milliseconds for each record, for dur; mode one: for one bucket's
 	verbStore  = "store"  // n store operations; mode fail, unknown (done, error), hang, stall, slow or flip (a bit of what is read)
 	verbBroker = "broker" // n requests are answered with the error mode
 	verbEvict  = "evict"  // the group takes the instance for gone
 	verbMove   = "move"   // leaders move; mode leaders or coordinators
+	verbSave   = "save"   // a savepoint
+	verbFence  = "fence"  // somebody takes the instance's transactional id, and goes
+	verbStorm  = "storm"  // n evictions, of one instance after the other, dur apart
+	verbClock  = "clock"  // the machine's clock is set; mode ahead or back, by dur
+	verbFlaky  = "flaky"  // n percent of requests are answered with the error mode, for dur
+	verbGrow   = "grow"   // n partitions are added to the input
+	verbTrim   = "trim"   // input is deleted; mode committed (what is) or all
+	// verbRecreate deletes the input and makes it again.
+	verbRecreate = "recreate"
+	// verbReceiver is about the receiver of the write-ahead sink; mode failover (n steps are
+	// lost), down (for dur), lose (n answers) or slow (each step takes dur).
+	verbReceiver = "receiver"
 )
 
-func (s step) isFault() bool { return s.verb != verbFeed }
+// isFault tells whether the rest of the script makes sense without the step.
+func (s step) isFault() bool {
+	return s.verb != verbFeed && s.verb != verbGrow && s.verb != verbRecreate
+}
 
 func (s step) String() string {
 	var b strings.Builder
@@ -90,20 +110,23 @@ func (s step) String() string {
 }
 
 func (s settings) String() string {
-	return fmt.Sprintf("life parallelism=%d backend=%s every=%v records=%d timeout=%v txn=%v session=%v tolerable=%d retain=%d held=%d unaligned=%v align=%v",
-		s.parallelism, s.backend, s.every, s.records, s.timeout, s.txn, s.session, s.tolerable, s.retain, s.held, s.unaligned, s.align)
+	return fmt.Sprintf("life parallelism=%d backend=%s every=%v records=%d timeout=%v txn=%v session=%v tolerable=%d retain=%d held=%d unaligned=%v align=%v drain=%v",
+		s.parallelism, s.backend, s.every, s.records, s.timeout, s.txn, s.session, s.tolerable, s.retain, s.held, s.unaligned, s.align, s.drain)
 }
 
 // String is the text form, which parse reads.
 func (sc script) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "world seed=%d brokers=%d partitions=%d accounts=%d instances=%d latency=%v v1=%v\n",
-		sc.seed, sc.brokers, sc.partitions, sc.accounts, sc.instances, sc.latency, sc.v1)
+	fmt.Fprintf(&b, "world seed=%d brokers=%d partitions=%d accounts=%d instances=%d latency=%v v1=%v ballast=%d\n",
+		sc.seed, sc.brokers, sc.partitions, sc.accounts, sc.instances, sc.latency, sc.v1, sc.ballast)
 	for _, l := range sc.lives {
 		fmt.Fprintln(&b, l)
 	}
 	for _, s := range sc.steps {
 		fmt.Fprintln(&b, s)
+	}
+	if sc.expect != "" {
+		fmt.Fprintln(&b, "expect", sc.expect)
 	}
 	return b.String()
 }
@@ -131,7 +154,7 @@ func (sc *script) parseLine(line string) error {
 	case "world":
 		return fields(words[1:], map[string]any{
 			"seed": &sc.seed, "brokers": &sc.brokers, "partitions": &sc.partitions, "accounts": &sc.accounts,
-			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1,
+			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast,
 		})
 	case "life":
 		var l settings
@@ -140,8 +163,11 @@ func (sc *script) parseLine(line string) error {
 		return fields(words[1:], map[string]any{
 			"parallelism": &p.parallelism, "backend": &p.backend, "every": &p.every, "records": &p.records, "timeout": &p.timeout,
 			"txn": &p.txn, "session": &p.session, "tolerable": &p.tolerable, "retain": &p.retain, "held": &p.held,
-			"unaligned": &p.unaligned, "align": &p.align,
+			"unaligned": &p.unaligned, "align": &p.align, "drain": &p.drain,
 		})
+	case "expect":
+		sc.expect = strings.Join(words[1:], " ")
+		return nil
 	case "at":
 		if len(words) < 3 {
 			return errors.New("want: at TIME VERB")
@@ -155,7 +181,7 @@ func (sc *script) parseLine(line string) error {
 		sc.steps = append(sc.steps, s)
 		return err
 	}
-	return errors.New("want world, life or at")
+	return errors.New("want world, life, at or expect")
 }
 
 // fields sets what words of the form name=value name.
@@ -210,6 +236,17 @@ func (sc script) faults() (n int) {
 		}
 	}
 	return n
+}
+
+// metadataAge is how old an app's knowledge of partitions may become: short where some are
+// added.
+func (sc script) metadataAge() time.Duration {
+	for _, s := range sc.steps {
+		if s.verb == verbGrow {
+			return 5 * time.Second
+		}
+	}
+	return 5 * time.Minute
 }
 
 // requestKey returns the key of a request by its name, as in "EndTxn".

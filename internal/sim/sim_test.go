@@ -30,15 +30,16 @@ func TestMain(m *testing.M) {
 }
 
 var (
-	seedFlag   = flag.Uint64("seed", 1, "the first seed")
-	seedsFlag  = flag.Int("seeds", 0, "how many seeds, from the first one on; by default 20, and 5 with -short")
-	stepsFlag  = flag.Int("steps", 30, "how many steps a script has")
-	onlyFlag   = flag.String("only", "", "the numbers of the faults that happen, by commas; by default all")
-	scriptFlag = flag.String("script", "", "a file with a script to run instead of seeds")
-	triesFlag  = flag.Int("tries", 1, "how often each script is run")
-	shrinkFlag = flag.Duration("shrink", time.Minute, "for how long to look for fewer faults with which a script still fails; 0: not at all")
-	clientFlag = flag.String("client", "", "the instance whose Kafka client's debug log goes into the history")
-	forFlag    = flag.Duration("for", 0, "after what time to begin no further seed; by default never")
+	seedFlag     = flag.Uint64("seed", 1, "the first seed")
+	seedsFlag    = flag.Int("seeds", 0, "how many seeds, from the first one on; by default 20, and 5 with -short")
+	stepsFlag    = flag.Int("steps", 30, "how many steps a script has")
+	onlyFlag     = flag.String("only", "", "the numbers of the faults that happen, by commas; by default all")
+	scriptFlag   = flag.String("script", "", "a file with a script to run instead of seeds")
+	triesFlag    = flag.Int("tries", 1, "how often each script is run")
+	shrinkFlag   = flag.Duration("shrink", time.Minute, "for how long to look for fewer faults with which a script still fails; 0: not at all")
+	clientFlag   = flag.String("client", "", "the instance whose Kafka client's debug log goes into the history")
+	simulateFlag = flag.Duration("simulate", 0, "how much virtual time TestS41 simulates; by default what comes of 20 seconds, 5 with -short")
+	forFlag      = flag.Duration("for", 0, "after what time to begin no further seed; by default never")
 )
 
 // TestSim runs seeds, or the script that -script names.
@@ -61,19 +62,42 @@ func TestSim(t *testing.T) {
 			seeds = 5
 		}
 	}
+	begin := time.Now()
+	runSeeds(t, *seedFlag, func(done int, _ time.Duration) bool {
+		return done < seeds && (*forFlag == 0 || time.Since(begin) < *forFlag)
+	})
+}
+
+// TestS41_SimulatedSecondsOverRandomSeeds runs seeds that no other test runs, until they
+// took -simulate of virtual time together. Each of them ends without faults, and has to be
+// done with its input within a bound then.
+func TestS41_SimulatedSecondsOverRandomSeeds(t *testing.T) {
+	budget := 20 * time.Second // of real time
+	if testing.Short() {
+		budget = 5 * time.Second
+	}
+	begin := time.Now()
+	simulated := runSeeds(t, 1<<40+*seedFlag, func(done int, simulated time.Duration) bool {
+		if *simulateFlag > 0 {
+			return simulated < *simulateFlag
+		}
+		return done < 3 || time.Since(begin) < budget
+	})
+	t.Logf("%.0f simulated seconds", simulated.Seconds())
+}
+
+// runSeeds runs seeds from first on for as long as more says, which is told how many were
+// run and what virtual time they took.
+func runSeeds(t *testing.T, first uint64, more func(done int, simulated time.Duration) bool) (simulated time.Duration) {
 	begin, done, frozen := time.Now(), 0, 0
 	var sum result
-	for seed := *seedFlag; seed < *seedFlag+uint64(seeds); seed++ {
-		if *forFlag > 0 && time.Since(begin) > *forFlag {
-			break
-		}
+	for seed := first; more(done, sum.took); seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			sc := generate(seed, *stepsFlag)
 			if *onlyFlag != "" {
 				sc = sc.only(chosen(t))
 			}
 			res := simulate(t, sc, fmt.Sprintf("-seed=%d -seeds=1 -steps=%d", seed, *stepsFlag))
-			done++
 			sum.took += res.took
 			sum.lives += res.lives
 			sum.commits += res.commits
@@ -84,12 +108,14 @@ func TestSim(t *testing.T) {
 				frozen++
 			}
 		})
+		done++
 	}
 	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v; %d checkpoints with records in flight, %d restored; %d runs were given up",
-		done, *seedFlag, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), sum.inFlight, sum.replays, frozen)
+		done, first, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), sum.inFlight, sum.replays, frozen)
 	if frozen > 2+done/20 {
 		t.Errorf("%d of %d runs were given up because virtual time stood still", frozen, done)
 	}
+	return sum.took
 }
 
 // chosen reads -only.

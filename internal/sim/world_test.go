@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -25,7 +26,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state/pebble"
 )
@@ -76,7 +79,9 @@ type world struct {
 	cl    *kgo.Client // ours, without faults
 	adm   *kadm.Client
 	disk  *disk
-	dir   string // for local stores
+	// receiver is what the write-ahead sink writes to.
+	receiver *receiver
+	dir      string // for local stores
 
 	instances []*instance
 	late      atomic.Bool            // the run takes too long in real time
@@ -84,6 +89,8 @@ type world struct {
 	bubble    atomic.Pointer[string] // its number
 	healed    chan struct{}          // closed when the faults end
 	ending    chan struct{}          // closed when nobody is to be started any more
+	refused   chan struct{}          // closed when a life ended as the script expects
+	stopped   sync.Once              // closes refused
 	lives     sync.WaitGroup
 	watching  sync.WaitGroup
 
@@ -92,13 +99,24 @@ type world struct {
 	faults  []*kfake.FaultHandle
 	input   []fed // in the order in which it was produced
 	commits []offsets.CommitRecord
-	next    int64 // id of the next transfer
+	answers []answer // of queries
+	// savepoints are those that are complete.
+	savepoints []string
+	saved      int   // attempts
+	next       int64 // id of the next transfer
+
+	// Of who plays the script.
+	partitions int
+	accounts   int
+	homes      map[string]int32 // partition of each account
+	recreated  bool             // the input is another topic, of which nothing may be processed
 }
 
 // fed is an input record that the app has to process.
 type fed struct {
 	transfer
 	partition int32
+	offset    int64
 }
 
 // inBubble returns those goroutines of a stack dump that are in a bubble, by its number.
@@ -136,7 +154,7 @@ func play(t *testing.T, sc script) *result {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	w := &world{sc: sc, dir: dir, disk: newDisk()}
+	w := &world{sc: sc, dir: dir, disk: newDisk(), receiver: newReceiver(), partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -147,7 +165,7 @@ func play(t *testing.T, sc script) *result {
 			}
 		}()
 		synctest.Test(t, func(t *testing.T) {
-			w.begin, w.healed, w.ending = time.Now(), make(chan struct{}), make(chan struct{})
+			w.begin, w.healed, w.ending, w.refused = time.Now(), make(chan struct{}), make(chan struct{}), make(chan struct{})
 			bubble := thisBubble()
 			w.bubble.Store(&bubble)
 			w.run(t.Context())
@@ -276,7 +294,7 @@ func (w *world) run(ctx context.Context) {
 	}()
 	opts := []kfake.Opt{
 		kfake.ListenFn(w.net.Listen), kfake.Ports(ports...), kfake.NumBrokers(w.sc.brokers),
-		kfake.SeedTopics(int32(w.sc.partitions), inTopic), kfake.SeedTopics(2, entryTopic, largeTopic, bucketTopic, deadTopic),
+		kfake.SeedTopics(int32(w.sc.partitions), inTopic), kfake.SeedTopics(2, entryTopic, largeTopic, bucketTopic, deadTopic, alarmTopic),
 	}
 	if w.sc.v1 {
 		opts = append(opts, kfake.MaxVersions(kversion.V3_9_0()))
@@ -317,8 +335,16 @@ func (w *world) run(ctx context.Context) {
 		w.apply(ctx, s)
 	}
 	w.heal()
-	fine := w.drained(ctx)
-	if fine {
+	fine := false
+	switch {
+	case w.sc.expect != "":
+		select {
+		case <-w.refused:
+			w.note("", "it was refused, as expected")
+		case <-time.After(drainWithin):
+			w.violate("no life ended with an error that says %q", w.sc.expect)
+		}
+	case w.drained(ctx):
 		// What faults left behind, such as a commit that is late already, may still end a
 		// life; after that all has to be as if there had been none.
 		time.Sleep(quiet)
@@ -341,8 +367,12 @@ func (w *world) run(ctx context.Context) {
 		w.violate("instances that were stopped or killed still run after %v", goneWithin)
 		<-gone
 	}
-	if !w.res.failed() {
+	switch {
+	case w.res.failed():
+	case fine:
 		w.check(ctx)
+	default:
+		w.checkCommitted(ctx)
 	}
 	stopWatch()
 	w.watching.Wait()
@@ -363,7 +393,7 @@ func (w *world) client(opts ...kgo.Opt) *kgo.Client {
 
 // feed produces n transfers.
 func (w *world) feed(ctx context.Context, s step) {
-	var opts []kgo.Opt
+	opts := []kgo.Opt{kgo.RecordPartitioner(kgo.ManualPartitioner())}
 	if s.mode != "plain" {
 		opts = append(opts, kgo.TransactionalID("feeder"))
 	}
@@ -378,9 +408,11 @@ func (w *world) feed(ctx context.Context, s step) {
 	var rs []*kgo.Record
 	var ts []transfer
 	for range s.n {
-		t := transferOf(w.sc.seed, w.sc.accounts, w.next)
+		t := transferOf(w.sc.seed, w.accounts, w.next)
 		w.next++
-		rs, ts = append(rs, t.record()), append(ts, t)
+		r := t.record()
+		r.Partition = w.partitionOf(t.from)
+		rs, ts = append(rs, r), append(ts, t)
 	}
 	err := cl.ProduceSync(ctx, rs...).FirstErr()
 	if s.mode != "plain" {
@@ -395,13 +427,65 @@ func (w *world) feed(ctx context.Context, s step) {
 		return
 	}
 	w.note("", "%v", s)
-	if s.mode == "abort" {
+	if s.mode == "abort" || w.recreated {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for i, t := range ts {
-		w.input = append(w.input, fed{t, rs[i].Partition})
+		w.input = append(w.input, fed{t, rs[i].Partition, rs[i].Offset})
+	}
+}
+
+// partitionOf is where the transfers of an account go. It stays when partitions are added.
+func (w *world) partitionOf(account string) int32 {
+	p, ok := w.homes[account]
+	if !ok {
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(account))
+		p = int32(h.Sum32() % uint32(w.partitions))
+		w.homes[account] = p
+	}
+	return p
+}
+
+// grow adds partitions to the input, and accounts that may be in them.
+func (w *world) grow(ctx context.Context, n int) {
+	rs, err := w.adm.CreatePartitions(ctx, n, inTopic)
+	if err == nil {
+		err = rs.Error()
+	}
+	if err != nil {
+		w.violate("add partitions: %v", err)
+		return
+	}
+	w.partitions += n
+	w.accounts += newAccounts
+}
+
+// newAccounts is how many accounts come with partitions that are added.
+const newAccounts = 5
+
+// trim deletes input: that which is processed for good, as retention may, or all.
+func (w *world) trim(ctx context.Context, mode string) {
+	var to kadm.Offsets
+	if mode == "all" {
+		ends, err := w.adm.ListEndOffsets(ctx, inTopic)
+		if err != nil {
+			w.violate("trim: %v", err)
+			return
+		}
+		to = ends.Offsets()
+	} else {
+		at, err := w.adm.FetchOffsets(ctx, appName)
+		if err != nil {
+			w.note("", "trim: %v", err)
+			return
+		}
+		to = at.Offsets()
+	}
+	if _, err := w.adm.DeleteRecords(ctx, to); err != nil {
+		w.note("", "trim: %v", err)
 	}
 }
 
@@ -415,6 +499,8 @@ type instance struct {
 	life *life
 	n    int // lives so far
 	dir  string
+	// ahead is by how much the machine's clock is ahead, in nanoseconds.
+	ahead atomic.Int64
 	// inherit are the store faults that the next life finds.
 	inherit []*storeRule
 }
@@ -428,6 +514,10 @@ type life struct {
 	store *handle
 	app   *weir.App
 	slow  atomic.Int64 // nanoseconds that a handler takes
+	// slowly is the bucket of the accounts whose handlers take it; nil: all.
+	slowly atomic.Pointer[string]
+	clock  *wallClock
+	asking atomic.Bool // a query is under way
 
 	ctx    context.Context // of Run
 	stop   context.CancelFunc
@@ -449,6 +539,9 @@ func (in *instance) supervise() {
 	rng := in.w.rng("supervisor of "+in.name, 0)
 	for {
 		l := in.start()
+		if l == nil {
+			return
+		}
 		select {
 		case <-l.done:
 			if !l.killed.Load() {
@@ -470,16 +563,22 @@ func (in *instance) supervise() {
 	}
 }
 
+// start begins the next life; nil if nobody is to be started any more.
 func (in *instance) start() *life {
 	w := in.w
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	select {
+	case <-w.ending: // looked at under the lock: who stops the present life has closed it
+		return nil
+	default:
+	}
 	set := w.sc.lives[(in.n+in.index)%len(w.sc.lives)]
 	l := &life{
 		in: in, n: in.n, set: set,
 		nic:   newNIC(w.net, w.sc.latency, w.rng("network of "+in.name, in.n)),
 		store: newHandle(w.disk, w.healed, w.sc.latency, w.rng("store of "+in.name, in.n)),
-		done:  make(chan struct{}), over: make(chan struct{}),
+		done:  make(chan struct{}), over: make(chan struct{}), clock: &wallClock{ahead: &in.ahead},
 	}
 	l.store.rules, in.inherit = in.inherit, nil
 	in.n++
@@ -489,7 +588,8 @@ func (in *instance) start() *life {
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	opts := append(set.options(),
 		weir.Brokers(w.c.ListenAddrs()...), weir.InstanceID(in.name), weir.Store(l.store),
-		weir.KafkaOptions(kgo.WithLogger(clientLog{l}), kgo.Dialer(l.nic.dial), kgo.DisableClientMetrics()), weir.Listen(l.listener()))
+		weir.KafkaOptions(kgo.WithLogger(clientLog{l}), kgo.Dialer(l.nic.dial), kgo.DisableClientMetrics(), kgo.MetadataMaxAge(w.sc.metadataAge())), weir.Listen(l.listener()),
+		clock.Option(l.clock).(weir.Option))
 	if set.backend != "memory" {
 		if set.backend == "fresh" || in.dir == "" {
 			in.dir = filepath.Join(w.dir, fmt.Sprint(in.name, in.n))
@@ -499,11 +599,11 @@ func (in *instance) start() *life {
 		opts = append(opts, weir.StateBackend(b))
 	}
 	l.app = weir.New(appName, opts...)
-	read := l.step
+	read := func() { l.step("") }
 	if w.sc.seed%2 == 0 {
 		read = l.store.running // so that a slow process has its records in flight
 	}
-	ledger(l.app, read, l.step)
+	ledger(l.app, place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast})
 	in.life = l
 	w.note(l.String(), "starts: %v", set)
 	w.lives.Go(func() {
@@ -520,6 +620,19 @@ func (in *instance) current() *life {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.life
+}
+
+// wallClock is the clock of a machine that somebody may set. What waits for a time waits
+// for as long as it took when it began to, as with the clock of Go.
+type wallClock struct{ ahead *atomic.Int64 }
+
+// Now implements clock.Clock.
+func (c *wallClock) Now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+
+// At implements clock.Clock.
+func (c *wallClock) At(at time.Time, f func()) func() {
+	t := time.AfterFunc(at.Sub(c.Now()), f)
+	return func() { t.Stop() }
 }
 
 // kill ends the present life at once. It is started again after that time, or after one
@@ -585,10 +698,12 @@ func (w *world) copyDir(from, name string) string {
 }
 
 // step is called by the handlers.
-func (l *life) step() {
+func (l *life) step(account string) {
 	l.store.running()
 	if d := l.slow.Load(); d > 0 {
-		time.Sleep(time.Duration(d))
+		if b := l.slowly.Load(); b == nil || account != "" && bucketOf(account) == *b {
+			time.Sleep(time.Duration(d))
+		}
 	}
 }
 
@@ -618,6 +733,7 @@ func (l *life) listener() weir.Listener {
 	return weir.Listener{
 		CheckpointBegun: func(i event.CheckpointBegun) { l.store.running() },
 		CheckpointPersisted: func(i event.CheckpointPersisted) {
+			l.in.w.ask(l)
 			if i.InFlight > 0 {
 				l.in.w.count(func(r *result) { r.inFlight++ })
 			}
@@ -637,10 +753,69 @@ func (l *life) listener() weir.Listener {
 	}
 }
 
+// ask queries the life's committed state while a checkpoint is being committed.
+func (w *world) ask(l *life) {
+	if l.killed.Load() || !l.asking.CompareAndSwap(false, true) {
+		return
+	}
+	l.in.w.watching.Go(func() {
+		defer l.asking.Store(false)
+		time.Sleep(w.sc.latency)
+		w.query(l)
+	})
+}
+
+// query asks for the balance of an account.
+func (w *world) query(l *life) {
+	if l.killed.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, time.Second)
+	defer cancel()
+	r, err := weir.Query(ctx, l.app, "book", "balance", "acc-00", codec.String, codec.Int64)
+	if err != nil {
+		return // it may not be active any more
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answers = append(w.answers, answer{l.String(), r.Checkpoint, time.Since(w.begin)})
+}
+
+// answer is what a query got.
+type answer struct {
+	who        string
+	checkpoint int64
+	at         time.Duration
+}
+
+// save takes a savepoint.
+func (w *world) save(l *life) {
+	w.watching.Go(func() {
+		w.mu.Lock()
+		w.saved++
+		name := fmt.Sprint("save-", w.saved)
+		w.mu.Unlock()
+		ctx, cancel := context.WithTimeout(l.ctx, saveWithin)
+		defer cancel()
+		if _, err := l.app.Savepoint(ctx, "", name); err != nil {
+			w.note(l.String(), "savepoint %s: %v", name, err)
+			return
+		}
+		w.note(l.String(), "savepoint %s is complete", name)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.savepoints = append(w.savepoints, name)
+	})
+}
+
+// saveWithin is how long a savepoint may take.
+const saveWithin = 30 * time.Second
+
 // heal ends all faults.
 func (w *world) heal() {
 	w.note("", "all faults end")
 	close(w.healed)
+	w.receiver.heal()
 	w.mu.Lock()
 	for _, h := range w.faults {
 		h.Remove()
@@ -648,6 +823,7 @@ func (w *world) heal() {
 	w.faults = nil
 	w.mu.Unlock()
 	for _, in := range w.instances {
+		in.ahead.Store(0)
 		in.mu.Lock()
 		in.inherit = nil
 		in.mu.Unlock()
@@ -754,7 +930,7 @@ func (w *world) stop() {
 // watchCommits follows the commit topic and holds each commit against the one before it.
 func (w *world) watchCommits(ctx context.Context) {
 	cl := w.client(kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.ConsumeTopics(commitTopic), kgo.UnknownTopicRetries(-1))
+		kgo.FetchMaxWait(5*time.Second), kgo.ConsumeTopics(commitTopic), kgo.UnknownTopicRetries(-1))
 	defer cl.Close()
 	next := int64(0)
 	for {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+
+	"github.com/weirstream/weir/internal/guard"
 )
 
 // Piece is one segment of a level, not yet opened.
@@ -143,7 +145,7 @@ func (c *cutter) add(key, value []byte, deleted bool) error {
 			expired = h.Expired(c.o.Processing, c.o.Event)
 		}
 	}
-	if (deleted || expired) && c.o.Base {
+	if (deleted || expired) && (c.o.Base || guard.Broken(guard.Tombstones)) {
 		if expired {
 			c.piece.Expired++
 		}

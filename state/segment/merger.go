@@ -1,6 +1,10 @@
 package segment
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/weirstream/weir/internal/guard"
+)
 
 // cursor walks sorted entries, each key once. What key and value return is valid
 // until the next call of next.
@@ -44,6 +48,9 @@ type source struct {
 func (s *source) before(o *source) bool {
 	if c := bytes.Compare(s.k, o.k); c != 0 {
 		return c < 0
+	}
+	if guard.Broken(guard.NewestWins) {
+		return s.age < o.age
 	}
 	return s.age > o.age
 }
