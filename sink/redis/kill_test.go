@@ -34,6 +34,10 @@ import (
 // kept for long, and Redis's addresses.
 const serviceEnv = "WEIR_REDIS_TEST_SERVICE"
 
+// unalignedEnv makes the checkpoints of the service unaligned, and its handlers slow, so
+// that there is something to overtake. Every other life of a trial has it.
+const unalignedEnv = "WEIR_REDIS_TEST_UNALIGNED"
+
 const (
 	killedPrefix     = "killed:"
 	killedPartitions = 4
@@ -43,9 +47,13 @@ const (
 // topology counts points of players in Redis, by commands that must not be repeated.
 func topology(app *weir.App, o redis.Options, opts ...redis.Option) {
 	in := weir.From(app, "in", source.Values("points", codec.String))
-	byPlayer := weir.KeyBy(in, "by-player", func(v string) string { p, _, _ := strings.Cut(v, ":"); return p }, codec.String)
+	byPlayer := weir.KeyBy(in, "by-player", func(v string) string { p, _, _ := strings.Cut(v, ":"); return p }, codec.String, weir.ValueCodec(codec.String))
+	slow := os.Getenv(unalignedEnv) != ""
 	pass := weir.Process(byPlayer, "pass", func(*weir.Setup) weir.Handler[string, string, string] {
 		return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+			if slow {
+				time.Sleep(100 * time.Microsecond)
+			}
 			c.Emit(v)
 			return nil
 		})
@@ -64,7 +72,11 @@ func serve() int {
 	where := strings.Fields(os.Getenv(serviceEnv))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	app := weir.New("killed", weir.Brokers(where[0]), weir.CheckpointStore("file://"+where[1]), weir.InstanceID("a"),
+	mode := weir.KafkaOptions() // nothing
+	if os.Getenv(unalignedEnv) != "" {
+		mode = weir.Unaligned()
+	}
+	app := weir.New("killed", mode, weir.Brokers(where[0]), weir.CheckpointStore("file://"+where[1]), weir.InstanceID("a"),
 		weir.CheckpointEvery(20*time.Millisecond), weir.Parallelism(2), weir.KeyGroups(16),
 		weir.Restart(weir.RestartPolicy{Limit: 100, Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond, Quiet: time.Minute}))
 	var opts []redis.Option
@@ -158,6 +170,9 @@ func (tr *trial) start(env ...string) *process {
 	tr.life++
 	p := &process{tr: tr, cmd: exec.CommandContext(tr.t.Context(), tr.binary), said: &strings.Builder{}, exited: make(chan error, 1)}
 	p.cmd.Env = append(append(os.Environ(), env...), serviceEnv+"="+strings.Join(append([]string{tr.brokers[0], tr.dir}, tr.where...), " "))
+	if tr.life%2 == 0 {
+		p.cmd.Env = append(p.cmd.Env, unalignedEnv+"=1")
+	}
 	p.cmd.Stderr = p.said
 	if err := p.cmd.Start(); err != nil {
 		tr.t.Fatal(err)
