@@ -18,6 +18,7 @@
 //   - incarnation: one life of the job, from the first assignment to the first
 //     failure. Its loop is the only goroutine that drives barrier.Coordinator.
 //   - [Job]: restarts incarnations under the restart policy.
+//   - [Stepper]: drives one incarnation step by step without Kafka, for tests.
 //
 // # Goroutines of an incarnation
 //

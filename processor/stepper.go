@@ -84,7 +84,8 @@ func (t *Topics) end(c txn.Commit) {
 
 // NewStepper begins an incarnation with what the topics have committed. No checkpoint is
 // due by itself: those of cfg.Trigger are not taken. State is in memory, whatever
-// cfg.Backend says, and there are no appliers of write-ahead sinks.
+// cfg.Backend says, there are no appliers of write-ahead sinks, and cfg.From and
+// cfg.Recovery have no meaning.
 func NewStepper(ctx context.Context, cfg Config, plan *Plan, topics *Topics, now *clock.Manual) (*Stepper, error) {
 	s := &Stepper{topics: topics, clock: now}
 	cfg.Clock, cfg.Trigger = now, barrier.TriggerConfig{RetryPause: noRetry}

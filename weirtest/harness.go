@@ -59,8 +59,9 @@ type Harness struct {
 
 // New starts a topology with nothing committed. It has one subtask for each stage, so that
 // outputs come in the order of the input, and a checkpoint store in memory; options change
-// that as they do for weir.New. Options about Kafka and about when checkpoints are due have
-// no effect. The app ends with the test.
+// that as they do for weir.New. Those about Kafka, the state backend, when checkpoints are
+// due and where an app begins (weir.FromSavepoint, weir.OnMismatch) have no effect. The app
+// ends with the test.
 func New(t TB, topology func(*weir.App), opts ...weir.Option) *Harness {
 	t.Helper()
 	h := &Harness{t: t, topology: topology}
