@@ -492,9 +492,8 @@ func (w *world) settleWith(p *process) {
 	}
 }
 
-// pointed returns the manifest that the committed offsets name, and the name of its
-// object in the store.
-func (w *world) pointed() (m *checkpoint.Manifest, object string) {
+// pointer returns the checkpoint that the committed offsets name.
+func (w *world) pointer() offsets.ManifestRef {
 	w.t.Helper()
 	got, err := w.adm.FetchOffsets(w.t.Context(), w.app)
 	if err := errors.Join(err, got.Error()); err != nil {
@@ -508,6 +507,14 @@ func (w *world) pointed() (m *checkpoint.Manifest, object string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	return ptr.Manifest
+}
+
+// pointed returns the manifest that the committed offsets name, and the name of its
+// object in the store.
+func (w *world) pointed() (m *checkpoint.Manifest, object string) {
+	w.t.Helper()
+	ref := w.pointer()
 	st, err := checkpoint.OpenDir(w.store)
 	if err != nil {
 		w.t.Fatal(err)
@@ -517,11 +524,11 @@ func (w *world) pointed() (m *checkpoint.Manifest, object string) {
 		w.t.Fatal(err)
 	}
 	for _, i := range infos {
-		if i.Checkpoint == ptr.Manifest.Checkpoint && i.Incarnation == ptr.Manifest.Incarnation {
+		if i.Checkpoint == ref.Checkpoint && i.Incarnation == ref.Incarnation {
 			object = i.Name
 		}
 	}
-	if m, err = checkpoint.Load(w.t.Context(), st, ptr.Manifest); err != nil {
+	if m, err = checkpoint.Load(w.t.Context(), st, ref); err != nil {
 		w.t.Fatal(err)
 	}
 	return m, object

@@ -72,6 +72,7 @@ func run() error {
 		alignment   = flag.Duration("alignment-timeout", 0, "let barriers overtake records after this long; 0: not")
 		slow        = flag.Duration("slow", 0, "how long each record takes behind the KeyBy")
 		ask         = flag.Duration("look-up", 0, "look up each record in front of the KeyBy and behind it, which takes about that long; 0: don't")
+		money       = flag.Bool("transfers", false, "move money between accounts, see transfers")
 	)
 	flag.Parse()
 
@@ -114,7 +115,11 @@ func run() error {
 	}
 
 	a := weir.New(*app, opts...)
-	topology(a, *in, *out, *ballast, *slow, *ask)
+	if *money {
+		transfers(a, *in, *out)
+	} else {
+		topology(a, *in, *out, *ballast, *slow, *ask)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	return a.Run(ctx)
