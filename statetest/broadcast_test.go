@@ -21,7 +21,10 @@ import (
 
 // hall is an app whose handlers are slow when the test says so. It counts rules, which are
 // broadcast, and tells what it knows of them with each event.
-type hall struct{ river }
+type hall struct {
+	river
+	pace time.Duration // of a slow handler
+}
 
 const badRule = 5 // every number of a rule that it divides is dead-lettered
 
@@ -56,7 +59,7 @@ func (h *hall) topology(app *weir.App) {
 			return nil
 		})
 		return weir.OnRecord(func(c *weir.Context[string, weir.KV[string, string]], e weir.KV[string, string]) error {
-			if err := h.pass(time.Millisecond); err != nil {
+			if err := h.pass(h.pace); err != nil {
 				return err
 			}
 			n, all := known()
@@ -104,7 +107,8 @@ func TestS25_BroadcastRecordsInFlightReachEverySubtaskOnce(t *testing.T) {
 				}
 				produce(t, f.brokers, f.input...)
 
-				slow := &hall{}
+				// As much work as would keep all subtasks busy until long after the rules came.
+				slow := &hall{pace: time.Duration(2*scale[0]) * time.Millisecond}
 				slow.slow.Store(true)
 				v := voyage(slow, scale[0])
 				v.start(t)
