@@ -66,11 +66,7 @@ func (e *HandlerError) Error() string {
 	default:
 		fmt.Fprintf(&b, "operator %q %s on %s: %v", e.Operator, verb, e.describeTimer(e.TimerOperator), e.Err)
 	}
-	if e.Checkpoint == 0 {
-		b.WriteString("\n  no checkpoint is committed yet; nothing was published")
-	} else {
-		fmt.Fprintf(&b, "\n  the last committed checkpoint is %d; nothing after it was published", e.Checkpoint)
-	}
+	b.WriteString("\n  " + published(e.Checkpoint))
 	switch {
 	case e.Barrier != 0:
 		// There is nothing to skip.
@@ -86,6 +82,15 @@ func (e *HandlerError) Error() string {
 }
 
 func (e *HandlerError) Unwrap() error { return e.Err }
+
+// published says what readers of outputs can see; last is the last committed checkpoint, 0
+// if there is none.
+func published(last int64) string {
+	if last == 0 {
+		return "no checkpoint is committed yet; nothing was published"
+	}
+	return fmt.Sprintf("the last committed checkpoint is %d; nothing after it was published", last)
+}
 
 // RestartsError says that the restart policy gave up.
 type RestartsError struct {

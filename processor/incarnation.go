@@ -221,6 +221,13 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 		}
 	}
 	inc.sess.Close()
+	inc.dispose()
+	return err
+}
+
+// dispose waits for the goroutines of an incarnation that was cancelled, and gives back what
+// it holds beside the session.
+func (inc *incarnation) dispose() {
 	inc.group.Wait()
 	if inc.points != nil {
 		inc.points.Close()
@@ -230,7 +237,6 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	}
 	inc.closeAppliers()
 	inc.closeClients()
-	return err
 }
 
 // live waits for the first assignment and then drives checkpoints.

@@ -605,11 +605,7 @@ func (e *LookupError) Error() string {
 		verb = "panicked"
 	}
 	fmt.Fprintf(&b, "operator %q: looking up in %s %s: %v", e.Operator, e.Source, verb, e.Err)
-	if e.Checkpoint == 0 {
-		b.WriteString("\n  no checkpoint is committed yet; nothing was published")
-	} else {
-		fmt.Fprintf(&b, "\n  the last committed checkpoint is %d; nothing after it was published", e.Checkpoint)
-	}
+	b.WriteString("\n  " + published(e.Checkpoint))
 	if e.Stack != "" {
 		b.WriteString("\n" + e.Stack)
 	}

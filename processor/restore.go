@@ -65,14 +65,7 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 		if err != nil {
 			return nil, inc.overtaken(ctx, committed, err)
 		}
-		inc.lineage = checkpoint.NewLineage()
-		if m := state.manifest; m != nil && !state.mended && m.Lineage != "" {
-			inc.lineage = m.Lineage
-		}
-		if err := inc.openAppliers(state); err != nil {
-			return nil, err
-		}
-		if err := inc.build(state); err != nil {
+		if err := inc.prepare(state); err != nil {
 			return nil, err
 		}
 		r.began, r.state, r.done = true, state, make(chan struct{})
@@ -100,6 +93,18 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 	}
 	inc.start(positions)
 	return positions, nil
+}
+
+// prepare makes all that goes on from at, without state yet.
+func (inc *incarnation) prepare(at recovered) error {
+	inc.lineage = checkpoint.NewLineage()
+	if m := at.manifest; m != nil && !at.mended && m.Lineage != "" {
+		inc.lineage = m.Lineage
+	}
+	if err := inc.openAppliers(at); err != nil {
+		return err
+	}
+	return inc.build(at)
 }
 
 // overtaken looks why an object is missing of the checkpoint that was to be restored. To a

@@ -114,14 +114,7 @@ func (s *Stepper) begin() error {
 		return err
 	}
 	inc.restore.state = at
-	inc.lineage = checkpoint.NewLineage()
-	if m := at.manifest; m != nil && !at.mended && m.Lineage != "" {
-		inc.lineage = m.Lineage
-	}
-	if err := inc.openAppliers(at); err != nil {
-		return err
-	}
-	if err := inc.build(at); err != nil {
+	if err := inc.prepare(at); err != nil {
 		return err
 	}
 	if err := inc.load(inc.ctx, at, time.Now()); err != nil {
@@ -278,16 +271,8 @@ func (s *Stepper) Kill() { s.end(ErrKilled) }
 
 // end ends the incarnation and returns err.
 func (s *Stepper) end(err error) error {
-	inc := s.inc
-	inc.cancel(err)
-	inc.group.Wait()
-	if inc.points != nil {
-		inc.points.Close()
-	}
-	if inc.writer != nil {
-		inc.writer.Close(context.Background())
-	}
-	inc.closeClients()
+	s.inc.cancel(err)
+	s.inc.dispose()
 	s.topics.open = nil
 	return err
 }

@@ -107,8 +107,6 @@ func (s *Store) openTable(ctx context.Context, seg Segment, file string) (*table
 		ReaderProvider: sstable.MakeTrivialReaderProvider(t.r), BlobContext: sstable.AssertNoBlobHandles,
 		FilterBlockSizeLimit: sstable.FilterBlockSizeLimit(max(s.opts.CacheBytes/filterShare, minFilterBytes)),
 	}
-	t.plain = t.opts
-	t.plain.FilterBlockSizeLimit = sstable.NeverUseFilterBlock
 	if file == "" {
 		s.remote.Store(t, struct{}{})
 	}
@@ -173,11 +171,11 @@ func (t *table) get(ctx context.Context, dst, key []byte) (value []byte, found, 
 			err = t.failed(fmt.Errorf("%w: %v", errUnreadable, p))
 		}
 	}()
-	opts := &t.opts
+	opts := t.opts
 	if t.filter.pinned.Load() != nil {
-		opts = &t.plain
+		opts.FilterBlockSizeLimit = sstable.NeverUseFilterBlock // it was asked
 	}
-	it, err := t.r.NewPointIter(ctx, *opts)
+	it, err := t.r.NewPointIter(ctx, opts)
 	if err != nil {
 		return dst, false, false, t.failed(err)
 	}
