@@ -194,32 +194,38 @@ const followEvery = time.Second
 func (inc *incarnation) follow(ctx context.Context) {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
+	commits, err := txn.OpenCommits(inc.cfg.Kafka, inc.cfg.CommitTopic)
+	if err != nil {
+		inc.cfg.Logger.Sugar().Debugf("following the active instance: %v", err)
+		return
+	}
+	defer commits.Close()
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		if err := inc.catchUp(ctx); err != nil && ctx.Err() == nil {
+		if err := inc.catchUp(ctx, commits); err != nil && ctx.Err() == nil {
 			inc.cfg.Logger.Sugar().Debugf("following the active instance: %v", err)
 		}
 	}
 }
 
 // catchUp makes the local store equal the newest committed checkpoint.
-func (inc *incarnation) catchUp(ctx context.Context) error {
-	last, ok, err := txn.LastCommitRecord(ctx, inc.cfg.Kafka, inc.cfg.CommitTopic, inc.cfg.App)
+func (inc *incarnation) catchUp(ctx context.Context, commits *txn.Commits) error {
+	last, ok, err := commits.Last(ctx, inc.cfg.App)
 	if err != nil || !ok {
 		return err
+	}
+	if is := inc.local.ID(); is == localID(is.Lineage, last.Manifest) {
+		return nil
 	}
 	m, err := checkpoint.Load(ctx, inc.cfg.Store, last.Manifest)
 	if err != nil {
 		return err
 	}
 	want := localID(m.Lineage, last.Manifest)
-	if inc.local.ID() == want {
-		return nil
-	}
 	a, err := inc.local.Attach(ctx, want, localChain(m), objects{inc.cfg.Store})
 	if err == nil {
 		inc.cfg.Listener.Followed(event.Followed{App: inc.cfg.App, Checkpoint: last.Manifest.Checkpoint, Attached: a.Segments - a.Reused, Took: a.Took})

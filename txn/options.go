@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -100,23 +101,50 @@ var implied = map[string][]string{
 	"ConsumeResetOffset": {"ConsumeStartOffset"},
 }
 
+var offline = kgo.Dialer(func(context.Context, string, string) (net.Conn, error) {
+	return nil, errors.New("options are only looked at")
+})
+
+// company is with what an option is tried: some are refused by the client unless another
+// one goes with them.
+var company = []*others{
+	with(),
+	with(kgo.DisableIdempotentWrite()),
+	with(offline, kgo.ConsumeRegex(), kgo.ConsumeTopics("t")),
+	with(offline, kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t")),
+}
+
+// others are options, and the values of all refused options in a client that has them
+// alone. Each values[i] is of refusedOptions[i]; they are looked up once in a process,
+// because making clients is most of what it costs to start again after a failure.
+type others struct {
+	opts   []kgo.Opt
+	values func() ([][]any, error)
+}
+
+func with(opts ...kgo.Opt) *others {
+	return &others{opts, sync.OnceValues(func() ([][]any, error) {
+		cl, err := kgo.NewClient(opts...)
+		if err != nil {
+			return nil, err
+		}
+		defer cl.Close()
+		values := make([][]any, len(refusedOptions))
+		for i, r := range refusedOptions {
+			values[i] = cl.OptValues(r.opt)
+		}
+		return values, nil
+	})}
+}
+
 // validateOption looks at what the option changes in a client that has no other:
 // options are opaque funcs, but a client tells its values.
 func validateOption(i int, opt kgo.Opt) error {
 	if opt == nil {
 		return fmt.Errorf("option %d is nil", i+1)
 	}
-	offline := kgo.Dialer(func(context.Context, string, string) (net.Conn, error) {
-		return nil, errors.New("options are only looked at")
-	})
 	var invalid error
-	// Some options are refused by the client unless another one goes with them.
-	for _, with := range [][]kgo.Opt{
-		nil,
-		{kgo.DisableIdempotentWrite()},
-		{offline, kgo.ConsumeRegex(), kgo.ConsumeTopics("t")},
-		{offline, kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t")},
-	} {
+	for _, with := range company {
 		changed, err := changedBy(opt, with)
 		if errors.Is(err, errHarmless) {
 			return nil
@@ -145,24 +173,23 @@ var errHarmless = errors.New("harmless")
 
 // changedBy returns the refused options whose values opt changes in a client with
 // the options with. It fails where the client refuses opt.
-func changedBy(opt kgo.Opt, with []kgo.Opt) ([]refusedOption, error) {
-	set, err := kgo.NewClient(append(slices.Clone(with), opt)...)
+func changedBy(opt kgo.Opt, with *others) ([]refusedOption, error) {
+	set, err := kgo.NewClient(append(slices.Clone(with.opts), opt)...)
 	if err != nil {
 		return nil, err
 	}
 	defer set.Close()
-	unset, err := kgo.NewClient(with...)
+	unset, err := with.values()
 	if err != nil {
 		return nil, err
 	}
-	defer unset.Close()
 	if set.OptValue(kgo.DisableAutoCommit) == true {
 		return nil, errHarmless // what the session does itself
 	}
 	var changed []refusedOption
 	var noise []string
-	for _, r := range refusedOptions {
-		if !sameValues(set.OptValues(r.opt), unset.OptValues(r.opt)) {
+	for i, r := range refusedOptions {
+		if !sameValues(set.OptValues(r.opt), unset[i]) {
 			changed = append(changed, r)
 			noise = append(noise, implied[r.name]...)
 		}

@@ -90,20 +90,45 @@ func verifyCompacted(ctx context.Context, adm *kadm.Client, topic string) error 
 // usually, all of a topic only where app has none. opts are the user's client
 // options; a client of its own is opened and closed.
 func LastCommitRecord(ctx context.Context, opts []kgo.Opt, topic, app string) (offsets.CommitRecord, bool, error) {
-	rec, ok, err := lastCommitRecord(ctx, opts, topic, app)
+	c, err := OpenCommits(opts, topic)
 	if err != nil {
-		err = fmt.Errorf("read last commit record of app %q from %s: %w", app, topic, err)
+		return offsets.CommitRecord{}, false, err
+	}
+	defer c.Close()
+	return c.Last(ctx, app)
+}
+
+// Commits reads a commit topic for those who look at it again and again. Its methods may
+// not be called at the same time.
+type Commits struct {
+	cl    *kgo.Client
+	topic string
+}
+
+// OpenCommits opens a client of its own with the user's client options. Nothing is asked
+// of the brokers yet.
+func OpenCommits(opts []kgo.Opt, topic string) (*Commits, error) {
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("read commit topic %s: %w", topic, err)
+	}
+	return &Commits{cl, topic}, nil
+}
+
+// Close closes the client.
+func (c *Commits) Close() { c.cl.Close() }
+
+// Last is what [LastCommitRecord] returns.
+func (c *Commits) Last(ctx context.Context, app string) (offsets.CommitRecord, bool, error) {
+	rec, ok, err := c.last(ctx, app)
+	if err != nil {
+		err = fmt.Errorf("read last commit record of app %q from %s: %w", app, c.topic, err)
 	}
 	return rec, ok, err
 }
 
-func lastCommitRecord(ctx context.Context, opts []kgo.Opt, topic, app string) (offsets.CommitRecord, bool, error) {
-	cl, err := kgo.NewClient(opts...)
-	if err != nil {
-		return offsets.CommitRecord{}, false, err
-	}
-	defer cl.Close()
-	p := commitPartition{cl: cl, topic: topic}
+func (c *Commits) last(ctx context.Context, app string) (offsets.CommitRecord, bool, error) {
+	p := commitPartition{cl: c.cl, topic: c.topic}
 	found, err := p.find(ctx)
 	if err != nil || !found {
 		return offsets.CommitRecord{}, false, err
