@@ -44,7 +44,9 @@
 // instead: its connections end, no new one is made, and its store does nothing more. What
 // it had written into a connection before still gets to the broker; a put that was under
 // way may have happened or not. Its goroutines run on until they notice, without effect on
-// anything. The next life gets a copy of its local store as it was at that moment. A
+// anything. The next life gets a copy of its local disk, which is in memory, as it was at
+// that moment: with all that was written, as after kill -9, or without some or all of what
+// was not synced, as when the power fails. A
 // process that is stopped (SIGSTOP) and wakes later has its network, store, handlers and
 // listeners held up; its timers run on, so it wakes to timeouts, and what it had sent
 // arrives when it wakes.
@@ -55,7 +57,9 @@
 // not wholly: which goroutine runs first in a bubble is up to the scheduler, the client and
 // kfake choose at random in places, and instances name their checkpoints at random. Times
 // are virtual, so most runs of a script are the same up to such choices. That is why
-// -tries runs a script several times, and why a failure prints what happened.
+// -tries runs a script several times, and why a failure prints what happened. A world has
+// one processor, which leaves less to chance and is twice as cheap; every fourth seed has
+// all of them. GOMAXPROCS, if it is set, goes for all.
 //
 // # Running it
 //

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,9 @@ import (
 var leftBehind atomic.Bool
 
 func TestMain(m *testing.M) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400) // a world is small, and makes a lot of garbage
+	}
 	code := m.Run()
 	if code == 0 && !leftBehind.Load() {
 		if err := goleak.Find(); err != nil {

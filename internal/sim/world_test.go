@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -19,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -29,6 +28,7 @@ import (
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/clock"
+	"github.com/weirstream/weir/internal/localdisk"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state/pebble"
 )
@@ -81,7 +81,6 @@ type world struct {
 	disk  *disk
 	// receiver is what the write-ahead sink writes to.
 	receiver *receiver
-	dir      string // for local stores
 
 	instances []*instance
 	late      atomic.Bool            // the run takes too long in real time
@@ -135,8 +134,12 @@ func inBubble(dump, bubble string) (found []string) {
 }
 
 func stacks(all bool) string {
-	buf := make([]byte, 8<<20)
-	return string(buf[:runtime.Stack(buf, all)])
+	for size := 64 << 10; ; size *= 4 {
+		buf := make([]byte, size)
+		if n := runtime.Stack(buf, all); n < size || size > 8<<20 {
+			return string(buf[:n])
+		}
+	}
 }
 
 // thisBubble returns the number of the bubble that it is called in.
@@ -146,15 +149,22 @@ func thisBubble() string {
 	return strings.TrimSuffix(n, "]:")
 }
 
+// processors sets on how many processors a world runs: on one, as nothing takes time in it
+// but waiting, and several would mostly look for work; every fourth seed's on all that there
+// are, where what is not ordered does happen at the same time.
+func processors(seed uint64) (restore func()) {
+	if os.Getenv("GOMAXPROCS") != "" || seed%4 == 0 {
+		return func() {}
+	}
+	was := runtime.GOMAXPROCS(1)
+	return func() { runtime.GOMAXPROCS(was) }
+}
+
 // play runs a script to its end and tells what came of it.
 func play(t *testing.T, sc script) *result {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "weir-sim-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	w := &world{sc: sc, dir: dir, disk: newDisk(), receiver: newReceiver(), partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
+	defer processors(sc.seed)()
+	w := &world{sc: sc, disk: newDisk(), receiver: newReceiver(), partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -310,7 +320,7 @@ func (w *world) run(ctx context.Context) {
 	defer w.cl.Close()
 	w.adm = kadm.NewClient(w.cl)
 	for i := range w.sc.instances {
-		in := &instance{w: w, name: string(rune('a' + i)), index: i}
+		in := &instance{w: w, name: string(rune('a' + i)), index: i, fs: vfs.NewCrashableMem()}
 		w.instances = append(w.instances, in)
 		w.lives.Go(in.supervise)
 	}
@@ -499,6 +509,7 @@ type instance struct {
 	life *life
 	n    int // lives so far
 	dir  string
+	fs   *vfs.MemFS // the local disk, with dir
 	// ahead is by how much the machine's clock is ahead, in nanoseconds.
 	ahead atomic.Int64
 	// inherit are the store faults that the next life finds.
@@ -592,11 +603,11 @@ func (in *instance) start() *life {
 		clock.Option(l.clock).(weir.Option))
 	if set.backend != "memory" {
 		if set.backend == "fresh" || in.dir == "" {
-			in.dir = filepath.Join(w.dir, fmt.Sprint(in.name, in.n))
+			in.dir = fmt.Sprint("/", in.n)
 		}
 		b := pebble.Dir(in.dir)
 		b.MemoryBytes = 1
-		opts = append(opts, weir.StateBackend(b))
+		opts = append(opts, weir.StateBackend(localdisk.On(b, in.fs).(pebble.Backend)))
 	}
 	l.app = weir.New(appName, opts...)
 	read := func() { l.step("") }
@@ -656,45 +667,21 @@ func (l *life) kill(again time.Duration) {
 		l.stop()
 		l.slow.Store(0)
 		if l.set.backend != "memory" {
-			l.in.mu.Lock()
-			l.in.dir = l.in.w.copyDir(l.in.dir, fmt.Sprint(l, "-after"))
-			l.in.mu.Unlock()
+			l.in.crash(l)
 		}
 		close(l.over)
 	})
 }
 
-// copyDir copies a directory as it is at this moment, for the life that follows one that
-// was killed: what is left of that one still has the directory open.
-func (w *world) copyDir(from, name string) string {
-	to := filepath.Join(w.dir, name)
-	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			return os.MkdirAll(filepath.Join(to, rel), 0o755)
-		}
-		b, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(to, rel), b, 0o644)
-	})
-	if err != nil {
-		w.violate("copy %s: %v", from, err)
-	}
-	return to
+// crash leaves the next life the local disk as it is at this moment, what was not synced
+// in whole, in part or not at all: what is left of the life that was killed goes on with
+// the disk as it was.
+func (in *instance) crash(l *life) {
+	r := in.w.rng("crash of "+in.name, l.n)
+	cfg := vfs.CrashCloneCfg{UnsyncedDataPercent: pick(r, 100, 100, 50, 0), RNG: r}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.fs = in.fs.CrashClone(cfg)
 }
 
 // step is called by the handlers.

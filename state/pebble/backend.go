@@ -1,5 +1,11 @@
 package pebble
 
+import (
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/weirstream/weir/internal/localdisk"
+)
+
 // Backend says where and how an app keeps state that is larger than memory. It is
 // made by [Dir]; the zero Backend keeps all state in memory.
 type Backend struct {
@@ -17,3 +23,11 @@ type Backend struct {
 // Dir returns a backend with its local store in the directory at path, which is made
 // if it is missing. Change what it returns to set more than that.
 func Dir(path string) Backend { return Backend{Dir: path, MemoryBytes: DefaultMemoryBytes()} }
+
+func init() {
+	localdisk.On = func(backend any, fs vfs.FS) any {
+		b := backend.(Backend)
+		b.fs = fs
+		return b
+	}
+}
