@@ -75,7 +75,7 @@
 // demands that a seed notices. scenarios_test.go has scripts for scenarios, by their
 // numbers; one may say which error it has to end with. A run of any length is
 //
-//	go test ./internal/sim -run TestS41 -timeout 0 -simulate=1000000s -seed=1
+//	go test ./internal/sim -run TestS41 -timeout 0 -simulate=1000000s -seed=1 -progress=FILE
 //
 // # Runs that are given up
 //

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -43,6 +44,7 @@ var (
 	shrinkFlag   = flag.Duration("shrink", time.Minute, "for how long to look for fewer faults with which a script still fails; 0: not at all")
 	clientFlag   = flag.String("client", "", "the instance whose Kafka client's debug log goes into the history")
 	simulateFlag = flag.Duration("simulate", 0, "how much virtual time TestS41 simulates; by default what comes of 20 seconds, 5 with -short")
+	progressFlag = flag.String("progress", "", "a file to which a line is added every 100 seeds, and what happened whenever one fails")
 	forFlag      = flag.Duration("for", 0, "after what time to begin no further seed; by default never")
 )
 
@@ -111,8 +113,14 @@ func runSeeds(t *testing.T, first uint64, more func(done int, simulated time.Dur
 			if res.frozen {
 				frozen++
 			}
+			if res.failed() {
+				progress(t, "seed %d fails: %s\n%v\n%s", seed, strings.Join(res.violations, "\n"), sc, strings.Join(res.history, "\n"))
+			}
 		})
-		done++
+		if done++; done%100 == 0 {
+			progress(t, "%v: %d seeds from %d on: %.0f simulated seconds, %d processes, %d commits, %d records, %d checkpoints with records in flight, %d of them restored, %d runs given up, failed: %v",
+				time.Now().UTC().Format(time.TimeOnly), done, first, sum.took.Seconds(), sum.lives, sum.commits, sum.records, sum.inFlight, sum.replays, frozen, t.Failed())
+		}
 	}
 	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v; %d checkpoints with records in flight, %d restored; %d runs were given up",
 		done, first, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), sum.inFlight, sum.replays, frozen)
@@ -120,6 +128,21 @@ func runSeeds(t *testing.T, first uint64, more func(done int, simulated time.Dur
 		t.Errorf("%d of %d runs were given up because virtual time stood still", frozen, done)
 	}
 	return sum.took
+}
+
+// progress adds to the file that -progress names.
+func progress(t *testing.T, format string, args ...any) {
+	if *progressFlag == "" {
+		return
+	}
+	f, err := os.OpenFile(*progressFlag, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err == nil {
+		_, err = fmt.Fprintf(f, format+"\n", args...)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // chosen reads -only.

@@ -197,14 +197,15 @@ func play(t *testing.T, sc script) *result {
 // then: a bubble takes the one who waits for somebody who is at work. Such a run says
 // nothing; its goroutines stay as they are.
 func (w *world) attend(done <-chan struct{}) (frozen bool) {
-	begin, last, since := time.Now(), int64(-1), time.Now()
-	for {
+	last, since := int64(-1), time.Now()
+	// Looks are counted, not time: whoever stops this process for a while wants it to go on.
+	for looks := time.Duration(0); ; looks++ {
 		select {
 		case <-done:
 			return false
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(attendEvery):
 		}
-		if time.Since(begin) > realLimit {
+		if looks*attendEvery > realLimit {
 			w.late.Store(true)
 		}
 		if beat := w.beat.Load(); beat != last {
@@ -255,6 +256,9 @@ func stuck(goroutines []string) (waiting string, ours bool) {
 	}
 	return waiting, ours && waiting != ""
 }
+
+// attendEvery is how often somebody looks after a run, in real time.
+const attendEvery = 500 * time.Millisecond
 
 // frozenAfter is for how long of real time virtual time must have stood still before
 // somebody looks why.
