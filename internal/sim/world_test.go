@@ -496,11 +496,31 @@ func (w *world) trim(ctx context.Context, mode string) {
 			w.note("", "trim: %v", err)
 			return
 		}
-		to = at.Offsets()
+		if to, err = w.lastKept(ctx, at.Offsets()); err != nil {
+			w.note("", "trim: %v", err)
+			return
+		}
 	}
 	if _, err := w.adm.DeleteRecords(ctx, to); err != nil {
 		w.note("", "trim: %v", err)
 	}
+}
+
+// lastKept lowers those offsets behind which nothing is left. kfake says of a log without
+// records that it ended at 0 in an epoch before the present one, wherever it was: a consumer
+// believes then that records were lost.
+func (w *world) lastKept(ctx context.Context, to kadm.Offsets) (kadm.Offsets, error) {
+	ends, err := w.adm.ListEndOffsets(ctx, inTopic)
+	if err != nil {
+		return nil, err
+	}
+	to.Each(func(o kadm.Offset) {
+		if end, _ := ends.Lookup(o.Topic, o.Partition); o.At > 0 && o.At >= end.Offset {
+			o.At = end.Offset - 1
+			to[o.Topic][o.Partition] = o
+		}
+	})
+	return to, nil
 }
 
 // instance is one that its supervisor starts again whenever it ends.
