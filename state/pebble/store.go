@@ -302,8 +302,9 @@ func (v *version) get(ctx context.Context, dst, key []byte) (value []byte, ok bo
 	if len(key) < groupBytes {
 		return dst, false, nil
 	}
-	for _, t := range v.at(group(key)) {
-		if t.filter.excludes(key) {
+	tables, hash := v.at(group(key)), bloomHash(key)
+	for _, t := range tables {
+		if t.filter.excludes(hash) {
 			continue
 		}
 		value, found, deleted, err := t.get(ctx, dst, key)

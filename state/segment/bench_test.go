@@ -103,10 +103,15 @@ func BenchmarkScan(b *testing.B) {
 	}
 }
 
-// BenchmarkMerge merges eight segments of 50,000 entries, as many as are dirty in an
-// epoch of a busy app, of which few have the same key.
+// BenchmarkMerge merges segments of 50,000 entries, as many as are dirty in an epoch of a
+// busy app, of which few have the same key.
 func BenchmarkMerge(b *testing.B) {
-	const fanIn = 8
+	for _, fanIn := range []int{8, 16} {
+		b.Run(fmt.Sprintf("segments=%d", fanIn), func(b *testing.B) { benchmarkMerge(b, fanIn) })
+	}
+}
+
+func benchmarkMerge(b *testing.B, fanIn int) {
 	var files [][]byte
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range fanIn {

@@ -313,14 +313,13 @@ func openLevels(lower, upper []byte, lo, hi int, levels []Level) (m *merger, err
 		}
 	}()
 	defer recovered("read segment", &err)
-	var cursors []cursor
 	for _, l := range levels {
 		some := slices.DeleteFunc(slices.Clone(l), func(p Piece) bool { return int(p.MaxKG) < lo || int(p.MinKG) >= hi })
 		if len(some) > 0 {
-			cursors = append(cursors, &levelCursor{level: some, lower: lower, upper: upper, lo: lo, hi: hi})
+			m.sources = append(m.sources, source{cursor: &levelCursor{level: some, lower: lower, upper: upper, lo: lo, hi: hi}})
 		}
 	}
-	if err := m.open(cursors); err != nil {
+	if err := m.open(); err != nil {
 		return m, corrupt("read segment", err)
 	}
 	return m, nil

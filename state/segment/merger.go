@@ -27,12 +27,15 @@ func (c *runCursor) value() []byte       { return c.run.value(c.n - 1) }
 func (c *runCursor) deleted() bool       { return c.run.d.entries[c.n-1].vlen == tombstone }
 func (c *runCursor) close()              {}
 
-// merger yields the entries of several cursors in order, of each key the newest.
+// merger yields the entries of several cursors in order, of each key the newest. The
+// cursors play a tournament for the smallest key, in a tree of losers (Knuth, volume 3,
+// 5.4.1): who moves on plays again against those whom it met on its way up, one on each
+// level, where a heap would compare two.
 type merger struct {
-	heap    []source // the smallest key first; of equal keys the newest first
-	cursors []cursor
-	pending bool   // heap[0] was yielded and has not moved on
-	last    []byte // a copy of the key that was yielded
+	sources []source // oldest first
+	losers  []int    // by node of the tree, from 1: who lost there; at 0 the winner
+	pending bool     // the winner was yielded and has not moved on
+	last    []byte   // a copy of the key that was yielded
 
 	key     []byte
 	value   []byte
@@ -41,18 +44,23 @@ type merger struct {
 
 type source struct {
 	cursor
-	k   []byte
-	age int // position among the cursors: higher is newer
+	k    []byte
+	done bool // it has no more entries
 }
 
-func (s *source) before(o *source) bool {
-	if c := bytes.Compare(s.k, o.k); c != 0 {
+// before tells whether a plays before b: it has the smaller key, or the same and is newer.
+func (m *merger) before(a, b int) bool {
+	x, y := &m.sources[a], &m.sources[b]
+	if x.done || y.done {
+		return y.done
+	}
+	if c := bytes.Compare(x.k, y.k); c != 0 {
 		return c < 0
 	}
 	if guard.Broken(guard.NewestWins) {
-		return s.age < o.age
+		return a < b
 	}
-	return s.age > o.age
+	return a > b
 }
 
 // openMerger opens all readers, oldest first, at the first key >= lower.
@@ -66,59 +74,84 @@ func openMerger(lower, upper []byte, readers []*Reader) (m *merger, err error) {
 		}
 	}()
 	defer recovered("read segment", &err)
-	cursors := make([]cursor, 0, len(readers))
 	for _, r := range readers {
 		c, err := newTableCursor(r, lower, upper)
 		if err != nil {
 			return m, corrupt("read segment", err)
 		}
-		cursors = append(cursors, c)
-		m.cursors = cursors
+		m.sources = append(m.sources, source{cursor: c})
 	}
-	if err := m.open(cursors); err != nil {
+	if err := m.open(); err != nil {
 		return m, corrupt("read segment", err)
 	}
 	return m, nil
 }
 
-// open puts the cursors, oldest first, on their first entry.
-func (m *merger) open(cursors []cursor) error {
-	m.cursors = cursors
-	for age, c := range cursors {
-		ok, err := c.next()
-		if err != nil {
+// open puts the sources on their first entry.
+func (m *merger) open() error {
+	for i := range m.sources {
+		if err := m.move(i); err != nil {
 			return err
 		}
-		if ok {
-			m.heap = append(m.heap, source{c, c.key(), age})
-		}
 	}
-	for i := len(m.heap)/2 - 1; i >= 0; i-- {
-		m.down(i)
+	if len(m.sources) > 0 {
+		m.losers = make([]int, len(m.sources))
+		m.losers[0] = m.play(1)
 	}
 	return nil
+}
+
+// move puts a source on its next entry.
+func (m *merger) move(i int) error {
+	s := &m.sources[i]
+	ok, err := s.cursor.next()
+	if err != nil {
+		return err
+	}
+	s.k, s.done = nil, !ok
+	if ok {
+		s.k = s.cursor.key()
+	}
+	return nil
+}
+
+// play plays all matches below a node and returns who wins them. The sources are the
+// leaves of the tree.
+func (m *merger) play(node int) int {
+	if n := len(m.sources); node >= n {
+		return node - n
+	}
+	winner, loser := m.play(2*node), m.play(2*node+1)
+	if m.before(loser, winner) {
+		winner, loser = loser, winner
+	}
+	m.losers[node] = loser
+	return winner
 }
 
 // next moves to the next key and tells whether there is one.
 func (m *merger) next() (ok bool, err error) {
 	defer recovered("read segment", &err)
+	if len(m.sources) == 0 {
+		return false, nil
+	}
 	if m.pending {
 		m.pending = false
 		if err := m.advance(); err != nil {
 			return false, corrupt("read segment", err)
 		}
 		// Older sources on the key that was yielded have nothing to say.
-		for len(m.heap) > 0 && len(m.cursors) > 1 && bytes.Equal(m.heap[0].k, m.last) {
+		for len(m.sources) > 1 && !m.first().done && bytes.Equal(m.first().k, m.last) {
 			if err := m.advance(); err != nil {
 				return false, corrupt("read segment", err)
 			}
 		}
 	}
-	if len(m.heap) == 0 {
+	top := m.first()
+	if top.done {
 		return false, nil
 	}
-	top := &m.heap[0]
-	if len(m.cursors) > 1 {
+	if len(m.sources) > 1 {
 		m.last = append(m.last[:0], top.k...)
 	}
 	m.key, m.value, m.deleted = top.k, top.value(), top.deleted()
@@ -126,44 +159,26 @@ func (m *merger) next() (ok bool, err error) {
 	return true, nil
 }
 
-// advance moves the first source on and restores the order.
+func (m *merger) first() *source { return &m.sources[m.losers[0]] }
+
+// advance moves the first source on and finds the next first one.
 func (m *merger) advance() error {
-	top := &m.heap[0]
-	ok, err := top.cursor.next()
-	if err != nil {
+	winner := m.losers[0]
+	if err := m.move(winner); err != nil {
 		return err
 	}
-	if ok {
-		top.k = top.cursor.key()
-	} else {
-		n := len(m.heap) - 1
-		m.heap[0] = m.heap[n]
-		m.heap = m.heap[:n]
+	for node := (winner + len(m.sources)) / 2; node > 0; node /= 2 {
+		if m.before(m.losers[node], winner) {
+			winner, m.losers[node] = m.losers[node], winner
+		}
 	}
-	m.down(0)
+	m.losers[0] = winner
 	return nil
 }
 
-func (m *merger) down(i int) {
-	for {
-		c := 2*i + 1
-		if c >= len(m.heap) {
-			return
-		}
-		if c+1 < len(m.heap) && m.heap[c+1].before(&m.heap[c]) {
-			c++
-		}
-		if !m.heap[c].before(&m.heap[i]) {
-			return
-		}
-		m.heap[i], m.heap[c] = m.heap[c], m.heap[i]
-		i = c
-	}
-}
-
 func (m *merger) close() {
-	for _, c := range m.cursors {
-		c.close()
+	for _, s := range m.sources {
+		s.cursor.close()
 	}
-	m.heap, m.cursors = nil, nil
+	m.sources = nil
 }

@@ -91,12 +91,11 @@ func WriteFiltered(w io.Writer, bits int, runs ...Run) (Info, error) {
 		}
 		return sw.finish()
 	}
-	cursors := make([]cursor, len(live))
-	for i, r := range live {
-		cursors[i] = &runCursor{run: r}
-	}
 	m := &merger{}
-	if err := m.open(cursors); err != nil {
+	for _, r := range live {
+		m.sources = append(m.sources, source{cursor: &runCursor{run: r}})
+	}
+	if err := m.open(); err != nil {
 		return Info{}, sw.abort(err)
 	}
 	return sw.drain(m, false)
