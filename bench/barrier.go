@@ -80,7 +80,7 @@ type barrierBench struct {
 const barrierRecords = 600_000
 
 func (b *barrierBench) run(ctx context.Context, r *report) error {
-	addrs, stop, err := brokersOf(b.brokers)
+	addrs, stop, err := brokersOf(b.brokers, 0)
 	if err != nil {
 		return err
 	}

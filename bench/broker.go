@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -40,9 +41,13 @@ func brokersFlag(fs *flag.FlagSet, to *string) {
 	fs.StringVar(to, "brokers", "", "`addresses` of the brokers, separated by commas (default: kfake in a process of its own)")
 }
 
-// brokersOf returns the addresses to use. For an empty flag it starts kfake; stop
-// ends it.
-func brokersOf(flag string) (addrs []string, stop func(), err error) {
+// aside is the niceness of a broker that must not take the processor from who is measured
+// in the middle of what takes a fraction of the kernel's time slice. Brokers run elsewhere.
+const aside = 10
+
+// brokersOf returns the addresses to use. For an empty flag it starts kfake, with a
+// niceness; stop ends it.
+func brokersOf(flag string, niceness int) (addrs []string, stop func(), err error) {
 	if flag != "" {
 		return strings.Split(flag, ","), func() {}, nil
 	}
@@ -51,6 +56,9 @@ func brokersOf(flag string) (addrs []string, stop func(), err error) {
 		return nil, nil, fmt.Errorf("start kfake: %w", err)
 	}
 	cmd := exec.Command(self, brokerCommand)
+	if niceness > 0 {
+		cmd = exec.Command("nice", "-n", strconv.Itoa(niceness), self, brokerCommand)
+	}
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

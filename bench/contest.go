@@ -147,7 +147,7 @@ func (c *contest) flags(fs *flag.FlagSet) {
 
 // run runs the rounds and reports.
 func (c *contest) run(ctx context.Context, r *report) error {
-	addrs, stop, err := brokersOf(c.brokers)
+	addrs, stop, err := brokersOf(c.brokers, 0)
 	if err != nil {
 		return err
 	}

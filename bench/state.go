@@ -60,7 +60,8 @@ func init() {
 			fs.StringVar(&s.job.Backend, "backend", "pebble", "memory or pebble")
 			fs.Int64Var(&s.job.MemoryBytes, "memory", pebble.DefaultMemoryBytes(), "`bytes` of memory for the pebble backend's typed state")
 			fs.Int64Var(&s.limit, "limit", 1<<30, "`bytes` of memory for the process: the pebble backend's block cache, and GOMEMLIMIT for what is left of it")
-			fs.IntVar(&s.updates, "updates", 2_000_000, "updates of random keys")
+			fs.IntVar(&s.updates, "updates", 4_000_000, "updates of random keys that are measured")
+			fs.IntVar(&s.warmup, "warmup", 4_000_000, "updates before them, so that the merges that filling leaves to be done are not among what is measured")
 			fs.IntVar(&s.restarts, "restarts", 3, "restarts of each kind")
 			fs.IntVar(&s.job.Parallelism, "parallelism", 0, "subtasks of each stage (default: Weir's own)")
 			fs.DurationVar(&s.job.Interval, "interval", 100*time.Millisecond, "from one checkpoint to the next")
@@ -108,6 +109,7 @@ type stateBench struct {
 	keys       int
 	limit      int64
 	updates    int
+	warmup     int
 	restarts   int
 	cpuProfile string
 }
@@ -226,7 +228,7 @@ func diskWrites() int64 {
 }
 
 func (s *stateBench) run(ctx context.Context, r *report) error {
-	addrs, stop, err := brokersOf(s.brokers)
+	addrs, stop, err := brokersOf(s.brokers, aside)
 	if err != nil {
 		return err
 	}
@@ -259,7 +261,16 @@ func (s *stateBench) run(ctx context.Context, r *report) error {
 		return err
 	}
 	rng := rand.New(rand.NewPCG(seed, 2))
-	if err := s.produce(ctx, cl, in, s.updates, func(int) int { return rng.IntN(s.keys) }); err != nil {
+	update := func(int) int { return rng.IntN(s.keys) }
+	if s.warmup > 0 {
+		if err := s.produce(ctx, cl, in, s.warmup, update); err != nil {
+			return err
+		}
+		if _, _, err := s.drain(ctx, r, "warm-up", s.warmup, ""); err != nil {
+			return err
+		}
+	}
+	if err := s.produce(ctx, cl, in, s.updates, update); err != nil {
 		return err
 	}
 	prof := s.cpuProfile

@@ -13,8 +13,8 @@ var (
 
 // PickMerge returns the part [lo, hi) of a chain whose segments have all to do with
 // one key-group that is to be merged next.
-func PickMerge(chain []SegmentRef, fanIn int) (lo, hi int, ok bool) {
-	p, ok := pickMerge(chain, 8, nil, fanIn, -1, 1<<62)
+func PickMerge(chain []SegmentRef, fanIn int, overlay int64) (lo, hi int, ok bool) {
+	p, ok := pickMerge(chain, 8, nil, fanIn, overlay, -1, 1<<62)
 	if !ok {
 		return 0, 0, false
 	}

@@ -90,7 +90,11 @@ type mergePlan struct {
 
 // maxMergeInputs times the fan-in is how many segments of one level are merged at most
 // at once: each of them takes memory.
-const maxMergeInputs = 4
+const maxMergeInputs = 2
+
+// maxOverlay times the size of the oldest segment over a key-group is how much may lie over
+// it: how many times the state a store has to hold, and to read when all of it is wanted.
+const maxOverlay = 3
 
 // territory returns the key-groups [lo, hi) that count as a segment's when merges are
 // planned: those of its shard. Small segments count as having to do with all of them,
@@ -110,10 +114,10 @@ func (s SegmentRef) sameRun(o SegmentRef) bool {
 }
 
 // pickMerge returns the merge to be done next: one on the lowest level on which some
-// key-group has fanIn segments, the smallest of them. Segments that busy holds are
-// being merged already; plans of more than limit bytes, or not more than least, are
-// left out.
-func pickMerge(chain []SegmentRef, keyGroups int, busy map[string]bool, fanIn int, least, limit int64) (best mergePlan, ok bool) {
+// key-group has fanIn segments, or more than maxOverlay of the oldest one if that has at
+// least overlay bytes; the smallest of them. Segments that busy holds are being merged
+// already; plans of more than limit bytes, or not more than least, are left out.
+func pickMerge(chain []SegmentRef, keyGroups int, busy map[string]bool, fanIn int, overlay, least, limit int64) (best mergePlan, ok bool) {
 	// Territories lie within each other or apart, so that where one begins the stack
 	// is as high as anywhere in it.
 	var begins []int
@@ -137,7 +141,7 @@ func pickMerge(chain []SegmentRef, keyGroups int, busy map[string]bool, fanIn in
 		}
 	}
 	for _, st := range stacks {
-		for _, set := range fullLevels(chain, st, fanIn) {
+		for _, set := range fullLevels(chain, st, fanIn, overlay) {
 			p, free := enclose(chain, keyGroups, set.inputs, busy)
 			p.level, p.full = set.level, set.full
 			if !free || p.bytes > limit || p.bytes <= least {
@@ -152,10 +156,19 @@ func pickMerge(chain []SegmentRef, keyGroups int, busy map[string]bool, fanIn in
 }
 
 // fullLevels returns the sets of segments, newest first, that are neighbours in a
-// stack, of one level by their size, and at least fanIn.
-func fullLevels(chain []SegmentRef, stack [][]int, fanIn int) (sets []mergePlan) {
+// stack, of one level by their size, and at least fanIn; or the oldest ones, if they are
+// more than maxOverlay times the oldest one and that has at least overlay bytes.
+func fullLevels(chain []SegmentRef, stack [][]int, fanIn int, overlay int64) (sets []mergePlan) {
+	size := func(at []int) int64 { return max(chain[at[0]].Run, chain[at[0]].Length) }
+	overlaid := func(hi int) bool {
+		var over int64
+		for _, at := range stack[1:hi] {
+			over += size(at)
+		}
+		return size(stack[0]) >= overlay && over >= maxOverlay*size(stack[0])
+	}
 	found := func(lo, hi, level int) {
-		if hi-lo < fanIn {
+		if hi-lo < fanIn && (lo > 0 || !overlaid(hi)) {
 			return
 		}
 		full := hi - lo
@@ -164,8 +177,7 @@ func fullLevels(chain []SegmentRef, stack [][]int, fanIn int) (sets []mergePlan)
 	}
 	hi, top := len(stack), 0
 	for lo := len(stack); lo > 0; lo-- {
-		first := chain[stack[lo-1][0]]
-		if l := max(top, level(max(first.Run, first.Length), fanIn)); l > top {
+		if l := max(top, level(size(stack[lo-1]), fanIn)); l > top {
 			found(lo, hi, top)
 			hi, top = lo, l
 		}

@@ -26,6 +26,10 @@ import (
 // ever. With the fan-in F at most F-1 of each level are left when merging has caught up,
 // and the number of levels is the logarithm of the state's size.
 //
+// Keys that are written again and again make the largest level many times as large as the
+// state. So it is merged before it has F segments if what lies over the oldest one is
+// maxOverlay times as large. That writes a byte at most once more.
+//
 // The result is cut into pieces of about Config.MergeTarget bytes. The key-groups are
 // divided into a power of two of ranges of equal size, as many as it takes, and no piece
 // crosses the border of one. The ranges of a larger level divide those of a smaller one,
@@ -216,7 +220,7 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int, buffer *bytes.Buffer) 
 			busy[s.id()] = true
 		}
 	}
-	plan, ok := pickMerge(w.base.Segments, w.cfg.KeyGroups, busy, w.cfg.MergeFanIn, least, limit)
+	plan, ok := pickMerge(w.base.Segments, w.cfg.KeyGroups, busy, w.cfg.MergeFanIn, w.cfg.MergeTarget, least, limit)
 	l := &w.merge.lanes[kind]
 	l.behind = ok && plan.full >= behindFactor*w.cfg.MergeFanIn
 	if !ok {

@@ -411,7 +411,7 @@ func TestChainIsLogarithmicInTheStatesSize(t *testing.T) {
 		size := int64(1) << rng.IntN(20) // up to half a megabyte, in no order
 		chain = append(chain, checkpoint.SegmentRef{Length: size})
 		total += size
-		if lo, hi, ok := checkpoint.PickMerge(chain, fanIn); ok {
+		if lo, hi, ok := checkpoint.PickMerge(chain, fanIn, 1<<62); ok {
 			if hi-lo < fanIn {
 				t.Fatalf("merges %d segments", hi-lo)
 			}
@@ -434,6 +434,50 @@ func TestChainIsLogarithmicInTheStatesSize(t *testing.T) {
 	if amplification := float64(written) / float64(total); amplification > float64(levels+1) {
 		t.Errorf("each byte was written %.1f times over %d levels", amplification, levels)
 	}
+}
+
+// TestStateThatIsOverwrittenIsKeptAFewTimes replays the sizes of segments of a state that
+// does not grow: of those that are merged no more is left than the state has.
+func TestStateThatIsOverwrittenIsKeptAFewTimes(t *testing.T) {
+	const (
+		fanIn = 16
+		state = int64(1) << 30
+		epoch = int64(3) << 20
+		least = int64(32) << 20
+	)
+	var chain []checkpoint.SegmentRef
+	var total, written, most int64
+	for range 20_000 {
+		chain = append(chain, checkpoint.SegmentRef{Length: epoch})
+		total += epoch
+		for {
+			lo, hi, ok := checkpoint.PickMerge(chain, fanIn, least)
+			if !ok {
+				break
+			}
+			var sum int64
+			for _, s := range chain[lo:hi] {
+				sum += s.Length
+			}
+			sum = min(sum, state)
+			written += sum
+			chain = slices.Replace(chain, lo, hi, checkpoint.SegmentRef{Length: sum})
+		}
+		var kept int64
+		for _, s := range chain {
+			kept += s.Length
+		}
+		if total > state { // else it is growing
+			most = max(most, kept)
+		}
+	}
+	if most > 5*state {
+		t.Errorf("%.1f times the state is kept", float64(most)/float64(state))
+	}
+	if amplification := float64(written) / float64(total); amplification > 3 {
+		t.Errorf("each byte was written %.1f times again", amplification)
+	}
+	t.Logf("at most %.1f times the state, each byte written %.1f times again", float64(most)/float64(state), float64(written)/float64(total))
 }
 
 func TestMergeKeepsTombstonesUnlessItHasTheOldestSegment(t *testing.T) {
