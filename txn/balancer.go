@@ -3,6 +3,8 @@ package txn
 import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir/internal/guard"
 )
 
 // SingleActive returns the balancer that assigns every partition of every topic to
@@ -25,6 +27,9 @@ func (singleActive) ProtocolName() string { return "weir-single-active" }
 
 // MemberBalancer is called at the group's leader.
 func (s singleActive) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.GroupMemberBalancer, map[string]struct{}, error) {
+	if guard.Broken(guard.SingleOwner) {
+		return s.GroupBalancer.MemberBalancer(members)
+	}
 	b, err := kgo.NewConsumerBalancer(s, members)
 	return b, b.MemberTopics(), err
 }

@@ -41,6 +41,7 @@ var controls = map[guard.Guard][]control{
 	guard.Tombstones:          {{"state/segment", "TestMergedPiecesEqualModel"}},
 	guard.Timers:              {{".", "TestS32_TimersAndWatermarksSurviveARestartWithOtherParallelism"}},
 	guard.Membership:          {{"txn", "TestCommitOfAMemberThatWasReplacedIsRefused"}},
+	guard.SingleOwner:         {{"txn", "TestSingleActiveStandbyTakesOver"}},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

@@ -57,6 +57,8 @@ const (
 	Timers Guard = "timers"
 	// Membership: offsets are committed with member and generation.
 	Membership Guard = "membership"
+	// SingleOwner: one member of the group owns all partitions.
+	SingleOwner Guard = "single-owner"
 )
 
 // All lists every guard.
@@ -65,4 +67,5 @@ var All = []Guard{
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 	LookupBeforeBarrier, TimeBehindLookup,
 	CapturedAgain, Alignment, HeldOutputs, CarryOver, IngestAfterCommit, InUse, NewestWins, Tombstones, Timers, Membership,
+	SingleOwner,
 }

@@ -15,13 +15,14 @@ const maxSeeds = 500
 // found are the guards whose absence seeds find. Others are the matter of the tests that
 // package guard names: lost-after-member, because too much has to meet within the first
 // commit after a takeover; known-partitions, because it is about some nanoseconds inside
-// the client, which a bubble doesn't stretch; replay-first, because what is left of a restore is
-// processed too fast; and those of the sinks for Redis, which the
-// simulated app doesn't have.
+// the client, which a bubble doesn't stretch; and those of the sinks for Redis, which the
+// simulated app doesn't have: of marker-in-script it is the simulated receiver, which stands
+// for Redis, that does without.
 var found = []guard.Guard{
 	guard.DurableBeforeCommit, guard.ReadBack, guard.BarrierPosition, guard.CommitRecord, guard.Checksum, guard.ApplyAfterCommit,
 	guard.LateCapture, guard.RouteByKeyGroup, guard.CapturedAgain, guard.Alignment, guard.HeldOutputs,
 	guard.CarryOver, guard.IngestAfterCommit, guard.InUse, guard.NewestWins, guard.Tombstones, guard.Timers, guard.Membership,
+	guard.ReplayFirst, guard.SingleOwner, guard.MarkerInScript,
 }
 
 func TestGuardTakenOutIsFound(t *testing.T) {

@@ -84,6 +84,16 @@ func (w *world) apply(ctx context.Context, s step) {
 			w.violate("recreate the input: %v", err)
 		}
 		return
+	case verbDrag:
+		w.drag.Store(int64(time.Duration(s.n) * time.Millisecond))
+		w.watching.Go(func() {
+			select {
+			case <-time.After(s.dur):
+			case <-w.healed:
+			}
+			w.drag.Store(0)
+		})
+		return
 	case verbStorm:
 		w.watching.Go(func() {
 			for i := range s.n {
@@ -331,7 +341,29 @@ func generate(seed uint64, steps int) script {
 	now += 100 * time.Millisecond
 	step1(step{verb: verbFeed, mode: "plain", n: 20})
 	sc.rare(rand.New(rand.NewPCG(seed, 3)), now)
+	sc.overload(rand.New(rand.NewPCG(seed, 4)), now)
 	return sc
+}
+
+// overload makes everybody slow for a while, gives them more than they can do, and ends
+// them while they are at it: so what was in flight is still there when new input comes.
+func (sc *script) overload(r *rand.Rand, within time.Duration) {
+	if r.IntN(4) > 0 {
+		return
+	}
+	now := time.Duration(r.Int64N(int64(within) + 1)).Truncate(time.Millisecond)
+	step1 := func(s step) { s.at = now; sc.steps = append(sc.steps, s) }
+	step1(step{verb: verbDrag, n: 1 + r.IntN(20), dur: pick[time.Duration](r, 3, 10, 30) * time.Second})
+	for range 1 + r.IntN(3) {
+		step1(step{verb: verbFeed, mode: "plain", n: 30 + r.IntN(120)})
+		now += time.Duration(20+r.IntN(1000)) * time.Millisecond
+		step1(step{verb: pick(r, verbKill, verbKill, verbStop, verbEvict), who: active, dur: time.Duration(5+r.IntN(300)) * time.Millisecond})
+		if r.IntN(2) == 0 {
+			now += time.Duration(r.IntN(500)) * time.Millisecond
+		}
+	}
+	step1(step{verb: verbFeed, mode: "plain", n: 30})
+	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 }
 
 // rare adds a few steps of kinds that take longer or change more than others.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/sink"
 )
 
@@ -64,8 +65,9 @@ func (r *receiver) marker() int64 {
 	return r.steps[len(r.steps)-1].marker
 }
 
-// apply does what a log says, unless that was done.
-func (r *receiver) apply(l sink.Log, values []weir.KV[string, int64]) error {
+// apply does what a log says, unless that was done. The marker moves in the same step, if
+// it moves.
+func (r *receiver) apply(l sink.Log, values []weir.KV[string, int64], move bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if time.Now().Before(r.down) {
@@ -77,7 +79,11 @@ func (r *receiver) apply(l sink.Log, values []weir.KV[string, int64]) error {
 	case at < l.After:
 		return errTail
 	default:
-		r.steps = append(r.steps, received{at, l.Checkpoint, values})
+		to := at
+		if move {
+			to = l.Checkpoint
+		}
+		r.steps = append(r.steps, received{at, to, values})
 		r.most = max(r.most, len(r.steps))
 		for _, v := range values {
 			r.lists[v.Key] = append(r.lists[v.Key], v.Value)
@@ -307,7 +313,16 @@ func (a *applier) apply(ctx context.Context, l sink.Log) error {
 	if err := a.l.store.wait(ctx, a.to.latency(), false); err != nil {
 		return err
 	}
-	return a.to.apply(l, values)
+	if guard.Broken(guard.MarkerInScript) {
+		if err := a.to.apply(l, values, false); err != nil {
+			return err
+		}
+		if err := a.l.store.wait(ctx, a.to.latency(), false); err != nil {
+			return err
+		}
+		values = nil
+	}
+	return a.to.apply(l, values, true)
 }
 
 // Drain implements sink.Applier.

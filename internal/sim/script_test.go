@@ -70,6 +70,7 @@ const (
 	verbDrop   = "drop"   // n requests are lost
 	verbDelay  = "delay"  // n frames take dur longer; mode request or answer
 	verbSlow   = "slow"   // handlers take n milliseconds for each record, for dur; mode one: for one bucket's
+	verbDrag   = "drag"   // handlers of every life take n milliseconds for each record, for dur
 	verbStore  = "store"  // n store operations; mode fail, unknown (done, error), hang, stall, slow or flip (a bit of what is read)
 	verbBroker = "broker" // n requests are answered with the error mode
 	verbEvict  = "evict"  // the group takes the instance for gone

@@ -86,6 +86,7 @@ type world struct {
 	late      atomic.Bool            // the run takes too long in real time
 	beat      atomic.Int64           // counts seconds of virtual time
 	bubble    atomic.Pointer[string] // its number
+	drag      atomic.Int64           // nanoseconds that a handler of any life takes
 	healed    chan struct{}          // closed when the faults end
 	ending    chan struct{}          // closed when nobody is to be started any more
 	refused   chan struct{}          // closed when a life ended as the script expects
@@ -716,6 +717,9 @@ func (l *life) step(account string) {
 			time.Sleep(time.Duration(d))
 		}
 	}
+	if d := l.in.w.drag.Load(); d > 0 && account != "" && !l.killed.Load() {
+		time.Sleep(time.Duration(d))
+	}
 }
 
 // freeze stops the process for some time.
@@ -827,6 +831,7 @@ func (w *world) heal() {
 	w.note("", "all faults end")
 	close(w.healed)
 	w.receiver.heal()
+	w.drag.Store(0)
 	w.mu.Lock()
 	for _, h := range w.faults {
 		h.Remove()
