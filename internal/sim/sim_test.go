@@ -97,6 +97,10 @@ func TestS41_SimulatedSecondsOverRandomSeeds(t *testing.T) {
 func runSeeds(t *testing.T, first uint64, more func(done int, simulated time.Duration) bool) (simulated time.Duration) {
 	begin, done, frozen := time.Now(), 0, 0
 	var sum result
+	summary := func() string {
+		return fmt.Sprintf("%v: %d seeds from %d on, %d steps each: %.0f simulated seconds, %d processes, %d commits, %d records in %v; %d checkpoints with records in flight, %d restored; %d runs were given up",
+			time.Now().UTC().Format(time.TimeOnly), done, first, *stepsFlag, sum.took.Seconds(), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), sum.inFlight, sum.replays, frozen)
+	}
 	for seed := first; more(done, sum.took); seed++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			sc := generate(seed, *stepsFlag)
@@ -118,12 +122,11 @@ func runSeeds(t *testing.T, first uint64, more func(done int, simulated time.Dur
 			}
 		})
 		if done++; done%100 == 0 {
-			progress(t, "%v: %d seeds from %d on: %.0f simulated seconds, %d processes, %d commits, %d records, %d checkpoints with records in flight, %d of them restored, %d runs given up, failed: %v",
-				time.Now().UTC().Format(time.TimeOnly), done, first, sum.took.Seconds(), sum.lives, sum.commits, sum.records, sum.inFlight, sum.replays, frozen, t.Failed())
+			progress(t, "%v", summary())
 		}
 	}
-	t.Logf("%d seeds from %d on, %d steps each: %v of virtual time, %d processes, %d commits, %d records in %v; %d checkpoints with records in flight, %d restored; %d runs were given up",
-		done, first, *stepsFlag, sum.took.Round(time.Second), sum.lives, sum.commits, sum.records, time.Since(begin).Round(time.Second), sum.inFlight, sum.replays, frozen)
+	progress(t, "%v", summary())
+	t.Log(summary())
 	if frozen > 2+done/20 {
 		t.Errorf("%d of %d runs were given up because virtual time stood still", frozen, done)
 	}
