@@ -1,10 +1,8 @@
 package checkpoint_test
 
 import (
-	"encoding/json"
 	"errors"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -290,23 +288,10 @@ func goldenFlights(t *testing.T, dir string, flights []checkpoint.InFlightData) 
 			refs = append(refs, ref)
 			r.close()
 		}
-		text, _ := json.Marshal(refs)
-		if err := os.WriteFile(filepath.Join(dir, "refs.json"), text, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d, err := checkpoint.OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := d.Get(t.Context(), "refs.json")
-	if err != nil {
-		t.Fatal(err)
+		writeGolden(t, dir, refs)
 	}
 	var refs []offsets.ManifestRef
-	if err := json.Unmarshal(text, &refs); err != nil {
-		t.Fatal(err)
-	}
+	d := readGolden(t, dir, &refs)
 	for _, ref := range refs {
 		expect(t, d, ref, model{"0/a": "1", "5/b": "2"})
 		m, err := checkpoint.Load(t.Context(), d, ref)

@@ -2,13 +2,11 @@ package checkpoint_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -402,23 +400,10 @@ func TestS30_GoldenLogsStayReadable(t *testing.T) {
 		if _, err := checkpoint.CreateSavepoint(t.Context(), d, base, d, "golden", nil); err != nil {
 			t.Fatal(err)
 		}
-		text, _ := json.Marshal(ref)
-		if err := os.WriteFile(filepath.Join(dir, "ref.json"), text, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d, err := checkpoint.OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := d.Get(t.Context(), "ref.json")
-	if err != nil {
-		t.Fatal(err)
+		writeGolden(t, dir, ref)
 	}
 	var ref offsets.ManifestRef
-	if err := json.Unmarshal(text, &ref); err != nil {
-		t.Fatal(err)
-	}
+	d := readGolden(t, dir, &ref)
 	m, err := checkpoint.Load(t.Context(), d, ref)
 	if err != nil {
 		t.Fatal(err)
@@ -467,23 +452,10 @@ func TestS30_GoldenPacksStayReadable(t *testing.T) {
 			r.Committed(id)
 			r.Settle()
 		}
-		text, _ := json.Marshal(ref)
-		if err := os.WriteFile(filepath.Join(dir, "ref.json"), text, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d, err := checkpoint.OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := d.Get(t.Context(), "ref.json")
-	if err != nil {
-		t.Fatal(err)
+		writeGolden(t, dir, ref)
 	}
 	var ref offsets.ManifestRef
-	if err := json.Unmarshal(text, &ref); err != nil {
-		t.Fatal(err)
-	}
+	d := readGolden(t, dir, &ref)
 	m, err := checkpoint.Load(t.Context(), d, ref)
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package checkpoint_test
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -202,23 +201,10 @@ func TestS30_GoldenStoreStaysRestorable(t *testing.T) {
 		r.close()
 		r = newRig(t, d, func(c *checkpoint.Config) { c.Base, c.BaseRef, c.Incarnation, c.Now = base, ref, 0xb2, at })
 		ref = r.commit(2, changes{"5/b": "22", "5/c": "", "7/d": "4"})
-		text, _ := json.Marshal(ref)
-		if err := os.WriteFile(filepath.Join(dir, "ref.json"), text, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d, err := checkpoint.OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := d.Get(t.Context(), "ref.json")
-	if err != nil {
-		t.Fatal(err)
+		writeGolden(t, dir, ref)
 	}
 	var ref offsets.ManifestRef
-	if err := json.Unmarshal(text, &ref); err != nil {
-		t.Fatal(err)
-	}
+	d := readGolden(t, dir, &ref)
 	expect(t, d, ref, goldenState)
 	m, err := checkpoint.Load(t.Context(), d, ref)
 	if err != nil {
@@ -315,10 +301,7 @@ func TestS30_GoldenPiecesAndSavepointStayRestorable(t *testing.T) {
 				r.Settle()
 			}
 			first = stats.Manifest
-			text, _ := json.Marshal(ref)
-			if err := os.WriteFile(filepath.Join(dir, "ref.json"), text, 0o644); err != nil {
-				t.Fatal(err)
-			}
+			writeGolden(t, dir, ref)
 		}
 		if _, err := checkpoint.CreateSavepoint(t.Context(), d, first, d, "golden", nil); err != nil {
 			t.Fatal(err)
@@ -329,18 +312,8 @@ func TestS30_GoldenPiecesAndSavepointStayRestorable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d, err := checkpoint.OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := d.Get(t.Context(), "ref.json")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var ref offsets.ManifestRef
-	if err := json.Unmarshal(text, &ref); err != nil {
-		t.Fatal(err)
-	}
+	d := readGolden(t, dir, &ref)
 	m, err := checkpoint.Load(t.Context(), d, ref)
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -229,3 +231,35 @@ func names(t testing.TB, store checkpoint.Store) []string {
 
 // context is for what outlives a test's own context.
 func context() ctx.Context { return ctx.Background() }
+
+// goldenRefs is where a golden store keeps the references that its test restores.
+const goldenRefs = "ref.json"
+
+// writeGolden keeps the reference of a golden store in dir, or several.
+func writeGolden(t *testing.T, dir string, refs any) {
+	t.Helper()
+	text, err := json.Marshal(refs)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, goldenRefs), text, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// readGolden opens the golden store in dir and reads what writeGolden kept.
+func readGolden(t *testing.T, dir string, refs any) *checkpoint.Dir {
+	t.Helper()
+	d, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := d.Get(t.Context(), goldenRefs)
+	if err == nil {
+		err = json.Unmarshal(text, refs)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}

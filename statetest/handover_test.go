@@ -136,15 +136,9 @@ func TestPartitionsThatAreTakenAwayAreHandedOverWithWhatIsInFlight(t *testing.T)
 // returns how many commits it made by then.
 func (v *voyage) awaitRestore(t *testing.T, last int64) (commits int) {
 	t.Helper()
-	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		v.mu.Lock()
-		seen, at := v.restored.Partitions > 0, v.restored.Checkpoint
-		commits = v.commits
-		v.mu.Unlock()
-		if seen && at > last {
-			return commits
-		}
-	}
-	t.Fatalf("no restore from a checkpoint after %d", last)
-	return 0
+	v.until(t, func(_ int64, n int) bool {
+		commits = n
+		return v.restored.Partitions > 0 && v.restored.Checkpoint > last
+	})
+	return commits
 }

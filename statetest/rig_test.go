@@ -131,21 +131,24 @@ const appName = "statetest"
 func (l *life) start(t *testing.T) {
 	t.Helper()
 	l.done, l.changed = make(chan struct{}), make(chan struct{}, 1)
+	tell := func() {
+		select {
+		case l.changed <- struct{}{}:
+		default:
+		}
+	}
 	l.app = weir.New(appName, append([]weir.Option{
 		weir.Brokers(l.brokers...), weir.InstanceID("a"), weir.Store(l.store), weir.StateBackend(l.backend),
 		weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond),
 		weir.Listen(weir.Listener{
-			Restored:            func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock() },
+			Restored:            func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock(); tell() },
 			CheckpointPersisted: func(i event.CheckpointPersisted) { l.mu.Lock(); l.flown += i.InFlight; l.mu.Unlock() },
 			CheckpointCommitted: func(i event.CheckpointCommitted) {
 				l.mu.Lock()
 				l.records += i.Records
 				l.commits++
 				l.mu.Unlock()
-				select {
-				case l.changed <- struct{}{}:
-				default:
-				}
+				tell()
 			},
 		})}, l.opts...)...)
 	l.topology(l.app)
@@ -170,7 +173,8 @@ func (l *life) wait(t *testing.T) error {
 	}
 }
 
-// until waits until what is committed satisfies ok.
+// until waits until what is committed and restored satisfies ok, which is called with l.mu
+// held.
 func (l *life) until(t *testing.T, ok func(records int64, commits int) bool) {
 	t.Helper()
 	timeout := time.After(deadline)

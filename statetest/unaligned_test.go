@@ -239,7 +239,7 @@ func (f *flow) backlog(t *testing.T, parallelism int, least int64, opts ...weir.
 	t.Logf("killed with %d records in flight after %d commits", v.inFlight.Load(), v.commits)
 }
 
-// restored returns how many records in flight the app began with.
+// restoredInFlight returns how many records in flight the app began with.
 func (v *voyage) restoredInFlight() int64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
