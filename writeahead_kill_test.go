@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/sink"
 )
 
 // receiverFile is a receiver that outlives processes: a file that is replaced as a whole
@@ -75,7 +77,8 @@ const (
 	processBroker = "WEIR_TEST_BROKER"
 	processDir    = "WEIR_TEST_DIR"
 	processDrain  = "WEIR_TEST_DRAIN"
-	processSlow   = "WEIR_TEST_SLOW" // its checkpoints are unaligned, and its handlers slow
+	processSlow   = "WEIR_TEST_SLOW"  // its checkpoints are unaligned, and its handlers slow
+	processFiles  = "WEIR_TEST_FILES" // it writes files to this directory
 )
 
 // TestProcessWithAWriteAheadSink is that process.
@@ -97,39 +100,67 @@ func TestProcessWithAWriteAheadSink(t *testing.T) {
 		pause = 5 * time.Millisecond
 	}
 	app := weir.New("app", opts...)
-	slowSumsTo(&ahead{to: receiverFile(filepath.Join(dir, "receiver")), retain: 3}, pause)(app)
+	var to sink.Sink[string] = &ahead{to: receiverFile(filepath.Join(dir, "receiver")), retain: 3}
+	if files := os.Getenv(processFiles); files != "" {
+		to = directory(files).sink()
+	}
+	slowSumsTo(to, pause)(app)
 	if err := app.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 }
 
+// processBinary is this test binary with crash points. TestMain removes it.
+var processBinary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "weir-test-")
+	if err != nil {
+		return "", err
+	}
+	processBinaryDir = dir
+	binary := filepath.Join(dir, "weir.test")
+	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", binary, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return binary, nil
+})
+
+var processBinaryDir string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if processBinaryDir != "" {
+		_ = os.RemoveAll(processBinaryDir)
+	}
+	os.Exit(code)
+}
+
 // TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint kills a process at each crash point
 // there is, while input comes, and holds the receiver against the input.
 func TestS01_WriteAheadSinkIsExactAfterAKillAtEachPoint(t *testing.T) {
-	if testing.Short() {
-		t.Skip("compiles a test binary with crash points; not in -short")
-	}
-	binary := filepath.Join(t.TempDir(), "weir.test")
-	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 	for _, unaligned := range []bool{false, true} {
 		t.Run(fmt.Sprintf("unaligned=%v", unaligned), func(t *testing.T) {
 			t.Parallel()
-			killedAtEachPoint(t, binary, unaligned)
+			dir := t.TempDir()
+			killedAtEachPoint(t, dir, receiverFile(filepath.Join(dir, "receiver")), crashpoint.All, unaligned)
 		})
 	}
 }
 
-func killedAtEachPoint(t *testing.T, binary string, unaligned bool) {
+// killedAtEachPoint kills processes that write to a receiver at each of these points.
+func killedAtEachPoint(t *testing.T, dir string, to interface{ list() []string }, points []crashpoint.Point, unaligned bool, vars ...string) {
+	if testing.Short() {
+		t.Skip("compiles a test binary with crash points; not in -short")
+	}
+	binary, err := processBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
 	brokers := broker(t, 2, "in")
-	dir := t.TempDir()
-	to := receiverFile(filepath.Join(dir, "receiver"))
 	process := func(env ...string) (*exec.Cmd, *strings.Builder) {
 		var out strings.Builder
 		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestProcessWithAWriteAheadSink$", "-test.timeout", "60s")
 		cmd.Stdout, cmd.Stderr = &out, &out
-		cmd.Env = append(os.Environ(), append(env, processBroker+"="+brokers[0], processDir+"="+dir)...)
+		cmd.Env = slices.Concat(os.Environ(), vars, env, []string{processBroker + "=" + brokers[0], processDir + "=" + dir})
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +219,7 @@ func killedAtEachPoint(t *testing.T, binary string, unaligned bool) {
 	}
 	feed()
 	drain()
-	for _, point := range crashpoint.All {
+	for _, point := range points {
 		if !unaligned && slices.Contains(crashpoint.Unaligned, point) {
 			continue
 		}

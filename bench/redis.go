@@ -231,3 +231,5 @@ func (e benchEnv) Context() context.Context { return e.ctx }
 func (e benchEnv) Applier() sink.Applier    { return e.applier }
 func (e benchEnv) Logger() *zap.Logger      { return zap.NewNop() }
 func (e benchEnv) Applied(event.Applied)    {}
+
+func (e benchEnv) Confirm(context.Context) error { return nil }

@@ -145,7 +145,7 @@ var packages = map[string]string{
 	"weir": ".", "barrier": "barrier", "checkpoint": "checkpoint", "codec": "codec", "event": "event", "offsets": "offsets",
 	"processor": "processor", "record": "record", "segment": "state/segment", "sink": "sink", "source": "source", "state": "state",
 	"txn": "txn", "kafka": "sink/kafka", "redis": "sink/redis", "crashpoint": "internal/crashpoint", "guard": "internal/guard", "keygroup": "internal/keygroup",
-	"faultstore": "checkpoint/faultstore", "weirtest": "weirtest", "conformance": "weirtest/conformance", "lookup": "lookup",
+	"faultstore": "checkpoint/faultstore", "twophase": "sink/twophase", "file": "sink/file", "weirtest": "weirtest", "conformance": "weirtest/conformance", "lookup": "lookup",
 }
 
 // declared returns the exported names of a package: what is declared at its top

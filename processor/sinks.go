@@ -55,6 +55,13 @@ func (e applierEnv) Lineage() string          { return e.inc.lineage }
 func (e applierEnv) Context() context.Context { return e.inc.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return e.inc.cfg.Logger }
 
+func (e applierEnv) Confirm(ctx context.Context) error {
+	if e.inc.stepped {
+		return nil // there is no group
+	}
+	return e.inc.sess.Confirm(ctx)
+}
+
 func (e applierEnv) Applied(i event.Applied) {
 	i.App, i.Operator = e.inc.cfg.App, e.id
 	e.inc.cfg.Listener.Applied(i)
@@ -202,7 +209,11 @@ func (inc *incarnation) runApplier(a applier) error {
 		err = errors.New("it ended although nothing asked it to")
 	}
 	// A restart may find a receiver that is well again, but no log that is not damaged.
-	return classifyStore(fmt.Errorf("sink %q: applying what was committed: %w", a.id, err))
+	err = fmt.Errorf("sink %q: applying what was committed: %w", a.id, err)
+	if f := (*sink.Fatal)(nil); errors.As(err, &f) {
+		return fatal(err)
+	}
+	return classifyStore(err)
 }
 
 // progress is how far the sinks are that tell it.

@@ -66,6 +66,12 @@ type ApplierEnv interface {
 	Context() context.Context
 	// Logger is the app's.
 	Logger() *zap.Logger
+	// Confirm asks Kafka whether this incarnation is still the app's active one. If it
+	// returns nil no successor had begun when it was called, so what was at the receiver
+	// before the call is not a successor's. Whoever clears away what it finds there needs
+	// that: it may have been stopped since it read the committed checkpoint, and replaced.
+	// An error says that it was replaced, or that Kafka can't be asked; a restart finds out.
+	Confirm(ctx context.Context) error
 	// Applied tells the app's listeners that something was applied. App and operator are
 	// filled in.
 	Applied(i event.Applied)
@@ -125,7 +131,7 @@ type Applier interface {
 	Committed(l Log)
 	// Run applies what Recover and Committed handed over until ctx ends, and returns nil
 	// then. An error ends the incarnation; the next one calls Recover on an applier of its
-	// own.
+	// own. A [Fatal] one stops the app.
 	Run(ctx context.Context) error
 	// Drain returns when everything that was handed over is applied. Nothing is handed over
 	// while it runs. It is called at a clean stop, and before partitions go to another
@@ -174,3 +180,9 @@ type Retriable struct{ Err error }
 
 func (e *Retriable) Error() string { return e.Err.Error() }
 func (e *Retriable) Unwrap() error { return e.Err }
+
+// Fatal marks an error of [Applier.Run] that no restart mends: the app stops.
+type Fatal struct{ Err error }
+
+func (e *Fatal) Error() string { return e.Err.Error() }
+func (e *Fatal) Unwrap() error { return e.Err }

@@ -217,6 +217,9 @@ func (s *Session) adjust(_ context.Context, at map[string]map[int32]kgo.Offset) 
 func (s *Session) onRevoked(_ context.Context, _ *kgo.Client, revoked map[string][]int32) {
 	<-s.opened
 	parts := flatten(revoked)
+	if len(parts) > 0 {
+		s.revoked.Store(true)
+	}
 	if s.left() || s.lost.Load() || len(parts) == 0 {
 		return
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/plugin/kzap"
@@ -183,6 +184,9 @@ type Session struct {
 	// lost is set before anybody is told that partitions were lost, and never unset.
 	// Commit reads it after the membership that it commits with.
 	lost atomic.Bool
+	// revoked is set when the group took partitions back, before it can give them away, and
+	// never unset.
+	revoked atomic.Bool
 	// aborting is set by Abort: records that fail from then on were to fail.
 	aborting atomic.Bool
 
@@ -442,6 +446,45 @@ func (s *Session) Leave(ctx context.Context) error {
 // nothing any more.
 func (s *Session) Fence(ctx context.Context, instance string) error {
 	return s.fence(ctx, TransactionalID(s.cfg.App, instance))
+}
+
+// Confirm asks the group whether this session still has what it was assigned. If it returns
+// nil, nobody else had been assigned anything of it when Confirm was called: what was there
+// before the call is not a successor's. The transactional id can't tell that, since a
+// successor may have another one. An *[Error] says that others may have it now, or that the
+// group can't be asked. It may be called while Restore runs. It is for the classic protocol.
+func (s *Session) Confirm(ctx context.Context) error {
+	if err := s.confirm(ctx); err != nil {
+		return s.errorf(fmt.Sprintf("confirm that instance %q still has its partitions of group %s", s.cfg.Instance, s.cfg.Group), err)
+	}
+	return nil
+}
+
+// confirm does it in this order: a coordinator that knows member and generation has not
+// given to others what the member had in that generation, unless the member gave it up
+// itself, which is noted before.
+func (s *Session) confirm(ctx context.Context) error {
+	if s.cfg.NextGen {
+		return errors.New("the next-generation group protocol has no request that asks without changing something")
+	}
+	member, generation, err := s.membership()
+	if err != nil {
+		return err
+	}
+	req := kmsg.NewPtrHeartbeatRequest()
+	req.Group, req.MemberID, req.Generation, req.InstanceID = s.cfg.Group, member, generation, s.instanceID()
+	resp, err := req.RequestWith(ctx, s.cl)
+	if err != nil {
+		return err
+	}
+	// A rebalance that has begun ends with another generation, and gives nothing away before.
+	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil && !errors.Is(err, kerr.RebalanceInProgress) {
+		return err
+	}
+	if s.revoked.Load() || s.lost.Load() {
+		return errLost
+	}
+	return nil
 }
 
 // Abort ends the open transaction without committing it, so that what was produced in

@@ -706,3 +706,77 @@ func TestProduceAllocatesNothingOfItsOwn(t *testing.T) {
 		t.Errorf("%v allocations per record, the client alone has %v", own, bare)
 	}
 }
+
+func TestConfirmIsRefusedToWhoMayHaveASuccessor(t *testing.T) {
+	confirm := func(w *worker) error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		return w.Confirm(ctx)
+	}
+	t.Run("silent for too long", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, r *rig) {
+			a := r.start("a").up()
+			if err := confirm(a); err != nil {
+				t.Fatal(err)
+			}
+			still := make(chan struct{})
+			silence(r, "a", still)
+			waitGone(t, r)
+			close(still) // it is heard again
+			if err := confirm(a); err == nil || !strings.Contains(err.Error(), `instance "a"`) {
+				t.Fatalf("confirmed although the group has given its partitions away: %v", err)
+			}
+		})
+	})
+	t.Run("replaced under its instance id", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, r *rig) {
+			a := r.start("a").up()
+			next := r.start("a").up()
+			if err := confirm(a); !errors.Is(err, kerr.FencedInstanceID) && !errors.Is(err, errLost) {
+				t.Fatalf("confirmed although another process has its place: %v", err)
+			}
+			if err := confirm(next); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("gave partitions up", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, r *rig) {
+			a := r.start("a").up()
+			b := r.start("b").up()
+			waitFor(t, func() bool { return len(a.Owned()) == 1 && len(b.Owned()) == 1 })
+			if err := confirm(a); err == nil {
+				t.Fatal("confirmed although others have partitions that it had")
+			}
+			if err := confirm(b); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("while it restores, and a rebalance begins", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, r *rig) {
+			restoring, confirmed := make(chan struct{}), make(chan error, 1)
+			a := r.start("a", oneActive, func(_ *Config, w *worker) {
+				w.onRestore = func(context.Context, map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
+					close(restoring)
+					time.Sleep(5 * time.Second) // of heartbeats that tell of the other one
+					confirmed <- confirm(w)
+					return nil, nil
+				}
+			})
+			<-restoring
+			r.start("b", oneActive)
+			if err := <-confirmed; err != nil {
+				t.Fatal(err)
+			}
+			a.up()
+		})
+	})
+	t.Run("next generation", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, r *rig) {
+			if err := confirm(r.start("a", nextGen).up()); err == nil {
+				t.Fatal("confirmed by nobody")
+			}
+		})
+	})
+}

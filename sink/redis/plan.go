@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"github.com/weirstream/weir/internal/accept"
 	"github.com/weirstream/weir/sink"
 )
 
@@ -300,19 +298,7 @@ func (a *applier) judge(_ context.Context, b base, logs []sink.Log, marks map[la
 
 // accepted tells whether the operator takes Redis as it is at this checkpoint.
 func (a *applier) accepted() bool {
-	for w := range strings.SplitSeq(os.Getenv(acceptEnv), ",") {
-		if name, at, ok := cutLast(strings.TrimSpace(w), "@"); ok && name == a.env.Operator() && at == strconv.FormatInt(a.restored, 10) {
-			return true
-		}
-	}
-	return false
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
+	return accept.Given(acceptEnv, a.env.Operator(), a.restored)
 }
 
 // accept moves the markers that don't fit. One that is behind the oldest base is moved up to

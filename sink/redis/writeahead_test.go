@@ -125,6 +125,8 @@ func (e applierEnv) Context() context.Context { return e.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return zap.NewNop() }
 func (e applierEnv) Applied(i event.Applied)  { e.w.events.add(i) }
 
+func (e applierEnv) Confirm(context.Context) error { return nil }
+
 // life is one process.
 type life struct {
 	w       *world

@@ -1,6 +1,7 @@
 // Package conformance has suites for what users plug into Weir: [Store] for a
 // checkpoint.Store, [Codec] for a codec.Codec, [Sink] for a sink that writes to its
-// receiver or to topics, and [WriteAhead] for a write-ahead sink.
+// receiver or to topics, [WriteAhead] for a write-ahead sink, and [TwoPhase] for a participant
+// of two-phase commit.
 //
 // A suite is a struct that says how to make the thing under test; Run checks each rule of
 // its contract in a subtest named after the rule. The rules are those that the runtime

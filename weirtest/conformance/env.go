@@ -81,3 +81,5 @@ func (e applierEnv) Lineage() string          { return e.lineage }
 func (e applierEnv) Context() context.Context { return e.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return zap.NewNop() }
 func (e applierEnv) Applied(event.Applied)    {}
+
+func (e applierEnv) Confirm(context.Context) error { return nil }

@@ -11,7 +11,10 @@ import (
 	"github.com/weirstream/weir/weirtest/conformance"
 )
 
-var t *testing.T // of the test
+var (
+	t        *testing.T                        // of the test
+	receiver conformance.Transactional[string] // under test
+)
 
 func ExampleStore() {
 	conformance.Store{Open: func(testing.TB) checkpoint.Store { return checkpoint.NewMem() }}.Run(t)
@@ -19,6 +22,13 @@ func ExampleStore() {
 
 func ExampleCodec() {
 	conformance.Codec[int64]{Codec: codec.Int64, Values: []int64{0, 1, -1}, Key: true, Compare: cmp.Compare[int64]}.Run(t)
+}
+
+func ExampleTwoPhase() {
+	conformance.TwoPhase[string]{
+		Values: []string{"a", "b", "c", "d", "e", "f"},
+		New:    func(testing.TB) conformance.Transactional[string] { return receiver },
+	}.Run(t)
 }
 
 func ExampleSink() {

@@ -1,0 +1,349 @@
+package file
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/sink/twophase"
+)
+
+// connect starts a process that writes lines.
+func connect(t *testing.T, o Options) *receiver[string] {
+	t.Helper()
+	p := lines(o, line)
+	if err := p.Check(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.Connect(twophase.Env{App: "app", Operator: "out", Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	return r.(*receiver[string])
+}
+
+// prepare prepares a file with these lines.
+func prepare(t *testing.T, r *receiver[string], subtask int, vs ...string) []byte {
+	t.Helper()
+	tx, err := r.Begin(t.Context(), subtask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range vs {
+		if err := tx.Write(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := tx.Prepare(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func commit(t *testing.T, r *receiver[string], handles ...[]byte) {
+	t.Helper()
+	for _, h := range handles {
+		if err := r.Commit(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// inside lists the hidden folder.
+func inside(t *testing.T, r *receiver[string]) []string {
+	t.Helper()
+	entries, err := os.ReadDir(r.folder())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func take(t *testing.T, dir string) {
+	t.Helper()
+	for name := range visible(t, dir) {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFilesThatWereTakenAwayAreNotGone(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	r := connect(t, o)
+	var hs [][]byte
+	for i := range 5 {
+		hs = append(hs, prepare(t, r, i%2, fmt.Sprint(i)))
+		commit(t, r, hs[i])
+		take(t, o.Dir)
+	}
+	commit(t, r, hs...)
+	if marks := inside(t, r); len(marks) != 2 {
+		t.Errorf("%d subtasks left %q", 2, marks)
+	}
+	// The next process is told of the last ones, and its start leaves what it needs.
+	for range 2 {
+		r = connect(t, o)
+		commit(t, r, hs[3:]...)
+		left, err := r.Leftovers(t.Context(), hs[3:])
+		if err != nil || len(left) != 0 {
+			t.Fatalf("left over: %q, %v", left, err)
+		}
+	}
+	// When nothing of a subtask is named any more, its mark goes.
+	left, err := r.Leftovers(t.Context(), hs[4:])
+	if err != nil || len(left) != 1 || r.Abort(t.Context(), left[0]) != nil {
+		t.Fatalf("left over: %q, %v", left, err)
+	}
+	commit(t, r, hs[4])
+	if err := r.Commit(t.Context(), hs[3]); !errors.Is(err, twophase.ErrGone) {
+		t.Errorf("nothing says that it was committed: %v", err)
+	}
+	if files := visible(t, o.Dir); len(files) != 0 {
+		t.Errorf("files came again: %q", files)
+	}
+}
+
+func TestPreparedFileThatIsMissingOrDamagedIsGone(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	r := connect(t, o)
+	first := prepare(t, r, 0, "first")
+	commit(t, r, first)
+	for what, hurt := range map[string]func(path string) error{
+		"removed":   os.Remove,
+		"truncated": func(path string) error { return os.Truncate(path, 3) },
+	} {
+		h := prepare(t, r, 0, "second")
+		d, err := decode(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := hurt(filepath.Join(r.folder(), d.File)); err != nil {
+			t.Fatal(err)
+		}
+		err = r.Commit(t.Context(), h)
+		if !errors.Is(err, twophase.ErrGone) || !strings.Contains(err.Error(), d.File) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	commit(t, r, first)
+	if got := texts(visible(t, o.Dir)); !slices.Equal(got, []string{"first\n"}) {
+		t.Errorf("visible: %q", got)
+	}
+}
+
+// TestKilledInsideOfACommit repeats a commit after each of its steps.
+func TestKilledInsideOfACommit(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	r := connect(t, o)
+	for step := range 3 {
+		h := prepare(t, r, 0, fmt.Sprint(step))
+		d, err := decode(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if step >= 1 {
+			if _, err := mark(r.folder(), d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if step >= 2 {
+			if err := os.Rename(filepath.Join(r.folder(), d.File), filepath.Join(o.Dir, d.File)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		next := connect(t, o)
+		commit(t, next, h, h)
+	}
+	if got := texts(visible(t, o.Dir)); !slices.Equal(got, []string{"0\n", "1\n", "2\n"}) {
+		t.Errorf("visible: %q", got)
+	}
+}
+
+func TestDirectoryMayBeAnotherAtTheNextStart(t *testing.T) {
+	was := Options{Dir: filepath.Join(t.TempDir(), "was")}
+	r := connect(t, was)
+	done, open := prepare(t, r, 0, "done"), prepare(t, r, 1, "open")
+	commit(t, r, done)
+	// Another directory is configured: what was prepared is committed where it is.
+	r = connect(t, Options{Dir: t.TempDir()})
+	commit(t, r, done, open)
+	if got := texts(visible(t, was.Dir)); !slices.Equal(got, []string{"done\n", "open\n"}) {
+		t.Errorf("visible: %q", got)
+	}
+	// The directory is moved, and the configuration with it.
+	r = connect(t, was)
+	done, open = prepare(t, r, 0, "done2"), prepare(t, r, 1, "open2")
+	commit(t, r, done)
+	is := Options{Dir: filepath.Join(t.TempDir(), "is")}
+	if err := os.Rename(was.Dir, is.Dir); err != nil {
+		t.Fatal(err)
+	}
+	r = connect(t, is)
+	commit(t, r, done, open)
+	if got := texts(visible(t, is.Dir)); !slices.Equal(got, []string{"done\n", "done2\n", "open\n", "open2\n"}) {
+		t.Errorf("visible: %q", got)
+	}
+}
+
+func TestNamesOfFiles(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Prefix: "orders-", Suffix: ".jsonl", Mode: 0o600}
+	r := connect(t, o)
+	commit(t, r, prepare(t, r, 3, "a"), prepare(t, r, 3, "b"))
+	names := []string{}
+	for name := range visible(t, o.Dir) {
+		names = append(names, name)
+		if ok, _ := filepath.Match("orders-20*T*.???Z-3-????????????????-00000[12].jsonl", name); !ok {
+			t.Errorf("name %s", name)
+		}
+		if info, err := os.Stat(filepath.Join(o.Dir, name)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, %v", name, info.Mode(), err)
+		}
+	}
+	if len(names) != 2 {
+		t.Errorf("files: %q", names)
+	}
+	for _, c := range [][3]string{{"a/b", "c", ".weir/a%2Fb/c"}, {"..", ".", ".weir/%2E%2E/%2E"}, {"ö", "x y", ".weir/%C3%B6/x%20y"}} {
+		if got := folder(c[0], c[1]); got != filepath.FromSlash(c[2]) {
+			t.Errorf("app %q, operator %q: %s", c[0], c[1], got)
+		}
+	}
+}
+
+func TestDescriptionIsChecked(t *testing.T) {
+	for want, s := range map[string]*twophase.Sink[string]{
+		"set Options.Dir":          Lines(Options{}, line),
+		`Options.Prefix "a/b"`:     Lines(Options{Dir: "d", Prefix: "a/b"}, line),
+		`Options.Suffix "/x"`:      Lines(Options{Dir: "d", Suffix: "/x"}, line),
+		"begins with a dot":        Lines(Options{Dir: "d", Prefix: ".a"}, line),
+		"has 101 bytes":            Lines(Options{Dir: "d", Prefix: strings.Repeat("a", 101)}, line),
+		"Options.Mode":             Lines(Options{Dir: "d", Mode: 0o444}, line),
+		"a line of a value is nil": Lines[string](Options{Dir: "d"}, nil),
+		"codec for string is nil":  Records[string](Options{Dir: "d"}, nil),
+		"MaxPending is -1":         Lines(Options{Dir: "d"}, line, twophase.MaxPending(-1)),
+	} {
+		if err := s.Check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	if err := Lines(Options{Dir: "d", Prefix: "a", Suffix: ".b", Mode: 0o640}, line).Check(); err != nil {
+		t.Error(err)
+	}
+	if got := Records(Options{Dir: "d", Prefix: "a", Suffix: ".b"}, codec.String).String(); got != "files d/a*.b, records" {
+		t.Error(got)
+	}
+}
+
+func TestDirectoryThatCannotBeMadeStopsTheApp(t *testing.T) {
+	f := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(f, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := lines(Options{Dir: filepath.Join(f, "dir")}, line).Connect(twophase.Env{App: "a", Operator: "o"})
+	if err == nil || !strings.Contains(err.Error(), f) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestValuesThatCannotBeWrittenLeaveTheFileAsItIs(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	bad := errors.New("no")
+	p := lines(o, func(dst []byte, v string) ([]byte, error) {
+		if v == "bad" {
+			return append(dst, "half"...), bad
+		}
+		return append(dst, v...), nil
+	})
+	r, err := p.Connect(twophase.Env{App: "a", Operator: "o"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	tx, err := r.Begin(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for v, want := range map[string]string{"bad": "no", "a\nb": "line break"} {
+		if err := tx.Write(v); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", v, err)
+		}
+	}
+	h, err := tx.Prepare(t.Context())
+	if h != nil || err != nil {
+		t.Errorf("an empty file is prepared: %q, %v", h, err)
+	}
+	if tx, err = r.Begin(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"a", "bad", "", "b\nc", "d"} {
+		_ = tx.Write(v) // those that can't be written are skipped
+	}
+	if h, err = tx.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Commit(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	if got := texts(visible(t, o.Dir)); !slices.Equal(got, []string{"a\n\nd\n"}) {
+		t.Errorf("visible: %q", got)
+	}
+}
+
+func TestFileSystemThatIsFullIsTriedAgain(t *testing.T) {
+	for err, want := range map[error]bool{syscall.ENOSPC: true, syscall.ESTALE: true, syscall.EMFILE: true, syscall.EACCES: false, syscall.EIO: false} {
+		var again *sink.Retriable
+		if got := errors.As(passing(&os.PathError{Op: "write", Path: "p", Err: err}), &again); got != want {
+			t.Errorf("%v: retriable %v", err, got)
+		}
+	}
+	if passing(nil) != nil {
+		t.Error("no error is an error")
+	}
+}
+
+func TestTransactionsOfAnotherFormatAreRefused(t *testing.T) {
+	r := connect(t, Options{Dir: t.TempDir()})
+	for _, h := range []string{"", "x", `{"in":"a","file":""}`, `{"in":"a","file":"../b"}`, `{"in":"../a","file":"b"}`} {
+		err := r.Commit(t.Context(), []byte(h))
+		if err == nil || errors.Is(err, twophase.ErrGone) {
+			t.Errorf("Commit of %q: %v", h, err)
+		}
+		if err := r.Abort(context.Background(), []byte(h)); err == nil {
+			t.Errorf("Abort of %q succeeds", h)
+		}
+		if _, err := r.Leftovers(t.Context(), [][]byte{[]byte(h)}); err == nil {
+			t.Errorf("%q may be named", h)
+		}
+	}
+}
+
+func TestS30_GoldenHandleStaysReadable(t *testing.T) {
+	b, err := os.ReadFile("testdata/handle-v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := strings.TrimSpace(string(b))
+	h, err := decode([]byte(golden))
+	if want := (handle{"/data/out", ".weir/app/out", "p-20261122T001500.123Z-2-9f3c51d07a6be024-000017.txt", 42, "9f3c51d07a6be024-2", 17}); err != nil || h != want {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	if b, err := h.encode(); err != nil || string(b) != golden {
+		t.Errorf("it is written as %s now, %v", b, err)
+	}
+}

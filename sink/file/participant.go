@@ -1,0 +1,392 @@
+package file
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/sink/twophase"
+)
+
+// participant is the directory.
+type participant[T any] struct {
+	o      Options
+	what   string
+	header []byte // of each file
+	encode func(dst []byte, v T) ([]byte, error)
+	bad    error // what is wrong with the encoding
+}
+
+func (p *participant[T]) Check() error   { return errors.Join(p.o.check(), p.bad) }
+func (p *participant[T]) String() string { return p.o.String() + ", " + p.what }
+
+// hidden is the folder of the directory that has what is not committed.
+const hidden = ".weir"
+
+// folder is that of an app's operator, from the directory.
+func folder(app, operator string) string {
+	escape := func(s string) string {
+		s = url.PathEscape(s)
+		if strings.Trim(s, ".") == "" {
+			s = strings.ReplaceAll(s, ".", "%2E")
+		}
+		return s
+	}
+	return filepath.Join(hidden, escape(app), escape(operator))
+}
+
+// Connect implements [twophase.Participant].
+func (p *participant[T]) Connect(env twophase.Env) (twophase.Receiver[T], error) {
+	dir, err := filepath.Abs(p.o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("file: directory %s: %w", p.o.Dir, err)
+	}
+	r := &receiver[T]{
+		p: p, dir: dir, in: folder(env.App, env.Operator),
+		open: map[*transaction[T]]bool{}, prepared: map[int]int64{},
+	}
+	if err := makeDir(r.folder()); err != nil {
+		return nil, fmt.Errorf("file: %w", passing(err))
+	}
+	nonce := make([]byte, 8)
+	if _, err := rand.Read(nonce); err != nil {
+		return nil, err
+	}
+	r.nonce = hex.EncodeToString(nonce)
+	return r, nil
+}
+
+// receiver is the directory in one incarnation.
+type receiver[T any] struct {
+	p     *participant[T]
+	dir   string // absolute
+	in    string // our folder in it
+	nonce string // of the incarnation
+
+	mu       sync.Mutex
+	begun    int64
+	prepared map[int]int64 // how many files, by subtask
+	open     map[*transaction[T]]bool
+}
+
+func (r *receiver[T]) folder() string { return filepath.Join(r.dir, r.in) }
+
+// handle names a prepared file. Leftovers have folder and file only.
+type handle struct {
+	Dir     string `json:"dir,omitempty"` // where it was prepared
+	In      string `json:"in"`            // its folder, from there
+	File    string `json:"file"`
+	Bytes   int64  `json:"bytes,omitempty"`
+	Subtask string `json:"subtask,omitempty"` // INCARNATION-SUBTASK
+	Number  int64  `json:"number,omitempty"`  // of the subtask's files: they are committed in this order
+}
+
+func (h handle) encode() ([]byte, error) { return json.Marshal(h) }
+
+func decode(b []byte) (h handle, err error) {
+	if err := json.Unmarshal(b, &h); err != nil {
+		return h, fmt.Errorf("file: transaction %q: %w", b, err)
+	}
+	if h.File == "" || h.File != filepath.Base(h.File) || !filepath.IsLocal(h.In) {
+		return h, fmt.Errorf("file: transaction %q names a file outside of its directory", b)
+	}
+	return h, nil
+}
+
+// transaction is a file that is being written.
+type transaction[T any] struct {
+	r       *receiver[T]
+	subtask int
+	path    string
+	f       *os.File
+	out     *bufio.Writer
+	bytes   int64
+	values  int64
+	buf     []byte
+}
+
+// mostBuffer is how large a buffer may be to be used again.
+const mostBuffer = 1 << 20
+
+// Begin implements [twophase.Receiver].
+func (r *receiver[T]) Begin(_ context.Context, subtask int) (twophase.Transaction[T], error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begun++
+	tx := &transaction[T]{r: r, subtask: subtask, path: filepath.Join(r.folder(), fmt.Sprintf("open-%s-%d", r.nonce, r.begun))}
+	f, err := os.OpenFile(tx.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, r.p.o.mode())
+	if err != nil {
+		return nil, passing(err)
+	}
+	tx.f, tx.out = f, bufio.NewWriterSize(f, 64<<10)
+	r.open[tx] = true
+	return tx, nil
+}
+
+// Write implements [twophase.Transaction].
+func (tx *transaction[T]) Write(v T) error {
+	buf, err := tx.r.p.encode(tx.buf[:0], v)
+	if err != nil {
+		return err
+	}
+	if tx.values == 0 {
+		if err := tx.put(tx.r.p.header); err != nil {
+			return err
+		}
+	}
+	tx.values++
+	if tx.buf = buf; cap(buf) > mostBuffer {
+		tx.buf = nil
+	}
+	return tx.put(buf)
+}
+
+func (tx *transaction[T]) put(b []byte) error {
+	n, err := tx.out.Write(b)
+	tx.bytes += int64(n)
+	if err != nil {
+		return passing(err)
+	}
+	return nil
+}
+
+// Prepare implements [twophase.Transaction].
+func (tx *transaction[T]) Prepare(ctx context.Context) ([]byte, error) {
+	if tx.values == 0 {
+		tx.Rollback(ctx)
+		return nil, nil
+	}
+	if err := errors.Join(tx.out.Flush(), tx.f.Sync()); err != nil {
+		return nil, passing(err)
+	}
+	r := tx.r
+	r.mu.Lock()
+	r.prepared[tx.subtask]++
+	h := handle{Dir: r.dir, In: r.in, Bytes: tx.bytes, Subtask: r.nonce + "-" + strconv.Itoa(tx.subtask), Number: r.prepared[tx.subtask]}
+	delete(r.open, tx)
+	r.mu.Unlock()
+	h.File = fmt.Sprintf("%s%s-%d-%s-%06d%s", r.p.o.Prefix, time.Now().UTC().Format("20060102T150405.000Z"), tx.subtask, r.nonce, h.Number, r.p.o.Suffix)
+	if err := tx.f.Close(); err != nil {
+		return nil, passing(err)
+	}
+	if err := os.Rename(tx.path, filepath.Join(r.folder(), h.File)); err != nil {
+		return nil, passing(err)
+	}
+	if err := syncDir(r.folder()); err != nil {
+		return nil, passing(err)
+	}
+	return h.encode()
+}
+
+// Rollback implements [twophase.Transaction].
+func (tx *transaction[T]) Rollback(context.Context) {
+	tx.r.mu.Lock()
+	delete(tx.r.open, tx)
+	tx.r.mu.Unlock()
+	_ = tx.f.Close() // what was written is not wanted
+	_ = os.Remove(tx.path)
+}
+
+// Commit implements [twophase.Receiver].
+func (r *receiver[T]) Commit(_ context.Context, b []byte) error {
+	h, err := decode(b)
+	if err != nil {
+		return err
+	}
+	err = r.commitIn(h.Dir, h)
+	if errors.Is(err, twophase.ErrGone) && h.Dir != r.dir {
+		if moved := r.commitIn(r.dir, h); !errors.Is(moved, twophase.ErrGone) {
+			return moved // the directory was moved, and Options with it
+		}
+	}
+	return err
+}
+
+// commitIn commits a file whose directory is at dir. Two processes may be here at once.
+func (r *receiver[T]) commitIn(dir string, h handle) error {
+	in := filepath.Join(dir, h.In)
+	from, to := filepath.Join(in, h.File), filepath.Join(dir, h.File)
+	switch info, err := os.Lstat(from); {
+	case errors.Is(err, fs.ErrNotExist):
+		return committed(in, to, h)
+	case err != nil:
+		return passing(err)
+	case info.Size() != h.Bytes:
+		return fmt.Errorf("%w: %s has %d bytes, and %d were prepared: the file was damaged", twophase.ErrGone, from, info.Size(), h.Bytes)
+	}
+	older, err := mark(in, h)
+	if err != nil {
+		return passing(err)
+	}
+	if err := os.Rename(from, to); errors.Is(err, fs.ErrNotExist) {
+		return committed(in, to, h)
+	} else if err != nil {
+		return passing(err)
+	}
+	if err := errors.Join(syncDir(dir), syncDir(in)); err != nil {
+		return passing(err)
+	}
+	for _, name := range older {
+		_ = os.Remove(filepath.Join(in, name)) // another process may have done it; a start does it again
+	}
+	return nil
+}
+
+// committed tells whether a file that is not prepared any more was committed.
+func committed(in, to string, h handle) error {
+	info, err := os.Lstat(to)
+	if err == nil && info.Size() == h.Bytes {
+		return passing(errors.Join(syncDir(filepath.Dir(to)), syncDir(in))) // who renamed it may have died
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return passing(err)
+	}
+	entries, err := os.ReadDir(in)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return passing(err)
+	}
+	for _, e := range entries {
+		if subtask, number, ok := parseMark(e.Name()); ok && subtask == h.Subtask && number >= h.Number {
+			return nil // and somebody took it away
+		}
+	}
+	return fmt.Errorf("%w: %s is neither in %s nor committed, and nothing says that it was: is the right directory mounted?", twophase.ErrGone, h.File, in)
+}
+
+// marked begins the name of a mark.
+const marked = "committed-"
+
+// mark notes, durably, that the file is going to be in the directory. It returns the marks
+// that this one replaces. A mark is made under a new name, so a process that was replaced
+// can't set it back.
+func mark(in string, h handle) (older []string, err error) {
+	entries, err := os.ReadDir(in)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if subtask, number, ok := parseMark(e.Name()); ok && subtask == h.Subtask && number < h.Number {
+			older = append(older, e.Name())
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(in, fmt.Sprintf("%s%s-%d", marked, h.Subtask, h.Number)), os.O_CREATE|os.O_WRONLY, defaultMode)
+	if err != nil {
+		return nil, err
+	}
+	return older, errors.Join(f.Close(), syncDir(in))
+}
+
+// parseMark returns of which subtask, and up to which number, files are committed.
+func parseMark(name string) (subtask string, number int64, ok bool) {
+	name, ok = strings.CutPrefix(name, marked)
+	at := strings.LastIndexByte(name, '-')
+	if !ok || at < 0 {
+		return "", 0, false
+	}
+	number, err := strconv.ParseInt(name[at+1:], 10, 64)
+	return name[:at], number, err == nil
+}
+
+// Leftovers implements [twophase.Receiver]. Among them are the marks of subtasks of which
+// nothing is named: nobody will ask for them.
+func (r *receiver[T]) Leftovers(_ context.Context, named [][]byte) ([][]byte, error) {
+	var files, subtasks []string
+	for _, b := range named {
+		h, err := decode(b)
+		if err != nil {
+			return nil, err
+		}
+		files, subtasks = append(files, h.File), append(subtasks, h.Subtask)
+	}
+	entries, err := os.ReadDir(r.folder())
+	if err != nil {
+		return nil, passing(err)
+	}
+	var left [][]byte
+	for _, e := range entries {
+		subtask, _, isMark := parseMark(e.Name())
+		if isMark && slices.Contains(subtasks, subtask) || slices.Contains(files, e.Name()) {
+			continue
+		}
+		b, err := handle{In: r.in, File: e.Name()}.encode()
+		if err != nil {
+			return nil, err
+		}
+		left = append(left, b)
+	}
+	return left, nil
+}
+
+// Abort implements [twophase.Receiver].
+func (r *receiver[T]) Abort(_ context.Context, leftover []byte) error {
+	h, err := decode(leftover)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(r.dir, h.In, h.File)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return passing(err)
+	}
+	return nil // if the removal is not durable, the next start finds it again
+}
+
+// Close implements [twophase.Receiver].
+func (r *receiver[T]) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for tx := range r.open {
+		errs = append(errs, tx.f.Close())
+	}
+	clear(r.open)
+	return errors.Join(errs...)
+}
+
+// makeDir makes a directory and those above it, and makes that durable.
+func makeDir(dir string) error {
+	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+		return nil
+	}
+	if above := filepath.Dir(dir); above != dir {
+		if err := makeDir(above); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// passing marks errors of the file system that may be over at the next try: it is full, out
+// of reach, or the process has too many files open. An error of the disk is none of them.
+func passing(err error) error {
+	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EINTR, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, e) {
+			return &sink.Retriable{Err: err}
+		}
+	}
+	return err
+}

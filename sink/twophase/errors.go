@@ -1,0 +1,39 @@
+package twophase
+
+import (
+	"fmt"
+	"unicode/utf8"
+)
+
+// acceptEnv is the environment variable by which somebody takes it that transactions are
+// gone.
+const acceptEnv = "WEIR_TWOPHASE_ACCEPT"
+
+// GoneError says that a transaction that a committed checkpoint names can't be committed.
+// It stops the app.
+type GoneError struct {
+	Sink       string // operator ID
+	Receiver   string
+	Checkpoint int64
+	Handle     []byte
+	Err        error // wraps [ErrGone]
+}
+
+func (e *GoneError) Error() string {
+	return fmt.Sprintf("sink %q: transaction %s at %s, which checkpoint %d committed, can't be committed: %v\n  state, positions and outputs of that checkpoint are committed, and what the transaction held is not at the receiver\n  bring it back there (a backup, or by hand) and start again; or go on without it: %s=%s@%d",
+		e.Sink, printable(e.Handle), e.Receiver, e.Checkpoint, e.Err, acceptEnv, e.Sink, e.Checkpoint)
+}
+
+func (e *GoneError) Unwrap() error { return e.Err }
+
+// printable is a handle for messages.
+func printable(handle []byte) string {
+	const most = 300 // bytes
+	if len(handle) > most {
+		return fmt.Sprintf("%x... (%d bytes)", handle[:most/2], len(handle))
+	}
+	if utf8.Valid(handle) {
+		return fmt.Sprintf("%q", handle)
+	}
+	return fmt.Sprintf("%x", handle)
+}
