@@ -17,12 +17,13 @@ const maxSeeds = 500
 // commit after a takeover; known-partitions, because it is about some nanoseconds inside
 // the client, which a bubble doesn't stretch; and those of the sinks for Redis, which the
 // simulated app doesn't have: of marker-in-script it is the simulated receiver, which stands
-// for Redis, that does without.
+// for Redis, that does without; replay-to-all, because no stream of it is broadcast; and
+// time-behind-lookup, because alarms that ring are not held against watermarks.
 var found = []guard.Guard{
 	guard.DurableBeforeCommit, guard.ReadBack, guard.BarrierPosition, guard.CommitRecord, guard.Checksum, guard.ApplyAfterCommit,
 	guard.LateCapture, guard.RouteByKeyGroup, guard.CapturedAgain, guard.Alignment, guard.HeldOutputs,
 	guard.CarryOver, guard.IngestAfterCommit, guard.InUse, guard.NewestWins, guard.Tombstones, guard.Timers, guard.Membership,
-	guard.ReplayFirst, guard.SingleOwner, guard.MarkerInScript,
+	guard.ReplayFirst, guard.SingleOwner, guard.MarkerInScript, guard.LookupBeforeBarrier,
 }
 
 func TestGuardTakenOutIsFound(t *testing.T) {

@@ -112,12 +112,20 @@ type account struct {
 	large          map[int64]int
 }
 
+// isDeadLetter tells what becomes of a transfer.
+func (w *world) isDeadLetter(t transfer) bool {
+	if _, known := branchOf(branchKey(t)); w.sc.lookup && !known {
+		return true
+	}
+	return t.bad
+}
+
 // model is what must come of the input, by a loop over it.
-func model(input []fed) (accounts map[string]*account, dead map[int64]int, from map[int64]string) {
+func (w *world) model(input []fed) (accounts map[string]*account, dead map[int64]int, from map[int64]string) {
 	accounts, dead, from = map[string]*account{}, map[int64]int{}, map[int64]string{}
 	for _, t := range input {
 		from[t.id] = t.from
-		if t.bad {
+		if w.isDeadLetter(t.transfer) {
 			dead[t.id]++
 			continue
 		}
@@ -142,7 +150,7 @@ func model(input []fed) (accounts map[string]*account, dead map[int64]int, from 
 
 // check compares state and outputs with the model.
 func (w *world) check(ctx context.Context) {
-	accounts, dead, from := model(w.input)
+	accounts, dead, from := w.model(w.input)
 	newest := w.checkEntries(ctx, accounts, from)
 	w.checkSides(ctx, accounts, dead)
 	w.checkState(ctx, accounts, newest, w.checkAlarms(ctx))
@@ -208,7 +216,7 @@ func (w *world) checkCut(ctx context.Context, what string, s *offline.Snapshot) 
 			input = append(input, t)
 		}
 	}
-	accounts, _, _ := model(input)
+	accounts, _, _ := w.model(input)
 	got := map[string]int64{}
 	for _, name := range []string{"balance", "count"} {
 		for e, err := range offline.Values(ctx, s, "book", name, codec.String, codec.Int64) {
@@ -243,7 +251,7 @@ const overdue = 30 * time.Second
 func (w *world) checkAlarms(ctx context.Context) map[string]map[int64]bool {
 	pending := map[string]map[int64]bool{}
 	for _, t := range w.input {
-		if t.bad || alarmOf(t.id) == noAlarm {
+		if w.isDeadLetter(t.transfer) || alarmOf(t.id) == noAlarm {
 			continue
 		}
 		if pending[t.from] == nil {
@@ -332,10 +340,17 @@ func (w *world) checkEntries(ctx context.Context, accounts map[string]*account, 
 		order := map[string][]int64{}
 		var count, balance int64
 		for _, v := range got[name] {
-			var id, amount, n, b int64
-			if _, err := fmt.Sscan(string(v), &id, &amount, &n, &b); err != nil {
+			var id, amount, n, b, branch int64
+			if _, err := fmt.Sscan(string(v), &id, &amount, &n, &b, &branch); err != nil {
 				w.violate("output %q of account %s: %v", v, name, err)
 				continue
+			}
+			var known int64
+			if w.sc.lookup {
+				known, _ = branchOf(branchKey(transfer{id: id, from: from[id]}))
+			}
+			if branch != known {
+				w.violate("account %s: output %q, want branch %d", name, v, known)
 			}
 			count++
 			balance += amount

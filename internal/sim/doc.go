@@ -18,7 +18,8 @@
 //     or held; a handle of its own on the store that all share (disk_test.go), whose
 //     operations can fail, hang, or be done without anybody being told; and a wall clock
 //     that may be set. The receiver of the app's write-ahead sink (receiver_test.go) can be
-//     down, lose answers, and lose its tail in a failover. Partitions are added to the
+//     down, lose answers, and lose its tail in a failover; the registry in which the app looks
+//     something up (registry_test.go) can be slow, hang or fail. Partitions are added to the
 //     input, and what is committed of it is deleted.
 //  3. All faults end. The app has to be done with its input within a bound of virtual
 //     time, then to process a little more as if nothing had been, and to stop cleanly.

@@ -61,6 +61,9 @@ func (w *world) apply(ctx context.Context, s step) {
 	case verbReceiver:
 		w.receiver.fault(s)
 		return
+	case verbRegistry:
+		w.registry.begin(s)
+		return
 	case verbMove:
 		if s.mode == "leaders" {
 			w.c.ShufflePartitionLeaders()
@@ -342,7 +345,27 @@ func generate(seed uint64, steps int) script {
 	step1(step{verb: verbFeed, mode: "plain", n: 20})
 	sc.rare(rand.New(rand.NewPCG(seed, 3)), now)
 	sc.overload(rand.New(rand.NewPCG(seed, 4)), now)
+	sc.lookUps(rand.New(rand.NewPCG(seed, 5)), now)
 	return sc
+}
+
+// lookUps has the app of every third world look something up, with what may happen then.
+func (sc *script) lookUps(r *rand.Rand, within time.Duration) {
+	if sc.lookup = r.IntN(3) == 0; !sc.lookup {
+		return
+	}
+	for range r.IntN(5) {
+		s := step{at: time.Duration(r.Int64N(int64(within) + 1)).Truncate(time.Millisecond), verb: verbRegistry, mode: pick(r, "slow", "slow", "hang", "fail"),
+			dur: pick[time.Duration](r, 100, 1000, 10000, 30000) * time.Millisecond}
+		switch s.mode {
+		case "slow":
+			s.n = pick(r, 5, 50, 500)
+		case "fail":
+			s.n = pick(r, 10, 50, 100)
+		}
+		sc.steps = append(sc.steps, s)
+	}
+	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 }
 
 // overload makes everybody slow for a while, gives them more than they can do, and ends

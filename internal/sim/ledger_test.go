@@ -10,13 +10,15 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/lookup"
 	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
 )
 
-// The app that is simulated moves money between accounts. Each input record becomes two
+// The app that is simulated moves money between accounts. In some worlds it looks up the
+// branch of each transfer in a registry first. Each input record becomes two
 // entries, of two accounts; an account keeps its balance, the number of its entries, the
 // last entry by the account that moved the money, and the newest few. Each entry is an
 // output, large ones are in a side output as well, and from there in the receiver of a
@@ -53,13 +55,14 @@ type transfer struct {
 	from, to string
 	amount   int64
 	bad      bool
+	branch   int64 // as the registry says; 0: it was not asked
 }
 
 // transferOf makes the id-th record. It depends on nothing but seed and id.
 func transferOf(seed uint64, accounts int, id int64) transfer {
 	rng := rand.New(rand.NewPCG(seed, uint64(id)))
 	account := func() string { return fmt.Sprintf("acc-%02d", rng.IntN(accounts)) }
-	return transfer{id, account(), account(), 1 + rng.Int64N(100), rng.IntN(20) == 0}
+	return transfer{id, account(), account(), 1 + rng.Int64N(100), rng.IntN(20) == 0, 0}
 }
 
 func (t transfer) record() *kgo.Record {
@@ -93,19 +96,20 @@ type entry struct {
 	account string
 	from    string
 	amount  int64
+	branch  int64
 }
 
 func entriesOf(t transfer) []entry {
-	return []entry{{t.id, t.from, t.from, -t.amount}, {t.id, t.to, t.from, t.amount}}
+	return []entry{{t.id, t.from, t.from, -t.amount, t.branch}, {t.id, t.to, t.from, t.amount, t.branch}}
 }
 
 // entryCodec encodes entries that are in flight.
 var entryCodec = codec.Func("entry", 1,
 	func(dst []byte, e entry) ([]byte, error) {
-		return fmt.Appendf(dst, "%d %s %s %d", e.id, e.account, e.from, e.amount), nil
+		return fmt.Appendf(dst, "%d %s %s %d %d", e.id, e.account, e.from, e.amount, e.branch), nil
 	},
 	func(b []byte) (e entry, err error) {
-		_, err = fmt.Sscanf(string(b), "%d %s %s %d", &e.id, &e.account, &e.from, &e.amount)
+		_, err = fmt.Sscanf(string(b), "%d %s %s %d %d", &e.id, &e.account, &e.from, &e.amount, &e.branch)
 		return e, err
 	})
 
@@ -132,12 +136,25 @@ type place struct {
 	// ballast is how many bytes more an account has, so that segments become so large that
 	// merges of small ones leave them alone.
 	ballast int
+	// registry is what transfers are looked up in; nil: they are not.
+	registry lookup.Source[string, int64]
+	// patience is for how long it may not answer.
+	patience time.Duration
 }
 
 // ledger builds the topology.
 func ledger(app *weir.App, at place) {
 	in := weir.From(app, "in", source.Source[transfer]{Topic: inTopic, Decode: parseTransfer},
 		weir.EventTime(transfer.at, weir.OutOfOrder(outOfOrder), weir.Idle(idleAfter)))
+	if at.registry != nil {
+		in = weir.Lookup(in, "branch", at.registry, branchKey, func(t transfer, branch int64, found bool) (transfer, error) {
+			if !found {
+				return t, weir.DeadLetter(errors.New("no branch"))
+			}
+			t.branch = branch
+			return t, nil
+		}, lookup.BatchSize(4), lookup.InFlight(3), lookup.Timeout(at.patience/2), lookup.GiveUpAfter(at.patience))
+	}
 	entries := weir.FlatMap(in, "split", func(t transfer, emit func(entry)) error {
 		at.read()
 		if t.bad {
@@ -215,7 +232,7 @@ func ledger(app *weir.App, at place) {
 			if e.amount >= largeFrom {
 				large.Emit(c, weir.KV[string, int64]{Key: e.account, Value: e.id})
 			}
-			c.Emit(weir.KV[string, string]{Key: e.account, Value: fmt.Sprintf("%d %d %d %d", e.id, e.amount, count.Get(), balance.Get())})
+			c.Emit(weir.KV[string, string]{Key: e.account, Value: fmt.Sprintf("%d %d %d %d %d", e.id, e.amount, count.Get(), balance.Get(), e.branch)})
 			return nil
 		}).OnTimer(func(c *weir.Context[string, weir.KV[string, string]], t weir.Timer) error {
 			var due []int64

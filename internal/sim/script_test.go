@@ -23,6 +23,7 @@ type script struct {
 	latency    time.Duration // the longest that a frame is under way
 	v1         bool          // brokers with transaction.version 1
 	ballast    int           // bytes by which the state of an account is larger than it has to be
+	lookup     bool          // the app looks up the branch of each transfer
 	lives      []settings    // of an instance's lives, in turn
 	steps      []step        // by time
 	// expect is what an error has to say that a life ends with, for a script of something
@@ -61,27 +62,30 @@ type step struct {
 
 // The verbs. A step with on waits for the n-th such request or operation of the instance.
 const (
-	verbFeed   = "feed"   // n records of input; mode plain, commit (in a transaction) or abort
-	verbKill   = "kill"   // kill -9, restarted after dur; mode before or after the request
-	verbStop   = "stop"   // SIGTERM, restarted after dur
-	verbPause  = "pause"  // SIGSTOP for dur; mode before or after the request
-	verbCut    = "cut"    // no network for dur; mode silent, reset, deaf (from an answer on) or mute (no requests)
-	verbLose   = "lose"   // n requests are applied and their answers lost
-	verbDrop   = "drop"   // n requests are lost
-	verbDelay  = "delay"  // n frames take dur longer; mode request or answer
-	verbSlow   = "slow"   // handlers take n milliseconds for each record, for dur; mode one: for one bucket's
-	verbDrag   = "drag"   // handlers of every life take n milliseconds for each record, for dur
-	verbStore  = "store"  // n store operations; mode fail, unknown (done, error), hang, stall, slow or flip (a bit of what is read)
-	verbBroker = "broker" // n requests are answered with the error mode
-	verbEvict  = "evict"  // the group takes the instance for gone
-	verbMove   = "move"   // leaders move; mode leaders or coordinators
-	verbSave   = "save"   // a savepoint
-	verbFence  = "fence"  // somebody takes the instance's transactional id, and goes
-	verbStorm  = "storm"  // n evictions, of one instance after the other, dur apart
-	verbClock  = "clock"  // the machine's clock is set; mode ahead or back, by dur
-	verbFlaky  = "flaky"  // n percent of requests are answered with the error mode, for dur
-	verbGrow   = "grow"   // n partitions are added to the input
-	verbTrim   = "trim"   // input is deleted; mode committed (what is) or all
+	verbFeed  = "feed"  // n records of input; mode plain, commit (in a transaction) or abort
+	verbKill  = "kill"  // kill -9, restarted after dur; mode before or after the request
+	verbStop  = "stop"  // SIGTERM, restarted after dur
+	verbPause = "pause" // SIGSTOP for dur; mode before or after the request
+	verbCut   = "cut"   // no network for dur; mode silent, reset, deaf (from an answer on) or mute (no requests)
+	verbLose  = "lose"  // n requests are applied and their answers lost
+	verbDrop  = "drop"  // n requests are lost
+	verbDelay = "delay" // n frames take dur longer; mode request or answer
+	verbSlow  = "slow"  // handlers take n milliseconds for each record, for dur; mode one: for one bucket's
+	// verbRegistry is about what the app looks up in, for dur; mode slow (each call takes up to
+	// n milliseconds), hang or fail (n percent of calls).
+	verbRegistry = "registry"
+	verbDrag     = "drag"   // handlers of every life take n milliseconds for each record, for dur
+	verbStore    = "store"  // n store operations; mode fail, unknown (done, error), hang, stall, slow or flip (a bit of what is read)
+	verbBroker   = "broker" // n requests are answered with the error mode
+	verbEvict    = "evict"  // the group takes the instance for gone
+	verbMove     = "move"   // leaders move; mode leaders or coordinators
+	verbSave     = "save"   // a savepoint
+	verbFence    = "fence"  // somebody takes the instance's transactional id, and goes
+	verbStorm    = "storm"  // n evictions, of one instance after the other, dur apart
+	verbClock    = "clock"  // the machine's clock is set; mode ahead or back, by dur
+	verbFlaky    = "flaky"  // n percent of requests are answered with the error mode, for dur
+	verbGrow     = "grow"   // n partitions are added to the input
+	verbTrim     = "trim"   // input is deleted; mode committed (what is) or all
 	// verbRecreate deletes the input and makes it again.
 	verbRecreate = "recreate"
 	// verbReceiver is about the receiver of the write-ahead sink; mode failover (n steps are
@@ -118,8 +122,12 @@ func (s settings) String() string {
 // String is the text form, which parse reads.
 func (sc script) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "world seed=%d brokers=%d partitions=%d accounts=%d instances=%d latency=%v v1=%v ballast=%d\n",
+	fmt.Fprintf(&b, "world seed=%d brokers=%d partitions=%d accounts=%d instances=%d latency=%v v1=%v ballast=%d",
 		sc.seed, sc.brokers, sc.partitions, sc.accounts, sc.instances, sc.latency, sc.v1, sc.ballast)
+	if sc.lookup {
+		b.WriteString(" lookup=true")
+	}
+	b.WriteByte('\n')
 	for _, l := range sc.lives {
 		fmt.Fprintln(&b, l)
 	}
@@ -155,7 +163,7 @@ func (sc *script) parseLine(line string) error {
 	case "world":
 		return fields(words[1:], map[string]any{
 			"seed": &sc.seed, "brokers": &sc.brokers, "partitions": &sc.partitions, "accounts": &sc.accounts,
-			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast,
+			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast, "lookup": &sc.lookup,
 		})
 	case "life":
 		var l settings

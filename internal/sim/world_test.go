@@ -81,6 +81,8 @@ type world struct {
 	disk  *disk
 	// receiver is what the write-ahead sink writes to.
 	receiver *receiver
+	// registry is what the app looks up in.
+	registry *registry
 
 	instances []*instance
 	late      atomic.Bool            // the run takes too long in real time
@@ -165,7 +167,8 @@ func processors(seed uint64) (restore func()) {
 func play(t *testing.T, sc script) *result {
 	t.Helper()
 	defer processors(sc.seed)()
-	w := &world{sc: sc, disk: newDisk(), receiver: newReceiver(), partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
+	w := &world{sc: sc, disk: newDisk(), receiver: newReceiver(), registry: &registry{}, partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
+	w.registry.rng = w.rng("registry", 0)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -639,7 +642,11 @@ func (in *instance) start() *life {
 	if w.sc.seed%2 == 0 {
 		read = l.store.running // so that a slow process has its records in flight
 	}
-	ledger(l.app, place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast})
+	at := place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast}
+	if w.sc.lookup {
+		at.registry, at.patience = l.lookUp(), set.timeout/2
+	}
+	ledger(l.app, at)
 	in.life = l
 	w.note(l.String(), "starts: %v", set)
 	w.lives.Go(func() {
@@ -831,6 +838,7 @@ func (w *world) heal() {
 	w.note("", "all faults end")
 	close(w.healed)
 	w.receiver.heal()
+	w.registry.heal()
 	w.drag.Store(0)
 	w.mu.Lock()
 	for _, h := range w.faults {
