@@ -5,7 +5,8 @@
 // among those of its key, and what to add. A third word is a number of bytes by
 // which the output is padded. The value "poison" goes to the dead-letter topic,
 // before it reaches state. An output record has the same key and the value
-// "COUNT SUM SEQ", of all records of the key so far.
+// "COUNT SUM SEQ", of all records of the key so far. With -files it is also a line
+// "KEY COUNT SUM SEQ" of a file.
 //
 // What happens is told on standard output, one JSON object a line. The process
 // exits with 0 after a clean stop, else with 1 and the error on standard error.
@@ -37,6 +38,7 @@ import (
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/lookup"
+	"github.com/weirstream/weir/sink/file"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
@@ -72,6 +74,7 @@ func run() error {
 		alignment   = flag.Duration("alignment-timeout", 0, "let barriers overtake records after this long; 0: not")
 		slow        = flag.Duration("slow", 0, "how long each record takes behind the KeyBy")
 		ask         = flag.Duration("look-up", 0, "look up each record in front of the KeyBy and behind it, which takes about that long; 0: don't")
+		files       = flag.String("files", "", "directory to which outputs are written as well")
 		money       = flag.Bool("transfers", false, "move money between accounts, see transfers")
 	)
 	flag.Parse()
@@ -118,7 +121,7 @@ func run() error {
 	if *money {
 		transfers(a, *in, *out)
 	} else {
-		topology(a, *in, *out, *ballast, *slow, *ask)
+		topology(a, *in, *out, *files, *ballast, *slow, *ask)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -157,7 +160,7 @@ type tally struct {
 // decoded is how many tallies were read from what is committed.
 var decoded atomic.Int64
 
-func topology(a *weir.App, in, out string, ballast int, slow, ask time.Duration) {
+func topology(a *weir.App, in, out, files string, ballast int, slow, ask time.Duration) {
 	lines := weir.From(a, "in", source.KeyValues(in, codec.String, codec.String))
 	records := weir.Map(lines, "parse", parse)
 	if ask > 0 {
@@ -188,6 +191,11 @@ func topology(a *weir.App, in, out string, ballast int, slow, ask time.Duration)
 		tallies = lookedUp(tallies, "look-up-tally", ask, func(kv weir.KV[string, string]) string { return kv.Key })
 	}
 	weir.To(tallies, "out", kafka.Sink(out, codec.String, codec.String))
+	if files != "" {
+		weir.To(tallies, "files", file.Lines(file.Options{Dir: files, Suffix: ".txt"}, func(dst []byte, kv weir.KV[string, string]) ([]byte, error) {
+			return append(append(append(dst, kv.Key...), ' '), kv.Value...), nil
+		}))
+	}
 }
 
 // lookedUp looks up each value in something that knows everything, takes its time, and
