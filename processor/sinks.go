@@ -55,12 +55,7 @@ func (e applierEnv) Lineage() string          { return e.inc.lineage }
 func (e applierEnv) Context() context.Context { return e.inc.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return e.inc.cfg.Logger }
 
-func (e applierEnv) Confirm(ctx context.Context) error {
-	if e.inc.stepped {
-		return nil // there is no group
-	}
-	return e.inc.sess.Confirm(ctx)
-}
+func (e applierEnv) Confirm(ctx context.Context) error { return e.inc.sess.Confirm(ctx) }
 
 func (e applierEnv) Applied(i event.Applied) {
 	i.App, i.Operator = e.inc.cfg.App, e.id

@@ -22,7 +22,7 @@ var controls = map[guard.Guard][]control{
 	guard.CommitRecord:        {{"txn", "TestCommitWithNothingProducedMovesTheOffsets"}},
 	guard.KnownPartitions:     {{"txn", "TestFirstCommitIsNoAbortWhenTheClientIsSlow"}},
 	guard.Checksum:            {{"checkpoint", "TestS04_DamageIsRefusedByName"}},
-	guard.ApplyAfterCommit:    {{".", "TestLogsAreAppliedOnlyAfterTheCommit"}},
+	guard.ApplyAfterCommit:    {{".", "TestLogsAreAppliedOnlyAfterTheCommit"}, {".", "TestS38_PreparedTransactionThatNoCheckpointNamesIsRolledBack"}},
 	guard.MarkerInScript:      {{"sink/redis", "TestS34_KilledBetweenBatchesAndInsideOfThem"}, {"sink/redis", "TestMarkedKeysAreLinearizable"}},
 	guard.MarkerInSlot:        {{"sink/redis", "TestOperationsAreAppliedOnceAndInOrder"}},
 	guard.LateCapture:         {{"processor", "TestLateRecordsArePartOfAnUnalignedCheckpoint"}},

@@ -9,8 +9,9 @@ import (
 
 // Options say where files go and what they are called.
 type Options struct {
-	// Dir is the directory. It is made if it is missing, and must keep what is synced: on a
-	// network file system also across machines.
+	// Dir is the directory. It is made if it is missing. What one instance of the app
+	// prepared there another one may have to commit, so all of them need the same one: on a
+	// network file system if they run on several machines, which must keep what is synced.
 	Dir string
 	// Prefix and Suffix of the names of files. Between them stands when the file was
 	// prepared, in UTC, and what makes it unique: TIME-SUBTASK-INCARNATION-NUMBER. The number

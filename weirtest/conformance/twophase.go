@@ -252,6 +252,15 @@ func (w *ledgers[T]) repeated() {
 		w.verify("after commits that were repeated by another process")
 		w.killed(r)
 	}
+	// An old savepoint names them, when no start has for long.
+	r = w.connect()
+	w.clear(r)
+	w.killed(r)
+	r = w.connect()
+	for _, h := range hs {
+		w.again(r, h, "Commit, after a start that did not name it,")
+	}
+	w.verify("after commits that an old savepoint names")
 }
 
 func (w *ledgers[T]) atOnce() {
