@@ -45,6 +45,7 @@ func init() {
 			{"state.stall_p50", "ms", "longest time that a subtask was held for a checkpoint, median of the checkpoints"},
 			{"state.stall_p99", "ms", "99th percentile of it"},
 			{"state.stall_max", "ms", "maximum of it"},
+			{"state.stall_machine_p99", "ms", "99th percentile of the longest of as many stretches of computing that have nothing to do with a checkpoint: what the machine adds"},
 			{"state.cpu_per_dirty_key", "ns", "CPU in freezing, writing, ingesting and merging, by profile, for each changed key in a checkpoint"},
 			{"state.write_amp_local", "x", "bytes written to disk beside the store, for each changed byte"},
 			{"state.write_amp_store", "x", "bytes written to the store, for each changed byte"},
@@ -97,6 +98,7 @@ type stateCost struct {
 	CPU     time.Duration
 	Wall    time.Duration
 	Held    []time.Duration // by checkpoint
+	Machine []time.Duration // the same of stretches of computing, by interval
 	Entries int64           // changed, over all checkpoints
 	Store   int64           // bytes written to the store
 	Disk    int64           // bytes written to any disk
@@ -200,16 +202,52 @@ func stateWorker(ctx context.Context, fs *flag.FlagSet, args []string, _ *report
 			return err
 		}
 	}
+	machine := make(chan []time.Duration, 1)
+	computing, enough := context.WithCancel(ctx)
+	go func() { machine <- computeInStretches(computing, j.Interval) }()
 	used, begun, disk := cpuTime(), time.Now(), diskWrites()
 	err = app.Run(ctx)
+	enough()
 	pprof.StopCPUProfile()
 	if err != nil {
 		return err
 	}
 	mu.Lock()
 	defer mu.Unlock()
+	cost.Machine = <-machine
 	cost.CPU, cost.Wall, cost.Store, cost.Disk = cpuTime()-used, time.Since(begun), store.written.Load(), diskWrites()-disk
 	return json.NewEncoder(os.Stdout).Encode(cost)
+}
+
+// Stretches are what a freeze takes of a subtask: that many in an interval, of that length.
+const (
+	stretches = 6
+	stretch   = 250 * time.Microsecond
+)
+
+// computeInStretches computes as long and as often as a subtask freezes, until ctx ends. It
+// returns the longest time that a stretch took, for each interval: more than a stretch is
+// when the machine had something else to do, which happens to a subtask no less.
+func computeInStretches(ctx context.Context, interval time.Duration) (longest []time.Duration) {
+	tick := time.NewTicker(interval / stretches)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return longest
+		case <-tick.C:
+		}
+		if n%stretches == 0 {
+			longest = append(longest, 0)
+		}
+		begun := time.Now()
+		took := time.Duration(0)
+		for took < stretch {
+			took = time.Since(begun)
+		}
+		last := &longest[len(longest)-1]
+		*last = max(*last, took)
+	}
 }
 
 // diskWrites is how many bytes this process has sent towards disks.
@@ -286,12 +324,13 @@ func (s *stateBench) run(ctx context.Context, r *report) error {
 		return err
 	}
 	changed := float64(cost.Entries) * float64(s.job.ValueBytes+len(key(nil, 0)))
-	held := slices.Sorted(slices.Values(cost.Held))
+	held, machine := slices.Sorted(slices.Values(cost.Held)), slices.Sorted(slices.Values(cost.Machine))
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 	r.figure("state.updates", float64(s.updates)/cost.CPU.Seconds())
 	r.figure("state.stall_p50", ms(held[len(held)/2]))
 	r.figure("state.stall_p99", ms(held[len(held)*99/100]))
 	r.figure("state.stall_max", ms(held[len(held)-1]))
+	r.figure("state.stall_machine_p99", ms(machine[len(machine)*99/100]))
 	r.figure("state.cpu_per_dirty_key", float64(part.Nanoseconds())/float64(cost.Entries))
 	r.figure("state.write_amp_local", float64(max(cost.Disk-cost.Store, 0))/changed)
 	r.figure("state.write_amp_store", float64(cost.Store)/changed)
