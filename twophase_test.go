@@ -203,19 +203,20 @@ func twoPhaseLife(t *testing.T, brokers []string, to *deposits, opts ...weir.Opt
 	return r
 }
 
-// at lets the first call of that name through when release is closed, and says that it was
-// reached.
-func at(call string, reached chan<- string, release <-chan struct{}) func(context.Context, string, string) error {
+// at holds the first call of that name until release is called, which a test defers: a call
+// that is held holds up the end of its app. reached tells of the call.
+func at(call string) (before func(context.Context, string, string) error, reached <-chan string, release func()) {
 	var once sync.Once
+	came, held := make(chan string, 1), make(chan struct{})
 	return func(_ context.Context, c, id string) error {
 		if c == call {
 			once.Do(func() {
-				reached <- id
-				<-release
+				came <- id
+				<-held
 			})
 		}
 		return nil
-	}
+	}, came, sync.OnceFunc(func() { close(held) })
 }
 
 // TestS38_PreparedTransactionThatNoCheckpointNamesIsRolledBack cuts a process off between
@@ -314,8 +315,9 @@ func TestS38_NamedTransactionIsCommittedByTheNextProcess(t *testing.T) {
 				to := newTreasury()
 				produce(t, brokers, "in", ones(3, letters...)...)
 				var network severed
-				reached, release := make(chan string, 1), make(chan struct{})
-				first := &deposits{to: to, before: at("commit", reached, release)}
+				hold, reached, release := at("commit")
+				defer release()
+				first := &deposits{to: to, before: hold}
 				r := start(t, "app", brokers, sumsTo(twophase.To(first)), mode, weir.Store(store), weir.KafkaOptions(kgo.Dialer(network.dial)))
 				id := <-reached
 				network.sever()
@@ -328,7 +330,7 @@ func TestS38_NamedTransactionIsCommittedByTheNextProcess(t *testing.T) {
 				twoPhaseLife(t, brokers, &deposits{to: to}, mode, weir.Store(store))
 				wantSums(t, to, 5, letters...)
 				// The first process goes on with what it was about to do.
-				close(release)
+				release()
 				r.stop()
 				_ = r.wait() // it was cut off
 				wantSums(t, to, 5, letters...)
@@ -369,11 +371,12 @@ func TestS38_TransactionThatExpiredIsALoudStop(t *testing.T) {
 		to := newTreasury()
 		produce(t, brokers, "in", ones(3, letters...)...)
 		// While the app runs.
-		reached, release := make(chan string, 1), make(chan struct{})
-		r := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: at("commit", reached, release)})), mode, weir.Store(store), fast)
+		hold, reached, release := at("commit")
+		defer release()
+		r := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: hold})), mode, weir.Store(store), fast)
 		id := <-reached
 		expire(to, id)
-		close(release)
+		release()
 		first := loud(t, r, id)
 		// At each start, before anything is rolled back or processed.
 		for range 2 {
@@ -393,14 +396,15 @@ func TestS38_TransactionThatExpiredIsALoudStop(t *testing.T) {
 		store := checkpoint.NewMem()
 		to := newTreasury()
 		produce(t, brokers, "in", ones(3, letters...)...)
-		reached, release := make(chan string, 1), make(chan struct{})
-		r := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: at("commit", reached, release)})), weir.Parallelism(1), weir.Store(store), fast)
+		hold, reached, release := at("commit")
+		defer release()
+		r := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: hold})), weir.Parallelism(1), weir.Store(store), fast)
 		id := <-reached
 		to.mu.Lock()
 		lost := len(to.pending[id])
 		to.mu.Unlock()
 		expire(to, id)
-		close(release)
+		release()
 		gone := loud(t, r, id)
 		t.Setenv("WEIR_TWOPHASE_ACCEPT", fmt.Sprint("ahead@", gone.Checkpoint))
 		produce(t, brokers, "in", ones(1, letters...)...)
@@ -534,9 +538,10 @@ func TestS38_SavepointNamesWhatItsAppCommittedLater(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode weir.Option) {
 		brokers := broker(t, 2, "in")
 		to := newTreasury()
-		reached, release := make(chan string, 1), make(chan struct{})
+		hold, reached, release := at("commit")
+		defer release()
 		app := weir.New("wordcount", weir.Brokers(brokers...), weir.InstanceID("a"), mode, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(5*time.Millisecond))
-		sumsTo(twophase.To(&deposits{to: to, before: at("commit", reached, release)}))(app)
+		sumsTo(twophase.To(&deposits{to: to, before: hold}))(app)
 		ctx, stop := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- app.Run(ctx) }()
@@ -547,7 +552,7 @@ func TestS38_SavepointNamesWhatItsAppCommittedLater(t *testing.T) {
 		if _, err := app.Savepoint(t.Context(), dir, "x"); err != nil {
 			t.Fatal(err)
 		}
-		close(release)
+		release()
 		to.await(t, 3*len(letters))
 		stop()
 		if err := <-done; err != nil {
@@ -585,12 +590,13 @@ func TestS38_ProcessThatWasReplacedRollsNothingBack(t *testing.T) {
 	to := newTreasury()
 	produce(t, brokers, "in", ones(3, letters...)...)
 	twoPhaseLife(t, brokers, &deposits{to: to}, weir.Store(store))
-	listing, release := make(chan string, 1), make(chan struct{})
-	first := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: at("leftovers", listing, release)})), weir.Store(store), fast)
+	list, listing, release := at("leftovers")
+	defer release()
+	first := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: list})), weir.Store(store), fast)
 	<-listing
 	// The second one gets as far as the commit of a transaction that a checkpoint names.
-	reached, goOn := make(chan string, 1), make(chan struct{})
-	hold := at("commit", reached, goOn)
+	hold, reached, goOn := at("commit")
+	defer goOn()
 	second := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: func(ctx context.Context, call, id string) error {
 		if !slices.Contains(to.waiting(), id) {
 			return nil // it was committed before
@@ -603,9 +609,9 @@ func TestS38_ProcessThatWasReplacedRollsNothingBack(t *testing.T) {
 	if !slices.Contains(to.waiting(), id) {
 		t.Fatalf("transaction %s is not prepared: %q", id, to.waiting())
 	}
-	close(release) // the first one lists what there is now
+	release() // the first one lists what there is now
 	wantError(t, first.wait(), "instance id")
-	close(goOn)
+	goOn()
 	to.await(t, 5*len(letters))
 	second.stop()
 	if err := second.wait(); err != nil {
