@@ -338,6 +338,9 @@ func (s *Session) membership() (member string, generation int32, err error) {
 	} else if s.lost.Load() {
 		return "", 0, errLost
 	}
+	if s.isRenamed(member) {
+		return "", 0, errLost
+	}
 	if member == "" {
 		// A broker takes an empty member of generation -1 as long as the group is alive.
 		return "", 0, fmt.Errorf("not a member of group %s at the moment: %w", s.cfg.Group, kerr.UnknownMemberID)

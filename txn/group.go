@@ -50,6 +50,10 @@ func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[st
 	if s.left() || s.Err() != nil {
 		return
 	}
+	if s.renamed() {
+		s.endRenamed(ctx)
+		return
+	}
 	ctx, cancel := s.until(ctx)
 	defer cancel()
 	parts := flatten(assigned)
@@ -74,7 +78,9 @@ func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[st
 	if s.cfg.Events.Assigned != nil {
 		s.cfg.Events.Assigned(parts)
 	}
+	member, _ := s.cl.GroupMetadata()
 	s.mu.Lock()
+	s.member = member
 	for _, p := range parts {
 		s.assigned[p] = true
 	}
@@ -214,8 +220,12 @@ func (s *Session) adjust(_ context.Context, at map[string]map[int32]kgo.Offset) 
 }
 
 // onRevoked lets the handler commit a last time and hand over.
-func (s *Session) onRevoked(_ context.Context, _ *kgo.Client, revoked map[string][]int32) {
+func (s *Session) onRevoked(ctx context.Context, _ *kgo.Client, revoked map[string][]int32) {
 	<-s.opened
+	if !s.left() && !s.lost.Load() && s.renamed() {
+		s.endRenamed(ctx)
+		return
+	}
 	parts := flatten(revoked)
 	if len(parts) > 0 {
 		s.revoked.Store(true)
@@ -266,6 +276,39 @@ func (s *Session) endLost(err error) {
 	}
 	s.fail(e)
 	<-s.gone
+}
+
+// renamed tells whether the group knows us by another member id than the one that was
+// assigned what we have.
+func (s *Session) renamed() bool {
+	member, _ := s.cl.GroupMetadata()
+	return s.isRenamed(member)
+}
+
+func (s *Session) isRenamed(member string) bool {
+	if guard.Broken(guard.SameMember) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.assigned) > 0 && member != s.member
+}
+
+// endRenamed ends the incarnation of a member that joined anew. A client whose JoinGroup is
+// answered with UNKNOWN_MEMBER_ID does so without telling anybody, and goes on with what it
+// had. Meanwhile the group may have given that to others, which may have committed: as a new
+// member, of the present generation, we could commit on top of it.
+func (s *Session) endRenamed(ctx context.Context) {
+	s.mu.Lock()
+	lost := map[string][]int32{}
+	for p := range s.assigned {
+		lost[p.Topic] = append(lost[p.Topic], p.Partition)
+	}
+	s.mu.Unlock()
+	s.onLost(ctx, s.cl, lost)
+	if !s.left() {
+		s.endLost(fmt.Errorf("the group took us for gone while we joined again: %w", kerr.UnknownMemberID))
+	}
 }
 
 // groupHook is the Session as a hook of the client, so that the method isn't part of

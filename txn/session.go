@@ -205,6 +205,7 @@ type Session struct {
 
 	mu       sync.Mutex
 	assigned map[offsets.Partition]bool // by the group, restored or not
+	member   string                     // id of the member that assigned was given to
 	rejoined bool                       // once for what an old assignment lacks
 	owned    map[offsets.Partition]bool // being restored or restored, not yet revoked
 	topicID  map[string][16]byte

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -413,6 +415,57 @@ func TestCommitOfAMemberThatWasReplacedIsRefused(t *testing.T) {
 			t.Error("who is no member any more could commit")
 		}
 		r.wantOffsets(2, 2)
+	})
+}
+
+// TestMemberThatJoinedAnewHasLostWhatItHad has the group give up the active member just
+// before its JoinGroup arrives. The client joins under another member id then, with what it
+// had, and is told to hand that over, which somebody else has by now.
+func TestMemberThatJoinedAnewHasLostWhatItHad(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 4)
+		b := r.start("b", oneActive).up()
+		a := r.start("a", oneActive)
+		waitFor(t, func() bool { return stableGroup(r, 2) })
+		b.take(2)
+		b.mustCommit(1)
+		b.take(2)
+		held := make(chan struct{})
+		var once sync.Once
+		r.c.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			if id := req.(*kmsg.JoinGroupRequest).InstanceID; id == nil || *id != "b" {
+				r.c.KeepControl()
+				return nil, nil, false
+			}
+			once.Do(func() { close(held) })
+			r.c.SleepControl(func() { waitFor(t, func() bool { return len(a.Owned()) == 2 }) })
+			return nil, nil, false
+		})
+		c := r.start("c", oneActive) // a rebalance
+		<-held
+		if _, err := r.adm.LeaveGroup(t.Context(), kadm.LeaveGroup(testGroup).InstanceIDs("b")); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-b.Failed():
+		case <-time.After(time.Minute):
+			t.Fatalf("b was told to hand over %v, and goes on", b.revoked)
+		}
+		asError(t, b.Err(), Lost)
+		if len(b.revoked) > 0 || len(b.lostParts) != 2 {
+			t.Errorf("b was told to hand over %v, and that it lost %v", b.revoked, b.lostParts)
+		}
+		if err := b.commit(2); err == nil {
+			t.Error("who lost its partitions could commit")
+		}
+		b.Close()
+		a.take(2)
+		a.mustCommit(2)
+		r.start("b", oneActive) // its transaction of before ends
+		waitFor(t, func() bool { return len(r.committed(outTopic)) == 4 })
+		r.want(outTopic, "0", "1", "2", "3")
+		r.wantOffsets(2, 2)
+		c.Close()
 	})
 }
 

@@ -42,6 +42,7 @@ var controls = map[guard.Guard][]control{
 	guard.Timers:              {{".", "TestS32_TimersAndWatermarksSurviveARestartWithOtherParallelism"}},
 	guard.Membership:          {{"txn", "TestCommitOfAMemberThatWasReplacedIsRefused"}},
 	guard.SingleOwner:         {{"txn", "TestSingleActiveStandbyTakesOver"}},
+	guard.SameMember:          {{"txn", "TestMemberThatJoinedAnewHasLostWhatItHad"}},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

@@ -59,6 +59,8 @@ const (
 	Membership Guard = "membership"
 	// SingleOwner: one member of the group owns all partitions.
 	SingleOwner Guard = "single-owner"
+	// SameMember: a member that the group gave another id has lost what it had.
+	SameMember Guard = "same-member"
 )
 
 // All lists every guard.
@@ -67,5 +69,5 @@ var All = []Guard{
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 	LookupBeforeBarrier, TimeBehindLookup,
 	CapturedAgain, Alignment, HeldOutputs, CarryOver, IngestAfterCommit, InUse, NewestWins, Tombstones, Timers, Membership,
-	SingleOwner,
+	SingleOwner, SameMember,
 }
