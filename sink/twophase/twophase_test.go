@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -265,32 +266,30 @@ func TestNothingIsRolledBackByWhoWasReplaced(t *testing.T) {
 
 func TestReceiverThatIsDownIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		down := true
-		tries := 0
+		var down, tries atomic.Int64
 		p := &told{left: []string{"old"}, answer: func(string) error {
-			if tries++; down {
+			if tries.Add(1); down.Load() == 1 {
 				return fmt.Errorf("wrapped: %w", &sink.Retriable{Err: errors.New("down")})
 			}
 			return nil
 		}}
-		down = false
 		r := begin(t, p, MaxPending(2))
-		down = true
+		down.Store(1)
 		recovered := make(chan error, 1)
 		go func() { recovered <- r.a.Recover(r.ctx, 7, []sink.Log{naming(7, "a")}) }()
 		time.Sleep(time.Hour)
 		if p := r.a.(sink.Reporter).Progress(); p.Err == nil || p.PendingCheckpoints != 1 || p.PendingBytes != 2 {
 			t.Errorf("progress while it is down at the start: %+v", p)
 		}
-		if tries < 1000 || tries > 10000 {
-			t.Errorf("%d tries in an hour", tries)
+		if n := tries.Load(); n < 1000 || n > 10000 {
+			t.Errorf("%d tries in an hour", n)
 		}
-		down = false
+		down.Store(0)
 		if err := <-recovered; err != nil {
 			t.Fatal(err)
 		}
 		ran := r.run()
-		down = true
+		down.Store(1)
 		for id := int64(8); id <= 9; id++ {
 			if err := r.a.(sink.Throttler).Room(r.ctx); err != nil {
 				t.Fatal(err)
@@ -313,7 +312,7 @@ func TestReceiverThatIsDownIsWaitedFor(t *testing.T) {
 		if err := r.a.Drain(soon); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "2 checkpoints") || !strings.Contains(err.Error(), "down") {
 			t.Errorf("Drain while it is down: %v", err)
 		}
-		down = false
+		down.Store(0)
 		if err := errors.Join(<-room, r.a.Drain(r.ctx)); err != nil {
 			t.Fatal(err)
 		}
@@ -329,7 +328,7 @@ func TestWaitingEndsWithTheIncarnation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &told{}
 		r := begin(t, p)
-		p.answer = func(string) error { return &sink.Retriable{Err: errors.New("down")} }
+		p.answer = func(string) error { return &sink.Retriable{Err: errors.New("down")} } // before anybody else calls
 		recovered := make(chan error, 1)
 		go func() { recovered <- r.a.Recover(r.ctx, 7, nil) }()
 		time.Sleep(time.Minute)
