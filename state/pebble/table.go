@@ -58,7 +58,6 @@ type table struct {
 	opts sstable.IterOptions
 	// filter is asked before the reader; plain are the options that leave it out then.
 	filter tableFilter
-	plain  sstable.IterOptions
 	store  *Store
 	refs   atomic.Int32
 }
