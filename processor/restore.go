@@ -25,6 +25,7 @@ import (
 // the hook that asks for it; the loading goes on and the next call finds it.
 type restoring struct {
 	began bool
+	from  map[offsets.Partition]offsets.Committed // what was committed when it began
 	done  chan struct{}
 	state recovered
 	err   error
@@ -68,12 +69,18 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 		if err := inc.prepare(state); err != nil {
 			return nil, err
 		}
-		r.began, r.state, r.done = true, state, make(chan struct{})
+		r.began, r.from, r.state, r.done = true, maps.Clone(committed), state, make(chan struct{})
 		inc.spawn(func() error {
 			defer close(r.done)
 			r.err = inc.load(inc.ctx, state, begun)
 			return nil // reported by the hook
 		})
+	}
+	// Between two calls the group may have given the partitions to others and back.
+	for p, c := range committed {
+		if from, ok := r.from[p]; ok && from != c {
+			return nil, fmt.Errorf("others have committed partition %s while state was being restored: restarting from what they committed", p)
+		}
 	}
 	select {
 	case <-r.done:

@@ -1,7 +1,10 @@
 package statetest_test
 
 import (
+	"crypto/sha512"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,6 +14,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
+	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/txn"
 )
 
@@ -141,4 +150,96 @@ func (v *voyage) awaitRestore(t *testing.T, last int64) (commits int) {
 		return v.restored.Partitions > 0 && v.restored.Checkpoint > last
 	})
 	return commits
+}
+
+// TestRestoreThatIsInterruptedGoesByWhatOthersCommitMeanwhile takes the partitions from an
+// instance in the midst of its restore, has another one commit, and gives them back.
+func TestRestoreThatIsInterruptedGoesByWhatOthersCommitMeanwhile(t *testing.T) {
+	t.Parallel()
+	const keys = 500
+	brokers := broker(t, 2, "in", "out")
+	_, store := newDir(t)
+	slow := faultstore.Wrap(store)
+	held, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var restoring atomic.Bool
+	slow.Before(faultstore.Hang(func(op faultstore.Op, name string) bool {
+		if !restoring.Load() || op != faultstore.Get && op != faultstore.GetRange || strings.HasSuffix(name, ".manifest") {
+			return false
+		}
+		once.Do(func() { close(held) })
+		return true
+	}, release))
+	// So much that doesn't compress that a segment is an object of its own.
+	ballast := func(key string) string {
+		var b strings.Builder
+		for i := range 4 {
+			fmt.Fprintf(&b, "%x", sha512.Sum512([]byte(fmt.Sprint(i, key))))
+		}
+		return b.String()
+	}
+	topology := func(app *weir.App) {
+		in := weir.From(app, "in", source.KeyValues("in", codec.String, codec.String))
+		byKey := weir.KeyBy(in, "by-key", func(v weir.KV[string, string]) string { return v.Key }, codec.String)
+		out := weir.Process(byKey, "count", func(s *weir.Setup) weir.Handler[string, weir.KV[string, string], weir.KV[string, string]] {
+			seen := state.Value(s, "seen", codec.String)
+			return weir.OnRecord(func(c *weir.Context[string, weir.KV[string, string]], v weir.KV[string, string]) error {
+				all := strings.TrimSuffix(seen.Get(), ballast(v.Key)) + v.Value
+				seen.Set(all + ballast(v.Key))
+				c.Emit(weir.KV[string, string]{Key: v.Key, Value: all})
+				return nil
+			})
+		})
+		weir.To(out, "out", kafka.Sink("out", codec.String, codec.String))
+	}
+	instance := func(id string, store checkpoint.Store) *life {
+		return &life{brokers: brokers, topology: topology, store: store, opts: []weir.Option{
+			weir.InstanceID(id), weir.SessionTimeout(3 * time.Second),
+		}}
+	}
+	c := lead(t, brokers, "first", "in")
+	first, second := instance("first", store), instance("second", slow)
+	first.start(t)
+	second.start(t)
+	want := map[string][]string{}
+	feed := func(v string) {
+		var rs []*kgo.Record
+		for k := range keys {
+			key := fmt.Sprintf("key-%03d", k)
+			rs = append(rs, record("in", key, v))
+			all := v
+			if n := len(want[key]); n > 0 {
+				all = want[key][n-1] + v
+			}
+			want[key] = append(want[key], all)
+		}
+		produce(t, brokers, rs...)
+	}
+	feed("a")
+	first.until(t, func(records int64, _ int) bool { return records == keys })
+	restoring.Store(true)
+	c.hand("second")
+	select {
+	case <-held:
+	case <-time.After(deadline):
+		t.Fatal("the second instance restores nothing")
+	}
+	c.hand("first")
+	feed("b")
+	first.until(t, func(records int64, _ int) bool { return records == 2*keys })
+	first.mu.Lock()
+	interrupted := first.restored.Checkpoint // it began from what the second one was restoring
+	first.mu.Unlock()
+	close(release)
+	c.hand("second")
+	second.until(t, func(_ int64, commits int) bool { return second.restored.Checkpoint > interrupted || commits > 0 })
+	feed("c")
+	second.until(t, func(records int64, _ int) bool { return records >= keys })
+	for _, l := range []*life{first, second} {
+		l.stop()
+		if err := l.wait(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
 }
