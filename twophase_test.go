@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -513,9 +514,9 @@ func TestS38_ReceiverThatIsDownHoldsTheInputAndStopsNothing(t *testing.T) {
 		// It is down at the start, too.
 		var once sync.Once
 		starting := make(chan struct{})
-		tries := 0
+		var tries atomic.Int64
 		r := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: func(_ context.Context, call, _ string) error {
-			if tries++; tries < 4 {
+			if tries.Add(1) < 4 {
 				once.Do(func() { close(starting) })
 				return weir.Retry(errors.New("out of reach"))
 			}
