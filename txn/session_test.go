@@ -808,15 +808,17 @@ func TestConfirmIsRefusedToWhoMayHaveASuccessor(t *testing.T) {
 	})
 	t.Run("while it restores, and a rebalance begins", func(t *testing.T) {
 		inBubble(t, func(t *testing.T, r *rig) {
-			restoring, confirmed := make(chan struct{}), make(chan error, 1)
+			opened, restoring, confirmed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 			a := r.start("a", oneActive, func(_ *Config, w *worker) {
 				w.onRestore = func(context.Context, map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Position, error) {
 					close(restoring)
 					time.Sleep(5 * time.Second) // of heartbeats that tell of the other one
+					<-opened
 					confirmed <- confirm(w)
 					return nil, nil
 				}
 			})
+			close(opened)
 			<-restoring
 			r.start("b", oneActive)
 			if err := <-confirmed; err != nil {
