@@ -27,24 +27,16 @@ import (
 
 // treasury is a receiver with prepared transactions that outlives every app.
 type treasury struct {
-	mu        sync.Mutex
+	*shelf    // of committed transactions, in the order of their commits
 	next      int
 	pending   map[string][]string // open or prepared, by id
 	prepared  map[string]bool
 	committed map[string]bool
 	aborted   []string
-	values    []string      // of committed transactions, in the order of their commits
-	moved     chan struct{} // closed and made anew at each commit
 }
 
 func newTreasury() *treasury {
-	return &treasury{pending: map[string][]string{}, prepared: map[string]bool{}, committed: map[string]bool{}, moved: make(chan struct{})}
-}
-
-func (to *treasury) list() []string {
-	to.mu.Lock()
-	defer to.mu.Unlock()
-	return slices.Clone(to.values)
+	return &treasury{shelf: newShelf(), pending: map[string][]string{}, prepared: map[string]bool{}, committed: map[string]bool{}}
 }
 
 // waiting returns the transactions that are prepared and neither committed nor rolled back.
@@ -59,25 +51,6 @@ func (to *treasury) waiting() []string {
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// await waits until n values are there.
-func (to *treasury) await(t *testing.T, n int) {
-	t.Helper()
-	timeout := time.After(deadline)
-	for {
-		to.mu.Lock()
-		have, moved := len(to.values), to.moved
-		to.mu.Unlock()
-		if have >= n {
-			return
-		}
-		select {
-		case <-moved:
-		case <-timeout:
-			t.Fatalf("%d values are there, want %d", have, n)
-		}
-	}
 }
 
 // deposits is a participant that writes to a treasury. before is called before each call
@@ -127,9 +100,7 @@ func (p *deposits) Commit(ctx context.Context, handle []byte) error {
 	}
 	delete(p.to.pending, id)
 	p.to.committed[id] = true
-	p.to.values = append(p.to.values, values...)
-	close(p.to.moved)
-	p.to.moved = make(chan struct{})
+	p.to.put(values)
 	return nil
 }
 

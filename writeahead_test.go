@@ -24,55 +24,36 @@ import (
 	"github.com/weirstream/weir/state"
 )
 
-// receiver is what a write-ahead sink writes to: a list of values and, moved in the same
-// atomic step as the values, a marker. It outlives every app.
-type receiver struct {
+// shelf is what readers of a receiver see: a list of values that only grows.
+type shelf struct {
 	mu     sync.Mutex
 	values []string
-	marker marker
 	moved  chan struct{} // closed and made anew at each change
 }
 
-// marker says which log was applied last.
-type marker struct {
-	lineage    string
-	checkpoint int64
+func newShelf() *shelf { return &shelf{moved: make(chan struct{})} }
+
+// put appends values. It is called with mu held.
+func (s *shelf) put(values []string) {
+	s.values = append(s.values, values...)
+	close(s.moved)
+	s.moved = make(chan struct{})
 }
 
-func newReceiver() *receiver { return &receiver{moved: make(chan struct{})} }
-
-// apply appends the values of log m, unless it has them.
-func (r *receiver) apply(m marker, values []string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m.checkpoint <= r.marker.checkpoint {
-		return
-	}
-	r.values, r.marker = append(r.values, values...), m
-	close(r.moved)
-	r.moved = make(chan struct{})
-}
-
-func (r *receiver) at() marker {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.marker
-}
-
-func (r *receiver) list() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.values)
+func (s *shelf) list() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.values)
 }
 
 // await waits until n values are there.
-func (r *receiver) await(t *testing.T, n int) {
+func (s *shelf) await(t *testing.T, n int) {
 	t.Helper()
 	timeout := time.After(deadline)
 	for {
-		r.mu.Lock()
-		have, moved := len(r.values), r.moved
-		r.mu.Unlock()
+		s.mu.Lock()
+		have, moved := len(s.values), s.moved
+		s.mu.Unlock()
 		if have >= n {
 			return
 		}
@@ -82,6 +63,38 @@ func (r *receiver) await(t *testing.T, n int) {
 			t.Fatalf("%d values are there, want %d", have, n)
 		}
 	}
+}
+
+// receiver is what a write-ahead sink writes to: a list of values and, moved in the same
+// atomic step as the values, a marker. It outlives every app.
+type receiver struct {
+	*shelf
+	marker marker
+}
+
+// marker says which log was applied last.
+type marker struct {
+	lineage    string
+	checkpoint int64
+}
+
+func newReceiver() *receiver { return &receiver{shelf: newShelf()} }
+
+// apply appends the values of log m, unless it has them.
+func (r *receiver) apply(m marker, values []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m.checkpoint <= r.marker.checkpoint {
+		return
+	}
+	r.put(values)
+	r.marker = m
+}
+
+func (r *receiver) at() marker {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.marker
 }
 
 // target is what a write-ahead sink needs of a receiver.

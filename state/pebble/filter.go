@@ -88,13 +88,9 @@ func parseBloom(b []byte) (*bloomFilter, bool) {
 	return f, uint64(len(lines)) == uint64(f.n)*bloomLine
 }
 
-func (f *bloomFilter) line(hash uint32) []byte {
-	i := int(hash%f.n) * bloomLine
-	return f.lines[i : i+bloomLine : i+bloomLine]
-}
-
 func (f *bloomFilter) mayContain(hash uint32) bool {
-	line, delta := f.line(hash), hash>>17|hash<<15
+	at, delta := int(hash%f.n)*bloomLine, hash>>17|hash<<15
+	line := f.lines[at : at+bloomLine]
 	for range f.probes {
 		bit := hash % (8 * bloomLine)
 		if line[bit/8]&(1<<(bit%8)) == 0 {

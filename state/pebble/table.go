@@ -56,7 +56,7 @@ type table struct {
 	num  uint64 // in the block cache
 	r    *sstable.Reader
 	opts sstable.IterOptions
-	// filter is asked before the reader; plain are the options that leave it out then.
+	// filter is asked before the reader, which leaves it out then.
 	filter tableFilter
 	store  *Store
 	refs   atomic.Int32
