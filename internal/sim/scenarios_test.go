@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +56,12 @@ func (s story) tell(t *testing.T) {
 	sc, err := parse(b.String())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s.expect == "" {
+		// All faults end with the last step, and one that waits for the n-th request may have to
+		// wait until what came before it is over.
+		last := slices.MaxFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) }).at
+		sc.steps = append(sc.steps, step{at: last + 3*time.Second, verb: verbFeed, mode: "plain", n: 5})
 	}
 	var res *result
 	for range 3 { // one that is given up says nothing
