@@ -219,6 +219,11 @@ func (d *Dir) link(ctx context.Context, name string, src *Dir, object string) (b
 	return true, syncDir(dir)
 }
 
+// writeAtOnce is how much goes into one system call. While one lasts, Go lets another
+// goroutine have the thread's turn, so a processor more is asked for than there are; if it
+// lasts for milliseconds the kernel takes them from who handles records.
+const writeAtOnce = 128 << 10
+
 // writeTemp writes data durably into a new temporary file in dir.
 func writeTemp(dir string, data []byte) (temp string, err error) {
 	var id [8]byte
@@ -228,7 +233,11 @@ func writeTemp(dir string, data []byte) (temp string, err error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = f.Write(data)
+	for rest := data; len(rest) > 0 && err == nil; {
+		n := min(len(rest), writeAtOnce)
+		_, err = f.Write(rest[:n])
+		rest = rest[n:]
+	}
 	if err == nil {
 		err = f.Sync()
 	}

@@ -89,6 +89,8 @@ type slots interface {
 	capacity() uint32
 	keyGroup(slot uint32) uint16
 	appendKey(dst []byte, slot uint32) ([]byte, error)
+	// touchKeys reads something of the keys of slots, to have them in the cache soon.
+	touchKeys(slots []uint32)
 	// use makes the key of a slot the current one.
 	use(slot uint32)
 	// slotOf returns the slot of an encoded key, which gets one if it has none.

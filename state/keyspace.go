@@ -76,6 +76,7 @@ type Keyspace[K comparable] struct {
 	curOK   bool // curSlot is cur's slot
 	keyless bool // there is no current key
 
+	reach   reach  // what a K refers to
 	touched uint64 // of no meaning: keeps reads ahead from being optimised away
 
 	maybeEmpty []uint32 // slots that a column froze as empty
@@ -112,8 +113,9 @@ type slotKey[K comparable] struct {
 
 // NewKeyspace returns an empty keyspace whose keys are encoded by c.
 func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
+	t := reflect.TypeFor[K]()
 	return &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
-		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, flatKey: flat(reflect.TypeFor[K]())}
+		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, flatKey: flat(t), reach: reachOf(t)}
 }
 
 var _ Space = (*Keyspace[string])(nil)
@@ -524,6 +526,17 @@ func (ks *Keyspace[K]) appendKey(dst []byte, slot uint32) ([]byte, error) {
 		ks.keySize.add(len(dst) - at)
 	}
 	return dst, err
+}
+
+func (ks *Keyspace[K]) touchKeys(slots []uint32) {
+	touched := ks.touched
+	for _, slot := range slots {
+		touched ^= uint64(ks.at(slot).kg)
+	}
+	for _, slot := range slots {
+		touched ^= uint64(ks.reach.touch(unsafe.Pointer(&ks.at(slot).key)))
+	}
+	ks.touched = touched
 }
 
 func (ks *Keyspace[K]) frozen(slot uint32) {

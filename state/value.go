@@ -23,9 +23,12 @@ type OfValue[V any] struct {
 	changes
 	swept uint32 // slots below were looked at for expired entries
 
-	flat bool // a V holds no pointers
-	mean mean // bytes of an encoded value
-	sets uint // calls of Set, to measure some values before they are encoded
+	flat  bool  // a V holds no pointers
+	reach reach // what a V refers to
+	mean  mean  // bytes of an encoded value
+	sets  uint  // calls of Set, to measure some values before they are encoded
+
+	touched uint8 // of no meaning: keeps reads ahead from being optimised away
 }
 
 // cell is one key's value.
@@ -42,7 +45,8 @@ func Value[V any](s Setup, name string, c codec.Codec[V], opts ...Option) *OfVal
 }
 
 func newValue[V any](scope *Scope, kind, name string, c codec.Codec[V], opts []Option) *OfValue[V] {
-	h := &OfValue[V]{operator: scope.operator, name: name, kind: kind, codec: c, flat: flat(reflect.TypeFor[V]())}
+	t := reflect.TypeFor[V]()
+	h := &OfValue[V]{operator: scope.operator, name: name, kind: kind, codec: c, flat: flat(t), reach: reachOf(t)}
 	err := codec.Check(c)
 	if err == nil {
 		h.opts, err = optionsOf(opts)
@@ -242,21 +246,46 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 
 func (h *OfValue[V]) encode(n int) (int, error) {
 	done := 0
-	for ; done < n; done++ {
-		slot, ok := h.next()
-		if !ok {
+	var ahead [encodeAhead]uint32
+	for done < n {
+		slots := ahead[:0]
+		for len(slots) < min(encodeAhead, n-done) {
+			slot, ok := h.next()
+			if !ok {
+				break
+			}
+			slots = append(slots, slot)
+		}
+		if len(slots) == 0 {
 			break
 		}
-		if c := h.at(slot); c.flags&h.frozen() != 0 { // else it was encoded when it was touched
-			if err := h.encodeCell(slot, c); err != nil {
-				return done, err
+		h.touchAll(slots)
+		for _, slot := range slots {
+			if c := h.at(slot); c.flags&h.frozen() != 0 { // else it was encoded when it was touched
+				if err := h.encodeCell(slot, c); err != nil {
+					return done, err
+				}
 			}
+			done++
 		}
 	}
 	if h.opts.domain != segment.Forever {
 		h.sweepSome(sweepPerChange * done)
 	}
 	return done, nil
+}
+
+// touchAll reads something of all that encoding some cells reads.
+func (h *OfValue[V]) touchAll(slots []uint32) {
+	var touched uint8
+	for _, slot := range slots {
+		touched ^= h.touch(slot)
+	}
+	h.keys.touchKeys(slots)
+	for _, slot := range slots {
+		touched ^= h.reach.touch(unsafe.Pointer(&h.at(slot).v))
+	}
+	h.touched ^= touched
 }
 
 // encodeCell writes a frozen cell.
