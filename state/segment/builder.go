@@ -140,6 +140,25 @@ func (d *runData) sort() {
 	d.pool.putScratch(scratch)
 }
 
+// touchAhead is how many entries are read together before they are written: in the order
+// of their keys they lie here and there in the arena.
+const touchAhead = 16
+
+// touch reads something of all of entries [lo, hi), to have it in the cache soon.
+func (d *runData) touch(lo, hi int) {
+	const cacheLine, furthest = 64, 256 // the processor itself reads ahead in what is longer
+	touched := byte(0)
+	for i := lo; i < hi; i++ {
+		e := &d.entries[i]
+		end := e.off + min(int(e.klen)+int(max(e.vlen, 0)), furthest)
+		for at := e.off; at < end; at += cacheLine {
+			touched ^= d.arena[at]
+		}
+		touched ^= d.arena[end-1]
+	}
+	d.touched ^= touched
+}
+
 // radixPass orders es by one byte of the group, stably, in the memory of scratch if
 // that is enough, and returns the ordered slice and the other one.
 func radixPass(es, scratch []entry, shift int) (ordered, other []entry) {

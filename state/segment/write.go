@@ -84,6 +84,9 @@ func WriteFiltered(w io.Writer, bits int, runs ...Run) (Info, error) {
 		// Subtasks own contiguous key-groups: one run after the other, no comparison.
 		for _, r := range disjoint {
 			for i := range r.d.entries {
+				if i%touchAhead == 0 {
+					r.d.touch(i, min(i+touchAhead, len(r.d.entries)))
+				}
 				if err := sw.add(r.key(i), r.value(i), r.d.entries[i].vlen == tombstone); err != nil {
 					return Info{}, sw.abort(err)
 				}
