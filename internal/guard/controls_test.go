@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -52,26 +53,27 @@ func TestNegativeControls(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles and runs other packages' tests; not in -short")
 	}
+	b := build{dir: t.TempDir(), made: map[string]string{}}
 	for _, g := range guard.All {
 		if len(controls[g]) == 0 {
 			t.Errorf("guard %q has no test that fails without it", g)
 		}
 		for _, c := range controls[g] {
-			takeOut(t, g, c)
+			b.takeOut(t, g, c)
 		}
 	}
 }
 
-func takeOut(t *testing.T, g guard.Guard, c control) {
+func (b *build) takeOut(t *testing.T, g guard.Guard, c control) {
 	t.Run(string(g)+"/"+c.test, func(t *testing.T) {
-		out, err := run(c.pkg, c.test, "")
+		out, err := b.run(t, c, "")
 		if err != nil {
 			t.Fatalf("with every guard in, %s in %s fails: %v\n%s", c.test, c.pkg, err, out)
 		}
 		if strings.Contains(out, "--- SKIP: "+c.test) {
 			t.Skipf("%s in %s is skipped here, which is a failure with WEIR_REQUIRE_CONTAINERS=1", c.test, c.pkg)
 		}
-		out, err = run(c.pkg, c.test, g)
+		out, err = b.run(t, c, g)
 		if err == nil {
 			t.Fatalf("without guard %q, %s in %s still passes", g, c.test, c.pkg)
 		}
@@ -82,10 +84,36 @@ func takeOut(t *testing.T, g guard.Guard, c control) {
 	})
 }
 
-// run runs one test in a build whose guards can be taken out.
-func run(pkg, test string, g guard.Guard) (string, error) {
-	cmd := exec.Command("go", "test", "-tags", "weirbroken", "-count", "1", "-v", "-timeout", "3m", "-run", fmt.Sprintf("^%s$", test), "./"+pkg)
-	cmd.Dir = "../.."
+// build is a build whose guards can be taken out.
+type build struct {
+	dir  string
+	made map[string]string // from a package to its tests' binary
+}
+
+// tests returns the binary of a package's tests. Linking one takes longer than most of
+// them run.
+func (b *build) tests(t *testing.T, pkg string) string {
+	t.Helper()
+	bin, ok := b.made[pkg]
+	if !ok {
+		bin = filepath.Join(b.dir, fmt.Sprintf("%d.test", len(b.made)))
+		cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "weirbroken", "-o", bin, "./"+pkg)
+		cmd.Dir = root
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("building the tests of %s: %v\n%s", pkg, err, out)
+		}
+		b.made[pkg] = bin
+	}
+	return bin
+}
+
+// root is the module's.
+const root = "../.."
+
+// run runs one test with a guard taken out, or with all of them if g is empty.
+func (b *build) run(t *testing.T, c control, g guard.Guard) (string, error) {
+	cmd := exec.CommandContext(t.Context(), b.tests(t, c.pkg), "-test.v", "-test.timeout", "3m", "-test.run", fmt.Sprintf("^%s$", c.test))
+	cmd.Dir = filepath.Join(root, c.pkg) // where go test runs it
 	cmd.Env = append(os.Environ(), "WEIR_BREAK="+string(g))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
