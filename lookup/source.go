@@ -45,8 +45,8 @@ type Single interface{ Single() }
 type Answer[V any] struct {
 	Value V
 	Found bool // without it Value is the zero value
-	// Err is why nothing is known of this key. If it is [Passing] the whole call is repeated.
-	// Otherwise it is the error of the records that wait for the key, see [OnError].
+	// Err is why nothing is known of this key. If it is [Passing], or the time of the call is
+	// over ([Timeout]), the whole call is repeated. Otherwise it is the error of the records that wait for the key, see [OnError].
 	Err error
 }
 
@@ -62,7 +62,7 @@ func Passing(err error) bool {
 
 // Each makes a source of a function that looks up one key; found is false for one that
 // isn't there. It is called from several goroutines at once. name says what is asked. An
-// error that is not [Passing] is that of the key.
+// error that is not [Passing] is that of the key, unless the time of the call is over.
 func Each[K comparable, V any](name string, f func(ctx context.Context, key K) (v V, found bool, err error)) Source[K, V] {
 	if f == nil {
 		return function[K, V]{name: name}

@@ -544,18 +544,17 @@ func (o *asker[A, K, V]) try(ctx context.Context, keys []K, answers []lookup.Ans
 			err = &panicError{asError(p), string(debug.Stack())}
 		}
 	}()
-	if err = o.client.Fetch(ctx, keys, answers); err != nil {
-		if ctx.Err() != nil && !lookup.Passing(err) {
-			err = &Retriable{Err: fmt.Errorf("no answer within %v: %w", o.spec.How.Timeout, err)}
-		}
-		return err
-	}
-	for i := range answers {
-		if err := answers[i].Err; err != nil && lookup.Passing(err) {
-			return err
+	err = o.client.Fetch(ctx, keys, answers)
+	for i := 0; err == nil && i < len(answers); i++ {
+		// What is said of a key when the time is over may be due to that.
+		if keys := answers[i].Err; keys != nil && (lookup.Passing(keys) || ctx.Err() != nil) {
+			err = keys
 		}
 	}
-	return nil
+	if err != nil && ctx.Err() != nil && !lookup.Passing(err) {
+		err = &Retriable{Err: fmt.Errorf("no answer within %v: %w", o.spec.How.Timeout, err)}
+	}
+	return err
 }
 
 // panicError is what a function panicked with.

@@ -549,6 +549,33 @@ func TestFailedCallsAreRepeatedForABoundedTime(t *testing.T) {
 	}
 }
 
+// A client need not say that it gave up because the time was over. What it says of a key
+// then is no reason to take the key for bad.
+func TestErrorOfAKeyAfterTheTimeIsOverIsOfTheCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDeskWith(t, office{})
+		calls := 0
+		l := Lookup[string, string, int]{ID: "again", From: lookup.Each("a map", func(ctx context.Context, _ string) (int, bool, error) {
+			if calls++; calls == 1 {
+				<-ctx.Done()
+				return 0, false, errors.New("the connection is closed")
+			}
+			return 7, true, nil
+		}), Key: func(s string) string { return s }, How: lookup.NewSettings([]lookup.Option{lookup.Timeout(time.Second)})}
+		var told []int
+		take := l.Build(d.sub, func(s *Subtask, _ *Operator) func(string, int, bool) {
+			s.outgoing = append(s.outgoing, d.story)
+			return func(_ string, v int, _ bool) { told = append(told, v) }
+		})
+		d.sub.raw = &kgo.Record{Topic: "in"}
+		take("a")
+		d.sub.barrier(1)
+		if d.sub.err != nil || !slices.Equal(told, []int{7}) || calls != 2 {
+			t.Fatalf("told %v after %d calls: %v", told, calls, d.sub.err)
+		}
+	})
+}
+
 func TestPanicOfACallStopsTheApp(t *testing.T) {
 	d := newDeskWith(t, office{})
 	l := Lookup[string, string, int]{ID: "again", From: lookup.Each("a map", func(context.Context, string) (int, bool, error) { panic("no map") }),
