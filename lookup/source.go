@@ -46,7 +46,8 @@ type Answer[V any] struct {
 	Value V
 	Found bool // without it Value is the zero value
 	// Err is why nothing is known of this key. If it is [Passing], or the time of the call is
-	// over ([Timeout]), the whole call is repeated. Otherwise it is the error of the records that wait for the key, see [OnError].
+	// over ([Timeout]), the whole call is repeated. Otherwise it is the error of the records
+	// that wait for the key, see [OnError].
 	Err error
 }
 
