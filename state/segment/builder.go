@@ -144,10 +144,10 @@ func (d *runData) sort() {
 // of their keys they lie here and there in the arena.
 const touchAhead = 16
 
-// touch reads something of all of entries [lo, hi), to have it in the cache soon.
-func (d *runData) touch(lo, hi int) {
+// touch reads something of all of entries [lo, hi), to have it in the cache soon. The
+// result has no meaning.
+func (d *runData) touch(lo, hi int) (touched byte) {
 	const cacheLine, furthest = 64, 256 // the processor itself reads ahead in what is longer
-	touched := byte(0)
 	for i := lo; i < hi; i++ {
 		e := &d.entries[i]
 		end := e.off + min(int(e.klen)+int(max(e.vlen, 0)), furthest)
@@ -156,7 +156,7 @@ func (d *runData) touch(lo, hi int) {
 		}
 		touched ^= d.arena[end-1]
 	}
-	d.touched ^= touched
+	return touched
 }
 
 // radixPass orders es by one byte of the group, stably, in the memory of scratch if

@@ -18,8 +18,6 @@ type runData struct {
 	pool     *pool
 	sorted   sync.Once
 	released atomic.Bool
-
-	touched byte // of no meaning: keeps reads ahead from being optimised away
 }
 
 // Len returns the number of entries.
