@@ -66,7 +66,7 @@ func TestAccessRightsInOperationsAreEnough(t *testing.T) {
 	if err := cl.FlushDB(t.Context()).Err(); err != nil { // of an earlier run
 		t.Fatal(err)
 	}
-	if err := cl.Do(t.Context(), "ACL", "SETUSER", "shop", "on", ">PASSWORD", "~shop:*", "+hset", "+zadd", "+evalsha", "+script|load", "+get", "+set", "+rpush", "+info").Err(); err != nil {
+	if err := cl.Do(t.Context(), "ACL", "SETUSER", "shop", "on", ">PASSWORD", "~shop:*", "+hset", "+zadd", "+evalsha", "+script|load", "+get", "+set", "+rpush", "+rpop", "+lindex", "+info").Err(); err != nil {
 		t.Fatal(err)
 	}
 	brokers := cluster(t, "in")

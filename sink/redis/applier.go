@@ -27,6 +27,10 @@ import (
 //   - A marker that is behind what was applied means that Redis lost its tail, and with it
 //     the operations, since both are written in one step. The applier goes back to the
 //     logs.
+//   - While a batch is applied it is on the list of open ones, by a command before its first
+//     and one behind its last. So a part of a batch that is done by itself, as Redis may do
+//     at a start, is there to be seen, see [PartError]: what Redis did then it can't be kept
+//     from.
 //   - A log is given up only when a base is part of a later log that is kept: the base
 //     says where each lane must be at least. A marker behind that is a loss that the logs
 //     cannot mend.
@@ -227,11 +231,15 @@ func (a *applier) touch(batches []*batch) {
 	a.recent = recent
 }
 
-// look compares the markers of the lanes that were written last with what they should say:
-// an app that has nothing to write would not notice otherwise that Redis lost its tail. If
-// Redis can't be reached it is asked again later.
+// look compares the markers of the lanes that were written last with what they should say,
+// and looks for batches that were not ended: an app that has nothing to write would not
+// notice otherwise that Redis lost its tail, or did a part of a batch twice. If Redis can't
+// be reached it is asked again later.
 func (a *applier) look(ctx context.Context) error {
 	marks, err := a.marksOf(ctx, a.recent)
+	if err == nil {
+		err = a.openOf(ctx, a.recent)
+	}
 	if err != nil {
 		if unavailable(err) || passing(err) {
 			a.note(err)

@@ -316,8 +316,8 @@ func (a *applier) command(ctx context.Context, b *batch, author string) *goredis
 	if a.set.deadLetters {
 		aside = "1"
 	}
-	args := make([]any, 0, 12+len(b.keys))
-	args = append(args, "EVALSHA", applyScript.sha, 2+len(b.keys), a.marker(b.lane), a.layout.dead(b.lane, a.env.App(), a.env.Operator()))
+	args := make([]any, 0, 13+len(b.keys))
+	args = append(args, "EVALSHA", applyScript.sha, 3+len(b.keys), a.marker(b.lane), a.layout.dead(b.lane, a.env.App(), a.env.Operator()), a.openBatches(b.lane))
 	for i := range b.keys {
 		args = append(args, &b.keys[i])
 	}
@@ -367,6 +367,8 @@ func (a *applier) judgeReply(b *batch, reply any) (done bool, err error) {
 			err = &CommandError{Sink: a.env.Operator(), Checkpoint: b.log.checkpoint, Command: describe(b.commands[:b.ends[0]]), Err: err}
 		}
 		return false, err
+	case 3:
+		return false, a.partError(b.lane, text(1))
 	case 0:
 		var has position
 		if s := text(1); s != "" {

@@ -2,7 +2,8 @@ package redis
 
 // applyScript applies a batch if the marker says that it is the next one.
 //
-//	KEYS[1] marker, KEYS[2] dead letters; on a cluster the keys of the batch follow
+//	KEYS[1] marker, KEYS[2] dead letters, KEYS[3] open batches; on a cluster the keys of
+//	the batch follow
 //	ARGV[1] how the marker must begin, empty if there must be none
 //	ARGV[2] how the new marker begins, in front of the number of operations
 //	ARGV[3] number of operations applied before this batch
@@ -11,12 +12,15 @@ package redis
 //	ARGV[6] the commands, MessagePack arrays one after another
 //
 // It returns {0, marker} and did nothing, or {1, put aside}, or {2, applied, error}: that
-// many were applied and marked as such, and the next one failed.
+// many were applied and marked as such, and the next one failed; or {3, batch} and did
+// nothing, because that batch is open, see [PartError].
 //
 // A script is not rolled back, so nothing may fail between the operations and the marker.
-// The marker is written first: what refuses all writes (memory, replica, disk) refuses that
-// one, before anything happened, and Redis asks no more once a script has written. What a
-// command itself does wrong is caught, and the marker is set to exactly what was done.
+// The batch is put on the list of open ones first: what refuses all writes (memory,
+// replica, disk) refuses that one, before anything happened, and Redis asks no more once a
+// script has written. What a command itself does wrong is caught, and the marker is set to
+// exactly what was done. RPOP comes in front of RPUSH and again at the end, so that a user
+// without the right to one of them finds out before anything happened, too.
 //
 // Commands are unpacked 32 at a time: with 512 SETs that is a sixth faster than one at a
 // time, and more at a time is no faster.
@@ -25,8 +29,13 @@ local marker = redis.call('GET', KEYS[1]) or ''
 if marker ~= ARGV[1] and (ARGV[1] == '' or string.sub(marker, 1, #ARGV[1]) ~= ARGV[1]) then
   return {0, marker}
 end
+local open = redis.call('RPOP', KEYS[3])
+if open then
+  redis.call('RPUSH', KEYS[3], open)
+  return {3, open}
+end
+redis.call('RPUSH', KEYS[3], ARGV[2] .. ARGV[3] .. ' ' .. ARGV[4])
 local done = tonumber(ARGV[3])
-redis.call('SET', KEYS[1], ARGV[2] .. ARGV[3] .. ' ' .. ARGV[4])
 local at, aside, failed = 0, 0, false
 local commands, unpack_limit, call, unpack, type = ARGV[6], cmsgpack.unpack_limit, redis.pcall, unpack, type
 while at >= 0 and not failed do
@@ -53,6 +62,7 @@ while at >= 0 and not failed do
   end
 end
 redis.call('SET', KEYS[1], ARGV[2] .. string.format('%.0f', done) .. ' ' .. ARGV[4])
+redis.call('RPOP', KEYS[3])
 if failed then
   return {2, done - tonumber(ARGV[3]), failed}
 end

@@ -15,6 +15,7 @@ const (
 	markerKind  = "weir:marker:"
 	deadKind    = "weir:dead:"
 	versionKind = "weir:version:"
+	openKind    = "weir:open:"
 )
 
 // layout says under which keys the sinks keep what is theirs.
@@ -45,6 +46,12 @@ func (l layout) lane(slot uint16) lane {
 
 func (l layout) dead(n lane, app, sink string) string {
 	return l.prefix + deadKind + l.tag(uint16(n)) + name(app, sink)
+}
+
+// open is the list of the batches of a lane that were begun and not ended: there is one
+// while a script runs, and none for whoever else looks.
+func (l layout) open(n lane, app, sink string) string {
+	return l.prefix + openKind + l.tag(uint16(n)) + name(app, sink)
 }
 
 func (l layout) version(slot uint16, key string) string {

@@ -142,7 +142,7 @@ func TestMarkersAndDataShareTheirSlot(t *testing.T) {
 		l := layout{prefix, true}
 		for _, key := range []string{"a", "b", "{x}y", "long key with spaces", "}{"} {
 			slot := slotOf([]byte(prefix + key))
-			for _, own := range []string{l.marker(l.lane(slot), "app", "sink"), l.dead(l.lane(slot), "app", "sink"), l.version(slot, prefix+key)} {
+			for _, own := range []string{l.marker(l.lane(slot), "app", "sink"), l.dead(l.lane(slot), "app", "sink"), l.open(l.lane(slot), "app", "sink"), l.version(slot, prefix+key)} {
 				if slotOf([]byte(own)) != slot || !strings.HasPrefix(own, prefix) {
 					t.Errorf("%q of %q is in slot %d, want %d", own, prefix+key, slotOf([]byte(own)), slot)
 				}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -54,6 +55,28 @@ func (e *ForeignError) Error() string {
 		e.Sink, e.Restored, e.Key, e.Marker, e.Lanes, acceptEnv, e.Sink, e.Restored)
 }
 
+// PartError says that Redis did a part of a batch twice. It does so when it was killed while
+// it wrote a transaction to its append-only file, so that the file ends in the middle of
+// one of its commands. Redis then cuts the file in front of that command and leaves the
+// begin of the transaction there. What is written next goes behind it, and a later start
+// does the begin of the batch, and then the whole of it. "Redis that is killed" in
+// docs/operations.md says how to start Redis so that this can't happen.
+type PartError struct {
+	Sink     string
+	Restored int64  // checkpoint
+	Key      string // the list that says it
+	Batch    string // where the batch begins
+	Lanes    int    // how many have this trouble; the fields are those of the first
+}
+
+func (e *PartError) Error() string {
+	return fmt.Sprintf("sink %q: Redis did a part of a batch twice: list %s says that a batch was begun and not ended, behind %s (%d such lists)"+
+		"\n  Redis was killed while it wrote its append-only file, and started with half of that batch in it; see \"Redis that is killed\" in docs/operations.md"+
+		"\n  the first operations behind that one may have been done twice; nothing is applied any more"+
+		"\n  mend the data, or restore Redis from a backup; to go on then, start once with %s=%s@%d",
+		e.Sink, e.Key, e.Batch, e.Lanes, acceptEnv, e.Sink, e.Restored)
+}
+
 // tailError says that Redis lost its tail while the app ran. The next incarnation brings
 // it back from the logs.
 type tailError struct {
@@ -91,13 +114,13 @@ func (a *applier) markers(ctx context.Context) (map[lane]mark, error) {
 	return a.marksOf(ctx, a.layout.lanes())
 }
 
+// lanesAtOnce is how many lanes are asked about in one pipeline.
+const lanesAtOnce = 1024
+
 // marksOf reads the markers of some lanes.
 func (a *applier) marksOf(ctx context.Context, lanes []lane) (map[lane]mark, error) {
-	const chunk = 1024
 	found := map[lane]mark{}
-	for len(lanes) > 0 {
-		some := lanes[:min(chunk, len(lanes))]
-		lanes = lanes[len(some):]
+	for some := range slices.Chunk(lanes, lanesAtOnce) {
 		cmds := make([]*goredis.Cmd, len(some))
 		for i, n := range some {
 			cmds[i] = goredis.NewCmd(ctx, "GET", a.marker(n))
@@ -120,6 +143,62 @@ func (a *applier) marksOf(ctx context.Context, lanes []lane) (map[lane]mark, err
 	return found, nil
 }
 
+// openOf looks for batches of some lanes that were begun and not ended, and returns a
+// [PartError] if there are any.
+func (a *applier) openOf(ctx context.Context, lanes []lane) error {
+	var found *PartError
+	for some := range slices.Chunk(lanes, lanesAtOnce) {
+		cmds := make([]*goredis.Cmd, len(some))
+		for i, n := range some {
+			cmds[i] = goredis.NewCmd(ctx, "LINDEX", a.openBatches(n), 0)
+		}
+		for i, err := range execute(ctx, a.cl, cmds) {
+			if err != nil {
+				return fmt.Errorf("reading list %s: %w", a.openBatches(some[i]), classify(err))
+			}
+			if text, ok := cmds[i].Val().(string); ok {
+				if found == nil {
+					found = a.partError(some[i], text)
+					found.Lanes = 0
+				}
+				found.Lanes++
+			}
+		}
+	}
+	if found != nil {
+		return found
+	}
+	return nil
+}
+
+func (a *applier) partError(n lane, batch string) *PartError {
+	e := &PartError{Sink: a.env.Operator(), Restored: a.restored, Key: a.openBatches(n), Batch: batch, Lanes: 1}
+	if s, ok := parseStamp(batch); ok {
+		e.Batch = position{s.lineage, s.checkpoint, s.operations}.String()
+	}
+	return e
+}
+
+// closeBatches forgets the batches that were begun and not ended.
+func (a *applier) closeBatches(ctx context.Context) error {
+	for some := range slices.Chunk(a.layout.lanes(), lanesAtOnce) {
+		cmds := make([]*goredis.Cmd, len(some))
+		for i, n := range some {
+			cmds[i] = goredis.NewCmd(ctx, "DEL", a.openBatches(n))
+		}
+		for i, err := range execute(ctx, a.cl, cmds) {
+			if err != nil {
+				return fmt.Errorf("deleting list %s: %w", a.openBatches(some[i]), classify(err))
+			}
+		}
+	}
+	return nil
+}
+
+func (a *applier) openBatches(n lane) string {
+	return a.layout.open(n, a.env.App(), a.env.Operator())
+}
+
 func (a *applier) marker(n lane) string { return a.layout.marker(n, a.env.App(), a.env.Operator()) }
 
 // plan finds out where Redis is, and queues the logs from there on. It may be called again
@@ -127,6 +206,15 @@ func (a *applier) marker(n lane) string { return a.layout.marker(n, a.env.App(),
 func (a *applier) plan(ctx context.Context) error {
 	if err := a.opts.verify(ctx, a.cl); err != nil {
 		return err
+	}
+	if err := a.openOf(ctx, a.layout.lanes()); err != nil {
+		if _, part := errors.AsType[*PartError](err); !part || !a.accepted() {
+			return err
+		}
+		a.env.Logger().Warn("taking Redis as it is, as asked", zap.String("sink", a.env.Operator()), zap.Error(err))
+		if err := a.closeBatches(ctx); err != nil {
+			return err
+		}
 	}
 	marks, err := a.markers(ctx)
 	if err != nil {

@@ -410,6 +410,83 @@ func TestS35_RedisThatRestartsWithItsDataGoesOn(t *testing.T) {
 	}
 }
 
+// TestS35_AppendOnlyFileThatEndsInTheMiddleOfABatch: a server that was killed while it wrote
+// a batch to its append-only file keeps the begin of it there, and does it at a later start,
+// beside the whole batch.
+func TestS35_AppendOnlyFileThatEndsInTheMiddleOfABatch(t *testing.T) {
+	const (
+		file = "appendonlydir/appendonly.aof.1.incr.aof"
+		tail = "20" // bytes: EXEC, and the end of the command before it
+	)
+	// twice kills a server in the midst of a batch, lets the batch be applied again, and
+	// kills it once more, under a process that lives on.
+	twice := func(t *testing.T, image string, args ...string) (*world, *life) {
+		s := redistest.StartImage(t, image, append([]string{"--appendonly", "yes"}, args...)...)
+		w := newWorld(t, options(s.Addr), BatchSize(10, 1<<20))
+		l := w.mustBegin()
+		l.checkpoint(w.pushes(25)...)
+		l.drain()
+		s.Exec(t, "truncate", "-s", "-"+tail, file) // what the kill that follows left unwritten
+		s.Kill(t)
+		s.Restart(t)
+		l.checkpoint(w.pushes(1)...)
+		l = w.settle(l)
+		w.verify()
+		s.Kill(t)
+		s.Restart(t)
+		return w, l
+	}
+	for _, image := range []string{redistest.Redis, redistest.Redis7, redistest.Valkey} {
+		t.Run(image, func(t *testing.T) {
+			t.Run("is a loud stop", func(t *testing.T) {
+				w, l := twice(t, image, "--aof-load-truncated", "yes")
+				l.checkpoint(w.pushes(1)...)
+				ended := l.ended()
+				l.kill()
+				_, err := w.begin()
+				for _, err := range []error{ended, err} {
+					part, ok := errors.AsType[*PartError](err)
+					if !ok || part.Lanes != 1 || !strings.Contains(err.Error(), "operation 70 of checkpoint 1 ") || !strings.Contains(err.Error(), acceptEnv+"=out@") {
+						t.Fatalf("ends with %v", err)
+					}
+				}
+				n := w.n - 1 // of these nothing was applied since
+				cl := rawClient(t, w.opts)
+				there := 0
+				for k, want := range w.lists {
+					key := w.opts.Prefix + "l" + k
+					there += int(cl.LLen(t.Context(), key).Val())
+					// Somebody mends what is there.
+					want = slices.DeleteFunc(slices.Clone(want), func(v string) bool { return v == strconv.Itoa(n) })
+					cl.Del(t.Context(), key)
+					for _, v := range want {
+						cl.RPush(t.Context(), key, v)
+					}
+					cl.Set(t.Context(), w.opts.Prefix+"n"+k, len(want), 0)
+					cl.HSet(t.Context(), w.opts.Prefix+"h", k, len(want))
+				}
+				if there <= n {
+					t.Errorf("%d values of %d are there: nothing was done twice", there, n)
+				}
+				t.Setenv(acceptEnv, fmt.Sprintf("out@%d", w.last))
+				l = w.mustBegin()
+				l.checkpoint(w.pushes(30)...)
+				l.drain()
+				w.verify()
+				l.kill()
+				t.Setenv(acceptEnv, "")
+				w.mustBegin()
+			})
+			t.Run("is mended before the start", func(t *testing.T) {
+				w, l := twice(t, image)
+				l.checkpoint(w.pushes(1)...)
+				w.settle(l)
+				w.verify()
+			})
+		})
+	}
+}
+
 // settle drains, through as many lives as it takes when Redis lost its tail.
 func (w *world) settle(l *life) *life {
 	w.t.Helper()
@@ -1098,7 +1175,7 @@ func TestRightsOnAClusterAreEnough(t *testing.T) {
 	user := fresh()
 	for _, n := range cluster.nodes {
 		err := n.Client(t).ACLSetUser(t.Context(), user, "on", ">pw", "~"+o.Prefix+"*", "+rpush", "+incrby", "+hincrby",
-			"+evalsha", "+script|load", "+get", "+set", "+info", "+cluster|slots", "+command").Err()
+			"+evalsha", "+script|load", "+get", "+set", "+rpop", "+lindex", "+info", "+cluster|slots", "+command").Err()
 		if err != nil {
 			t.Fatal(err)
 		}
