@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -15,6 +16,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
@@ -90,6 +92,9 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 	if r.err != nil {
 		return nil, inc.overtaken(ctx, committed, r.err)
 	}
+	if err := inc.awaitAssigned(ctx, committed, r.state.positions); err != nil {
+		return nil, err
+	}
 	positions := map[offsets.Partition]offsets.Position{}
 	for p := range committed {
 		pos, ok := r.state.positions[p]
@@ -100,6 +105,55 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 	}
 	inc.start(positions)
 	return positions, nil
+}
+
+// rejoinEvery is how often the group is asked for partitions that it did not assign.
+const rejoinEvery = time.Second
+
+// awaitAssigned returns when all partitions that the state is about are assigned. A leader
+// of the group that has not seen yet that partitions were added assigns the others alone.
+// To begin with those would leave the positions of the rest behind, in offsets that name an
+// older checkpoint, and let time pass them by. The rebalance that brings them ends ctx, and
+// Restore is called again. Partitions that are not there any more are not waited for.
+func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets.Partition]offsets.Committed, positions map[offsets.Partition]offsets.Position) error {
+	if guard.Broken(guard.WholeAssignment) {
+		return nil
+	}
+	topics := inc.plan.Sources.Topics()
+	for warned := false; ; {
+		var missing []offsets.Partition
+		for _, p := range sortedPartitions(positions) {
+			if _, ok := committed[p]; !ok && slices.Contains(topics, p.Topic) {
+				missing = append(missing, p)
+			}
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		listed, err := kadm.NewClient(inc.sess.Client()).ListTopics(ctx, topics...)
+		if err != nil {
+			return fmt.Errorf("asking for the partitions of the input: %w", err)
+		}
+		missing = slices.DeleteFunc(missing, func(p offsets.Partition) bool {
+			_, ok := listed[p.Topic].Partitions[p.Partition]
+			return !ok
+		})
+		if len(missing) == 0 {
+			return nil
+		}
+		if !warned {
+			inc.cfg.Logger.Sugar().Warnf("the group did not assign %v, of which the checkpoint has state; waiting until it does", missing)
+			warned = true
+		}
+		wait := time.NewTimer(rejoinEvery)
+		select {
+		case <-wait.C:
+			inc.sess.Rejoin()
+		case <-ctx.Done():
+			wait.Stop()
+			return ctx.Err()
+		}
+	}
 }
 
 // prepare makes all that goes on from at, without state yet.

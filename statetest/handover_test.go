@@ -28,6 +28,8 @@ import (
 type chief struct {
 	kgo.GroupBalancer
 	active atomic.Value // string: an instance ID
+	blind  atomic.Bool  // it does not see the last partition of each topic
+	asked  atomic.Int64 // how often the group was balanced
 	client *kgo.Client
 	leads  chan struct{} // closed when it does
 	once   sync.Once
@@ -63,12 +65,16 @@ func (c *chief) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.Grou
 
 // Balance implements kgo.ConsumerBalancerBalance.
 func (c *chief) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) kgo.IntoSyncAssignment {
+	c.asked.Add(1)
 	plan := b.NewPlan()
 	b.EachMember(func(m *kmsg.JoinGroupResponseMember, _ *kmsg.ConsumerMemberMetadata) {
 		if m.InstanceID == nil || *m.InstanceID != c.active.Load() {
 			return
 		}
 		for topic, n := range topics {
+			if c.blind.Load() {
+				n--
+			}
 			for p := range n {
 				plan.AddPartition(m, topic, p)
 			}
@@ -240,6 +246,66 @@ func TestRestoreThatIsInterruptedGoesByWhatOthersCommitMeanwhile(t *testing.T) {
 		if err := l.wait(t); err != nil {
 			t.Fatal(err)
 		}
+	}
+	compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
+}
+
+// TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits hands the partitions to
+// another instance when the leader of the group does not see one of them: as one does whose
+// client has not looked since it was added.
+func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T) {
+	t.Parallel()
+	const keys = 100
+	brokers := broker(t, 3, "in", "out")
+	_, store := newDir(t)
+	topology := func(app *weir.App) {
+		in := weir.From(app, "in", source.KeyValues("in", codec.String, codec.String))
+		byKey := weir.KeyBy(in, "by-key", func(v weir.KV[string, string]) string { return v.Key }, codec.String)
+		weir.To(weir.Aggregate(byKey, "count", weir.Count[weir.KV[string, string]]()), "out", kafka.Sink("out", codec.String, codec.JSON[int64]()))
+	}
+	instance := func(id string) *life {
+		return &life{brokers: brokers, topology: topology, store: store, opts: []weir.Option{weir.InstanceID(id), weir.SessionTimeout(3 * time.Second)}}
+	}
+	c := lead(t, brokers, "first", "in")
+	first, second := instance("first"), instance("second")
+	first.start(t)
+	second.start(t)
+	feed := func() {
+		var rs []*kgo.Record
+		for k := range keys {
+			rs = append(rs, record("in", fmt.Sprint("key-", k), "v"))
+		}
+		produce(t, brokers, rs...)
+	}
+	feed()
+	first.until(t, func(records int64, _ int) bool { return records == keys })
+	c.blind.Store(true)
+	c.hand("second")
+	// Who has to wait asks the group again and again.
+	before := c.asked.Load()
+	for begun := time.Now(); c.asked.Load() < before+3; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > deadline {
+			t.Fatalf("the group was balanced %d times", c.asked.Load()-before)
+		}
+		second.mu.Lock()
+		commits := second.commits
+		second.mu.Unlock()
+		if commits > 0 {
+			t.Fatalf("%d commits without a partition of the checkpoint", commits)
+		}
+	}
+	c.blind.Store(false)
+	feed()
+	second.until(t, func(records int64, _ int) bool { return records == keys })
+	for _, l := range []*life{first, second} {
+		l.stop()
+		if err := l.wait(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := map[string][]string{}
+	for k := range keys {
+		want[fmt.Sprint("key-", k)] = []string{"1", "2"}
 	}
 	compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
 }

@@ -16,17 +16,31 @@ import (
 // generation wins, and then the most partitions. Where none does, the first by
 // instance id is active. It is cooperative: a partition that somebody else still
 // owns is first revoked there.
-func SingleActive() kgo.GroupBalancer { return singleActive{kgo.CooperativeStickyBalancer()} }
+func SingleActive() kgo.GroupBalancer { return newSingleActive(func() {}) }
+
+// newSingleActive returns SingleActive for a client, which refresh tells to look for
+// new partitions.
+func newSingleActive(refresh func()) singleActive {
+	return singleActive{kgo.CooperativeStickyBalancer(), refresh}
+}
 
 // singleActive takes the encoding of members and assignments from the sticky
 // balancer.
-type singleActive struct{ kgo.GroupBalancer }
+type singleActive struct {
+	kgo.GroupBalancer
+	refresh func()
+}
 
 // ProtocolName is what the members of a group must agree on.
 func (singleActive) ProtocolName() string { return "weir-single-active" }
 
 // MemberBalancer is called at the group's leader.
+//
+// The leader assigns the partitions that its client knew of when it last looked, which
+// may be minutes ago: a member that comes back would get fewer than it had. So it looks
+// now, and if there are more, the client asks for another rebalance.
 func (s singleActive) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.GroupMemberBalancer, map[string]struct{}, error) {
+	s.refresh()
 	if guard.Broken(guard.SingleOwner) {
 		return s.GroupBalancer.MemberBalancer(members)
 	}

@@ -102,3 +102,16 @@ func TestSingleActiveIsCooperativeUnderItsOwnName(t *testing.T) {
 		t.Errorf("%q, cooperative %v", s.ProtocolName(), s.IsCooperative())
 	}
 }
+
+func TestLeaderLooksForNewPartitionsAtEachBalance(t *testing.T) {
+	looked := 0
+	b := newSingleActive(func() { looked++ })
+	for n := range 3 {
+		if looked != n {
+			t.Fatalf("after %d balances it looked %d times", n, looked)
+		}
+		if _, _, err := b.MemberBalancer(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

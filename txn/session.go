@@ -318,7 +318,7 @@ func (s *Session) mandatory(ctx context.Context) []kgo.Opt {
 		// own session to expire, as a dynamic one does.
 		opts = append(opts, kgo.ServerSideBalancer(), kgo.Balancers(kgo.StickyBalancer()))
 	case s.cfg.SingleActive:
-		opts = append(opts, kgo.InstanceID(s.cfg.Instance), kgo.Balancers(SingleActive()))
+		opts = append(opts, kgo.InstanceID(s.cfg.Instance), kgo.Balancers(newSingleActive(func() { <-s.opened; s.cl.ForceMetadataRefresh() })))
 	default:
 		opts = append(opts, kgo.InstanceID(s.cfg.Instance), kgo.Balancers(kgo.CooperativeStickyBalancer()))
 	}
@@ -441,6 +441,10 @@ func (s *Session) Leave(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Rejoin asks the group for a rebalance: for the only active instance, when it was not
+// assigned all partitions. It does not wait for it.
+func (s *Session) Rejoin() { s.cl.ForceRebalance() }
 
 // Fence ends the open transaction of another instance of the app and makes its
 // producer fail, which restarts it if it is alive. It is for an instance that owns

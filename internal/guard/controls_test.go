@@ -44,6 +44,7 @@ var controls = map[guard.Guard][]control{
 	guard.Membership:          {{"txn", "TestCommitOfAMemberThatWasReplacedIsRefused"}},
 	guard.SingleOwner:         {{"txn", "TestSingleActiveStandbyTakesOver"}},
 	guard.SameMember:          {{"txn", "TestMemberThatJoinedAnewHasLostWhatItHad"}},
+	guard.WholeAssignment:     {{"statetest", "TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits"}},
 }
 
 // TestNegativeControls takes out each guard in turn, in a build that allows it, and

@@ -61,6 +61,8 @@ const (
 	SingleOwner Guard = "single-owner"
 	// SameMember: a member that the group gave another id has lost what it had.
 	SameMember Guard = "same-member"
+	// WholeAssignment: an instance begins when it was assigned all partitions that its checkpoint is about.
+	WholeAssignment Guard = "whole-assignment"
 )
 
 // All lists every guard.
@@ -69,5 +71,5 @@ var All = []Guard{
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 	LookupBeforeBarrier, TimeBehindLookup,
 	CapturedAgain, Alignment, HeldOutputs, CarryOver, IngestAfterCommit, InUse, NewestWins, Tombstones, Timers, Membership,
-	SingleOwner, SameMember,
+	SingleOwner, SameMember, WholeAssignment,
 }

@@ -17,7 +17,8 @@ const maxSeeds = 500
 // commit after a takeover; known-partitions, because it is about some nanoseconds inside
 // the client, which a bubble doesn't stretch; and those of the sinks for Redis, which the
 // simulated app doesn't have: of marker-in-script it is the simulated receiver, which stands
-// for Redis, that does without; replay-to-all, because no stream of it is broadcast; and
+// for Redis, that does without; whole-assignment, for which one seed in thousands does what
+// it takes; replay-to-all, because no stream of it is broadcast; and
 // time-behind-lookup, because alarms that ring are not held against watermarks.
 var found = []guard.Guard{
 	guard.DurableBeforeCommit, guard.ReadBack, guard.BarrierPosition, guard.CommitRecord, guard.Checksum, guard.ApplyAfterCommit,

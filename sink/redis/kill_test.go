@@ -389,7 +389,7 @@ func TestS35_AppFillsARedisThatRestartsEmpty(t *testing.T) {
 // over to its sinks, again and again, so that completions are lost.
 func TestS03_ServiceIsKilledRightAfterTheCommit(t *testing.T) {
 	containers.Need(t)
-	s := redistest.Shared(t)
+	s := redistest.Start(t)
 	tr := newTrial(t, s.Client(t), "server", s.Addr)
 	tr.binary = filepath.Join(t.TempDir(), "service")
 	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", tr.binary, ".").CombinedOutput(); err != nil {

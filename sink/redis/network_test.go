@@ -17,10 +17,21 @@ var networks = map[string][]string{
 	"connections that are reset":         {`{"type": "reset_peer", "toxicity": 0.5, "attributes": {"timeout": 3}}`},
 	"answers that never come":            {`{"type": "timeout", "toxicity": 0.4, "attributes": {"timeout": 0}}`},
 	"connections that break while quiet": {`{"type": "timeout", "toxicity": 0.5, "attributes": {"timeout": 20}}`},
-	"late and in pieces": {
+	late: {
 		`{"type": "latency", "attributes": {"latency": 4, "jitter": 4}}`,
 		`{"type": "slicer", "attributes": {"average_size": 5, "size_variation": 3, "delay": 10}}`,
 		`{"type": "slicer", "stream": "upstream", "attributes": {"average_size": 200, "size_variation": 150, "delay": 10}}`},
+}
+
+const late = "late and in pieces"
+
+// networkTimeout is how long a client waits on a network for an answer: not long where
+// answers are lost, but for all the pieces of one where they are late.
+func networkTimeout(name string) time.Duration {
+	if name == late {
+		return time.Second
+	}
+	return 50 * time.Millisecond
 }
 
 func TestS35_NetworksThatBreakRepeatNothing(t *testing.T) {
@@ -28,7 +39,7 @@ func TestS35_NetworksThatBreakRepeatNothing(t *testing.T) {
 	for name, toxics := range networks {
 		t.Run(name, func(t *testing.T) {
 			o := options(redistest.StartToxiproxy(t, direct, toxics...))
-			o.Timeout = 50 * time.Millisecond
+			o.Timeout = networkTimeout(name)
 			w := newWorld(t, o, BatchSize(10, 1<<20))
 			for range 8 { // each with connections of its own
 				l, err := w.begin()
@@ -55,7 +66,7 @@ func TestNetworksThatBreakLoseNoUpsert(t *testing.T) {
 	for name, toxics := range networks {
 		t.Run(name, func(t *testing.T) {
 			o := options(redistest.StartToxiproxy(t, direct, toxics...))
-			o.Timeout = 50 * time.Millisecond
+			o.Timeout = networkTimeout(name)
 			last := map[string]string{}
 			for life := range 6 {
 				w := openUpsert(t, t.Context(), Upsert(o, setPair, BatchSize(20, 1<<20)))
