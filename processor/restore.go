@@ -114,32 +114,25 @@ const rejoinEvery = time.Second
 // of the group that has not seen yet that partitions were added assigns the others alone.
 // To begin with those would leave the positions of the rest behind, in offsets that name an
 // older checkpoint, and let time pass them by. The rebalance that brings them ends ctx, and
-// Restore is called again. Partitions that are not there any more are not waited for.
+// Restore is called again.
 func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets.Partition]offsets.Committed, positions map[offsets.Partition]offsets.Position) error {
 	if guard.Broken(guard.WholeAssignment) {
 		return nil
 	}
 	topics := inc.plan.Sources.Topics()
-	for warned := false; ; {
-		var missing []offsets.Partition
-		for _, p := range sortedPartitions(positions) {
-			if _, ok := committed[p]; !ok && slices.Contains(topics, p.Topic) {
-				missing = append(missing, p)
-			}
-		}
-		if len(missing) == 0 {
-			return nil
-		}
+	missing := slices.DeleteFunc(sortedPartitions(positions), func(p offsets.Partition) bool {
+		_, ok := committed[p]
+		return ok || !slices.Contains(topics, p.Topic)
+	})
+	for warned := false; len(missing) > 0; {
 		listed, err := kadm.NewClient(inc.sess.Client()).ListTopics(ctx, topics...)
 		if err != nil {
 			return fmt.Errorf("asking for the partitions of the input: %w", err)
 		}
-		missing = slices.DeleteFunc(missing, func(p offsets.Partition) bool {
-			_, ok := listed[p.Topic].Partitions[p.Partition]
-			return !ok
-		})
-		if len(missing) == 0 {
-			return nil
+		for _, p := range missing {
+			if _, ok := listed[p.Topic].Partitions[p.Partition]; !ok {
+				return fmt.Errorf("the checkpoint has state of partition %s, and the broker knows of no such partition: it has not heard of it yet, or the topic was recreated", p)
+			}
 		}
 		if !warned {
 			inc.cfg.Logger.Sugar().Warnf("the group did not assign %v, of which the checkpoint has state; waiting until it does", missing)
@@ -154,6 +147,7 @@ func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets
 			return ctx.Err()
 		}
 	}
+	return nil
 }
 
 // prepare makes all that goes on from at, without state yet.
