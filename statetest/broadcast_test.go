@@ -48,7 +48,7 @@ func (h *hall) topology(app *weir.App) {
 				return errRiver
 			}
 			if h.slow.Load() {
-				time.Sleep(20 * time.Millisecond) // the other rules are in flight meanwhile
+				time.Sleep(50 * time.Millisecond) // the other rules are in flight meanwhile
 			}
 			name, digits, _ := strings.Cut(rule, ":")
 			n, err := strconv.ParseInt(digits, 10, 64)

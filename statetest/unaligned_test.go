@@ -184,6 +184,7 @@ func (f *flow) life(r *river, parallelism int, opts ...weir.Option) *voyage {
 	v.life = &life{brokers: f.brokers, topology: r.topology, store: f.store, opts: append([]weir.Option{
 		weir.Parallelism(parallelism), weir.DeadLetters("dead"), weir.CheckpointEvery(5 * time.Millisecond),
 		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond}),
+		weir.Retain(50), // so that what is looked into is not collected meanwhile, however slow this is
 		weir.Listen(weir.Listener{
 			CheckpointPersisted: func(i event.CheckpointPersisted) { persisted[i.Checkpoint] = i.InFlight },
 			CheckpointCommitted: func(i event.CheckpointCommitted) {
