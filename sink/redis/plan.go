@@ -114,31 +114,20 @@ func (a *applier) markers(ctx context.Context) (map[lane]mark, error) {
 	return a.marksOf(ctx, a.layout.lanes())
 }
 
-// lanesAtOnce is how many lanes are asked about in one pipeline.
-const lanesAtOnce = 1024
-
 // marksOf reads the markers of some lanes.
 func (a *applier) marksOf(ctx context.Context, lanes []lane) (map[lane]mark, error) {
 	found := map[lane]mark{}
-	for some := range slices.Chunk(lanes, lanesAtOnce) {
-		cmds := make([]*goredis.Cmd, len(some))
-		for i, n := range some {
-			cmds[i] = goredis.NewCmd(ctx, "GET", a.marker(n))
+	err := a.ask(ctx, lanes, "reading marker", a.marker, func(n lane, reply any) error {
+		text, ok := reply.(string)
+		if !ok {
+			return nil // there is none
 		}
-		for i, err := range execute(ctx, a.cl, cmds) {
-			if err != nil {
-				return nil, fmt.Errorf("reading marker %s: %w", a.marker(some[i]), classify(err))
-			}
-			text, ok := cmds[i].Val().(string)
-			if !ok {
-				continue // there is none
-			}
-			m, err := ParseMarker(a.marker(some[i]), text)
-			if err != nil {
-				return nil, err
-			}
-			found[some[i]] = mark{m.position(), text}
-		}
+		m, err := ParseMarker(a.marker(n), text)
+		found[n] = mark{m.position(), text}
+		return err
+	}, "GET")
+	if err != nil {
+		return nil, err
 	}
 	return found, nil
 }
@@ -146,27 +135,45 @@ func (a *applier) marksOf(ctx context.Context, lanes []lane) (map[lane]mark, err
 // openOf looks for batches of some lanes that were begun and not ended, and returns a
 // [PartError] if there are any.
 func (a *applier) openOf(ctx context.Context, lanes []lane) error {
-	var found *PartError
-	for some := range slices.Chunk(lanes, lanesAtOnce) {
+	var part *PartError
+	err := a.ask(ctx, lanes, "reading list", a.openBatches, func(n lane, reply any) error {
+		if text, ok := reply.(string); ok {
+			if part == nil {
+				part = a.partError(n, text)
+			} else {
+				part.Lanes++
+			}
+		}
+		return nil
+	}, "LINDEX", 0)
+	if err == nil && part != nil {
+		return part
+	}
+	return err
+}
+
+// closeBatches forgets the batches that were begun and not ended.
+func (a *applier) closeBatches(ctx context.Context) error {
+	return a.ask(ctx, a.layout.lanes(), "deleting list", a.openBatches, func(lane, any) error { return nil }, "DEL")
+}
+
+// ask does a command on a key of each of some lanes, and gives the replies to use. doing
+// says in an error what it was for.
+func (a *applier) ask(ctx context.Context, lanes []lane, doing string, key func(lane) string, use func(n lane, reply any) error, command string, args ...any) error {
+	const atOnce = 1024
+	for some := range slices.Chunk(lanes, atOnce) {
 		cmds := make([]*goredis.Cmd, len(some))
 		for i, n := range some {
-			cmds[i] = goredis.NewCmd(ctx, "LINDEX", a.openBatches(n), 0)
+			cmds[i] = goredis.NewCmd(ctx, append([]any{command, key(n)}, args...)...)
 		}
 		for i, err := range execute(ctx, a.cl, cmds) {
 			if err != nil {
-				return fmt.Errorf("reading list %s: %w", a.openBatches(some[i]), classify(err))
+				return fmt.Errorf("%s %s: %w", doing, key(some[i]), classify(err))
 			}
-			if text, ok := cmds[i].Val().(string); ok {
-				if found == nil {
-					found = a.partError(some[i], text)
-					found.Lanes = 0
-				}
-				found.Lanes++
+			if err := use(some[i], cmds[i].Val()); err != nil {
+				return err
 			}
 		}
-	}
-	if found != nil {
-		return found
 	}
 	return nil
 }
@@ -177,22 +184,6 @@ func (a *applier) partError(n lane, batch string) *PartError {
 		e.Batch = position{s.lineage, s.checkpoint, s.operations}.String()
 	}
 	return e
-}
-
-// closeBatches forgets the batches that were begun and not ended.
-func (a *applier) closeBatches(ctx context.Context) error {
-	for some := range slices.Chunk(a.layout.lanes(), lanesAtOnce) {
-		cmds := make([]*goredis.Cmd, len(some))
-		for i, n := range some {
-			cmds[i] = goredis.NewCmd(ctx, "DEL", a.openBatches(n))
-		}
-		for i, err := range execute(ctx, a.cl, cmds) {
-			if err != nil {
-				return fmt.Errorf("deleting list %s: %w", a.openBatches(some[i]), classify(err))
-			}
-		}
-	}
-	return nil
 }
 
 func (a *applier) openBatches(n lane) string {
