@@ -280,10 +280,17 @@ func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T)
 	feed()
 	first.until(t, func(records int64, _ int) bool { return records == keys })
 	c.blind.Store(true)
-	c.hand("second")
-	// Who has to wait asks the group again and again.
+	// One rebalance takes the partitions from the first instance, the next one gives them to
+	// the second, and who has to wait asks for more of them.
+	const taken, waits = 2, 4
 	before := c.asked.Load()
-	for begun := time.Now(); c.asked.Load() < before+3; time.Sleep(time.Millisecond) {
+	c.hand("second")
+	fed := false
+	for begun := time.Now(); c.asked.Load() < before+waits; time.Sleep(time.Millisecond) {
+		if !fed && c.asked.Load() >= before+taken {
+			feed()
+			fed = true
+		}
 		if time.Since(begun) > deadline {
 			t.Fatalf("the group was balanced %d times", c.asked.Load()-before)
 		}
@@ -295,7 +302,6 @@ func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T)
 		}
 	}
 	c.blind.Store(false)
-	feed()
 	second.until(t, func(records int64, _ int) bool { return records == keys })
 	for _, l := range []*life{first, second} {
 		l.stop()
