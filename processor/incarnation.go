@@ -45,6 +45,9 @@ type incarnation struct {
 	cancel context.CancelCauseFunc
 	group  sync.WaitGroup
 
+	spawning sync.Mutex
+	ended    bool // spawn starts nothing any more; guarded by spawning
+
 	sess      *txn.Session
 	to        producer      // the transaction: sess, but where the incarnation is stepped
 	stepped   bool          // by a Stepper: no subtask has a goroutine, and none may wait for another
@@ -228,6 +231,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 // dispose waits for the goroutines of an incarnation that was cancelled, and gives back what
 // it holds beside the session.
 func (inc *incarnation) dispose() {
+	inc.end()
 	inc.group.Wait()
 	if inc.points != nil {
 		inc.points.Close()
@@ -276,6 +280,7 @@ func (inc *incarnation) abort() {
 	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
 	defer cancel()
 	done := make(chan struct{})
+	inc.end()
 	go func() {
 		inc.group.Wait()
 		close(done)
@@ -322,8 +327,22 @@ func (inc *incarnation) twin(err error) error {
 	return err
 }
 
-// spawn runs f in a goroutine of the incarnation; its error ends the incarnation.
+// end keeps spawn from starting anything: a restore may be about to, while the first of what
+// it started has failed already, and who waits for all of it would miss the rest.
+func (inc *incarnation) end() {
+	inc.spawning.Lock()
+	defer inc.spawning.Unlock()
+	inc.ended = true
+}
+
+// spawn runs f in a goroutine of the incarnation, unless that has ended; its error ends the
+// incarnation.
 func (inc *incarnation) spawn(f func() error) {
+	inc.spawning.Lock()
+	defer inc.spawning.Unlock()
+	if inc.ended {
+		return
+	}
 	inc.group.Go(func() {
 		if err := f(); err != nil {
 			inc.cancel(err)
