@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -138,7 +139,7 @@ func TestS33_StateAndChangesLargerThanTheirMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	backend := pebble.Dir(t.TempDir())
-	backend.MemoryBytes = 1 // the least there is: 1 MiB for each of two keyspaces
+	backend.MemoryBytes = 2 << 20
 	const keys = 100_000
 	first, second := words(keys, keys), words(keys/2, keys)
 	produce(t, brokers, "lines", first...)
@@ -151,6 +152,44 @@ func TestS33_StateAndChangesLargerThanTheirMemory(t *testing.T) {
 	life.run(t)
 	if got := counted(t, brokers, len(first)+len(second)); !maps.Equal(got, wordCounts(first, second)) {
 		t.Fatal("the counts differ from those of the input")
+	}
+}
+
+// What no checkpoint would let it drop, such as broadcast state, asks for none, however much
+// larger than the budget it is.
+func TestS33_FullMemoryAsksForCheckpointsOnlyWhereTheyFreeSome(t *testing.T) {
+	brokers := broker(t, 2, "events", "rules", "out")
+	backend := pebble.Dir(t.TempDir())
+	backend.MemoryBytes = 1 // the least there is
+	var app *weir.App
+	r := start(t, "app", brokers, func(a *weir.App) { app = a; rated(a) }, weir.StateBackend(backend), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(time.Hour))
+	for i := range 100 {
+		produce(t, brokers, "rules", fmt.Sprintf("%d=%s", i, strings.Repeat("x", 200)))
+	}
+	produce(t, brokers, "events", "a")
+	full := func(i event.CheckpointBegun) bool { return i.Reason == "memory" }
+	await(r, 1, full)
+	asked := func() (n int) {
+		for _, e := range r.list() {
+			if b, ok := e.(event.CheckpointBegun); ok && full(b) {
+				n++
+			}
+		}
+		return n
+	}
+	// A barrier is something that a subtask takes, too, and looks at its memory after.
+	counts := []int{asked()}
+	for i := range 20 {
+		if _, err := app.Savepoint(t.Context(), "", fmt.Sprint("s", i)); err != nil {
+			t.Fatal(err)
+		}
+		if n := asked(); n > counts[len(counts)-1] {
+			counts = append(counts, n)
+		}
+	}
+	// At most each of the 101 records asked for one, and the subtasks not at once.
+	if n := asked(); n > 202 || len(counts) > 10 {
+		t.Errorf("memory asked for %d checkpoints, at savepoints one after the other %v", n, counts)
 	}
 }
 

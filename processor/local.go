@@ -168,7 +168,7 @@ func (inc *incarnation) keyspaceConfig(n int) state.Config {
 }
 
 // minKeyspace is the least memory of a keyspace, in bytes.
-const minKeyspace = 1 << 20
+const minKeyspace = 1 << 10
 
 // backing shows the local store to keyspaces.
 type backing struct{ *pebble.Store }

@@ -578,12 +578,12 @@ func (r *keyedRunner[K, T]) settle() error {
 }
 
 // fitMemory drops state that the local store has. Where what can't be dropped fills
-// the memory it asks for a checkpoint, and at twice that it waits for the one that is
-// on its way.
+// the memory it asks for a checkpoint, if there is something that this would let it drop,
+// and at twice that it waits for the one that is on its way.
 func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 	for r.keys.Evict() > 1 {
 		inc := r.sub.inc
-		if inc.memoryAsked.CompareAndSwap(false, true) {
+		if r.keys.Pending() && inc.memoryAsked.CompareAndSwap(false, true) {
 			inc.send(memoryFull{})
 		}
 		// Without a checkpoint that this subtask has no more part in, nothing would end

@@ -7,8 +7,10 @@ import "fmt"
 // many goroutines at once.
 type Backing interface {
 	// Get appends the value that is stored under key, which has the form of
-	// segment.AppendKey, to dst. ok is false if there is none.
-	Get(dst, key []byte) (value []byte, ok bool, err error)
+	// segment.AppendKey, to dst. ok is false if there is none. Nothing was written under
+	// the key for a checkpoint after newest: what is known to be of later ones only need
+	// not be asked.
+	Get(dst, key []byte, newest int64) (value []byte, ok bool, err error)
 	// Iter returns an iterator over the keys in [lo, hi). It sees the checkpoint that
 	// was the last one when it was made.
 	Iter(lo, hi []byte) (Iterator, error)

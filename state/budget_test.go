@@ -10,7 +10,7 @@ import (
 // nothing is a backing that holds nothing.
 type nothing struct{ Backing }
 
-func (nothing) Get(dst, key []byte) ([]byte, bool, error) { return dst, false, nil }
+func (nothing) Get(dst, key []byte, _ int64) ([]byte, bool, error) { return dst, false, nil }
 
 // What changes before anything was ever encoded has its weight, too.
 func TestFirstChangesWeighWhatTheyHold(t *testing.T) {

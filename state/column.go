@@ -58,6 +58,8 @@ type column interface {
 	split(userKey []byte) (key, rest []byte, ok bool)
 	// restore applies an entry of a checkpoint to a cell.
 	restore(slot uint32, rest, value []byte) error
+	// pending tells whether anything is dirty.
+	pending() bool
 	// cut makes everything that is dirty frozen.
 	cut()
 	// encode writes up to n frozen cells into the keyspace's builder. It returns how
@@ -101,6 +103,12 @@ type slots interface {
 	// that the backing has.
 	checkpoint() int64
 	committed() int64
+	// newest is the newest checkpoint for which something was written that is not in
+	// memory.
+	newest() int64
+	// evicted is told, while Evict goes on, of each entry that is dropped: the low bits of
+	// the last checkpoint for which it was written.
+	evicted(cut uint32)
 	// frozen is told of each slot of which something went into the builder.
 	frozen(slot uint32)
 	// pin is told how many bytes of memory hold something, beside the cells of a slot,
@@ -161,6 +169,9 @@ func (c *changes) mark(slot uint32) {
 	}
 	m.bits[c.live][slot&chunkMask/64] |= 1 << (slot % 64)
 }
+
+// pending tells whether anything is marked since the last cut.
+func (c *changes) pending() bool { return len(c.marked[c.live]) > 0 }
 
 // cut freezes what is marked. Everything that was frozen before has been walked.
 func (c *changes) cut() { c.live ^= 1 }

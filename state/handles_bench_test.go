@@ -12,18 +12,18 @@ import (
 // nowhere is a backing that holds nothing.
 type nowhere struct{}
 
-func (nowhere) Get(dst, _ []byte) ([]byte, bool, error) { return dst, false, nil }
-func (nowhere) Iter(_, _ []byte) (Iterator, error)      { return nowhere{}, nil }
-func (nowhere) First() bool                             { return false }
-func (nowhere) Last() bool                              { return false }
-func (nowhere) SeekGE([]byte) bool                      { return false }
-func (nowhere) SeekLT([]byte) bool                      { return false }
-func (nowhere) Next() bool                              { return false }
-func (nowhere) Prev() bool                              { return false }
-func (nowhere) Key() []byte                             { return nil }
-func (nowhere) Value() []byte                           { return nil }
-func (nowhere) Err() error                              { return nil }
-func (nowhere) Close() error                            { return nil }
+func (nowhere) Get(dst, _ []byte, _ int64) ([]byte, bool, error) { return dst, false, nil }
+func (nowhere) Iter(_, _ []byte) (Iterator, error)               { return nowhere{}, nil }
+func (nowhere) First() bool                                      { return false }
+func (nowhere) Last() bool                                       { return false }
+func (nowhere) SeekGE([]byte) bool                               { return false }
+func (nowhere) SeekLT([]byte) bool                               { return false }
+func (nowhere) Next() bool                                       { return false }
+func (nowhere) Prev() bool                                       { return false }
+func (nowhere) Key() []byte                                      { return nil }
+func (nowhere) Value() []byte                                    { return nil }
+func (nowhere) Err() error                                       { return nil }
+func (nowhere) Close() error                                     { return nil }
 
 // benchHandles runs a benchmark in memory and with a backing.
 func benchHandles(b *testing.B, f func(b *testing.B, ks *Keyspace[string], attach func(declare func(s Setup)))) {

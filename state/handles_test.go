@@ -1,9 +1,11 @@
 package state_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -63,6 +65,16 @@ func (o *one) commit() int {
 		o.t.Fatal(err)
 	}
 	return n
+}
+
+// restore applies what the store holds to a keyspace without a backing.
+func (o *one) restore() {
+	o.t.Helper()
+	for k, v := range o.store.entries {
+		if err := o.ks.Restore(0, binary.BigEndian.Uint16([]byte(k[2:])), []byte(k[4:]), v); err != nil {
+			o.t.Fatal(err)
+		}
+	}
 }
 
 func keysOf[K, V any](seq func(yield func(K, V) bool)) []K {
@@ -729,5 +741,133 @@ func TestLayoutOfEntries(t *testing.T) {
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("entries are\n%q, want\n%q", got, want)
+	}
+}
+
+// What is removed and set again between two cuts, and changed once more before it was
+// encoded, is written as it was at the cut.
+func TestWhatIsRemovedAndSetAgainIsWrittenAsItIs(t *testing.T) {
+	bothWays(t, func(t *testing.T, budget int64) {
+		var m *state.OfMap[int64, string]
+		var l *state.OfList[string]
+		var b *state.OfBroadcast[int64, string]
+		declare := func(s state.Setup) {
+			m, l = state.Map(s, "m", codec.Int64, codec.String), state.List(s, "l", codec.String)
+			b = state.Broadcast(s, "b", codec.Int64, codec.String)
+		}
+		o := newOne(t, newCommitted(), budget, declare)
+		if err := o.ks.LoadBroadcast(); err != nil {
+			t.Fatal(err)
+		}
+		set := func(v string) {
+			o.ks.Broadcasting(true)
+			b.Put(1, v)
+			o.ks.Broadcasting(false)
+			o.ks.Use("k", 0)
+			m.Put(1, v)
+			if l.Len() == 0 {
+				l.Append(v)
+			}
+			l.Set(0, v)
+		}
+		remove := func() {
+			o.ks.Broadcasting(true)
+			b.Delete(1)
+			o.ks.Broadcasting(false)
+			o.ks.Use("k", 0)
+			m.Delete(1)
+			l.Clear()
+		}
+		set("before")
+		o.commit()
+		remove()
+		set("at the cut")
+		o.id++
+		o.ks.Cut(&o.builder, o.id)
+		set("after it")
+		remove()
+		if _, err := o.ks.Encode(1000); err != nil {
+			t.Fatal(err)
+		}
+		r := o.builder.Finish()
+		defer r.Release()
+		o.store.apply(r)
+		o.store.id = o.id
+
+		o = newOne(t, o.store, budget, declare)
+		if budget == 0 {
+			o.restore()
+		}
+		if err := o.ks.LoadBroadcast(); err != nil {
+			t.Fatal(err)
+		}
+		o.ks.Use("k", 0)
+		first, _ := l.At(0)
+		if got, want := []string{m.Get(1), first, b.Get(1)}, slices.Repeat([]string{"at the cut"}, 3); !slices.Equal(got, want) {
+			t.Errorf("map, list and broadcast state hold %q, want %q", got, want)
+		}
+	})
+}
+
+// A read of what is not in memory names the newest checkpoint for which any such thing was
+// written, so that what was committed since need not be asked.
+func TestReadNamesTheNewestCheckpointOfWhatIsNotInMemory(t *testing.T) {
+	var v *state.OfValue[string]
+	var m *state.OfMap[int64, string]
+	store := newCommitted()
+	store.id = 3 // restored
+	o := newOne(t, store, 1000, func(s state.Setup) {
+		v, m = state.Value(s, "v", codec.String), state.Map(s, "m", codec.Int64, codec.String)
+	})
+	named := func(key string) int64 {
+		t.Helper()
+		o.ks.Use(key, 0)
+		v.Get()
+		return o.store.newest
+	}
+	if got := named("before a cut"); got != math.MaxInt64 {
+		t.Errorf("before the first cut a read names checkpoint %d, want none", got)
+	}
+	o.ks.Use("old", 0)
+	v.Set("1")
+	o.commit() // 4
+	if got := named("a"); got != 3 {
+		t.Errorf("with all in memory that was written, a read names checkpoint %d, want that of the restore, 3", got)
+	}
+	for range 3 { // 5 to 7
+		o.ks.Use("young", 0)
+		v.Set(strings.Repeat("x", 100))
+		o.commit()
+	}
+	if got := named("b"); got != 3 {
+		t.Errorf("after commits a read names checkpoint %d, want 3", got)
+	}
+	o.ks.Use("many", 0)
+	for i := range int64(100) {
+		m.Put(i, strings.Repeat("y", 10))
+	}
+	o.commit() // 8
+	o.ks.Use("young", 0)
+	v.Set("z") // can't go
+	o.ks.Use("many", 0)
+	m.Put(0, "z") // only its other entries can
+	o.ks.Evict()
+	if got := named("c"); got != 8 {
+		t.Errorf("after what was written for checkpoint 8 was evicted, a read names %d", got)
+	}
+	o.commit() // 9
+	o.commit() // 10
+	if got := named("d"); got != 8 {
+		t.Errorf("after further commits a read names checkpoint %d, want 8", got)
+	}
+
+	o = newOne(t, newCommitted(), 1, func(s state.Setup) { v = state.Value(s, "v", codec.String) })
+	for range 4 {
+		v.Set("1")
+		o.commit()
+	}
+	o.ks.Evict()
+	if got := named("k"); got != 4 || v.Get() != "1" {
+		t.Errorf("after a key that was written for checkpoint 4 was evicted, a read names %d and gets %q", got, v.Get())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -90,6 +91,10 @@ type Keyspace[K comparable] struct {
 	err   error
 	buf   []byte
 
+	// Nothing that is not in memory was written for a checkpoint after out.
+	out      int64
+	evicting int64 // the newest checkpoint that the backing has, for Evict
+
 	pinned  []pinned // slots on their way to the backing, oldest first
 	hand    uint32   // where evict goes on
 	stuck   int64    // one more than the newest checkpoint for which there was not enough to drop
@@ -115,7 +120,7 @@ type slotKey[K comparable] struct {
 func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
 	t := reflect.TypeFor[K]()
 	return &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
-		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, flatKey: flat(t), reach: reachOf(t)}
+		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, out: math.MaxInt64, flatKey: flat(t), reach: reachOf(t)}
 }
 
 var _ Space = (*Keyspace[string])(nil)
@@ -361,6 +366,8 @@ func (ks *Keyspace[K]) Cut(b *segment.Builder, checkpoint int64) {
 	}
 	if ks.cfg.Backing != nil {
 		ks.pinned = append(ks.pinned, pinned{checkpoint: checkpoint})
+		// Before the first cut all that is committed was written for earlier checkpoints.
+		ks.out = min(ks.out, checkpoint-1)
 	}
 }
 
@@ -428,6 +435,11 @@ func (ks *Keyspace[K]) Memory() int64 {
 	return n
 }
 
+// Pending tells whether anything changed since the last Cut.
+func (ks *Keyspace[K]) Pending() bool {
+	return slices.ContainsFunc(ks.columns, column.pending)
+}
+
 // Pinned returns how many bytes of it can't be dropped, about, because they were
 // encoded for a checkpoint that is not committed.
 func (ks *Keyspace[K]) Pinned() int64 {
@@ -467,7 +479,7 @@ func (ks *Keyspace[K]) Evict() (full float64) {
 		return 0
 	}
 	if committed := ks.cfg.Committed(); ks.stuck != committed+1 {
-		if ks.evict(uint32(committed)); ks.fits() {
+		if ks.evict(committed); ks.fits() {
 			return 0
 		}
 		// Until another checkpoint is committed there is no point in looking again.
@@ -478,8 +490,10 @@ func (ks *Keyspace[K]) Evict() (full float64) {
 
 func (ks *Keyspace[K]) fits() bool { return ks.Memory() <= ks.cfg.MemoryBytes }
 
-func (ks *Keyspace[K]) evict(committed uint32) {
+func (ks *Keyspace[K]) evict(newest int64) {
 	ks.curOK = false
+	committed := uint32(newest)
+	ks.evicting = newest
 	// Twice around: the first time may only find what was used.
 	for looked := range 2 * ks.next {
 		if looked%evictCheck == evictCheck-1 && ks.fits() {
@@ -510,9 +524,20 @@ func (ks *Keyspace[K]) evict(committed uint32) {
 		for _, c := range ks.columns {
 			c.drop(slot)
 		}
+		ks.evicted(k.cut)
 		ks.remove(slot)
 	}
 }
+
+func (ks *Keyspace[K]) evicted(cut uint32) {
+	if guard.Broken(guard.AskUpToEviction) {
+		return
+	}
+	// What is evicted is committed, so the last checkpoint that has these low bits is it.
+	ks.out = max(ks.out, ks.evicting-int64(uint32(ks.evicting)-cut))
+}
+
+func (ks *Keyspace[K]) newest() int64 { return ks.out }
 
 // evictCheck is after how many slots Evict looks whether it is enough.
 const evictCheck = 64

@@ -35,7 +35,9 @@ func (l *localStore) GetRange(_ context.Context, object string, off, n int64) ([
 // Path implements pebble.Objects.
 func (l *localStore) Path(string) (string, bool) { return "", false }
 
-func (l *localStore) Get(dst, key []byte) ([]byte, bool, error) { return l.db.Get(dst, key) }
+func (l *localStore) Get(dst, key []byte, newest int64) ([]byte, bool, error) {
+	return l.db.Get(dst, key, newest)
+}
 
 func (l *localStore) Iter(lo, hi []byte) (state.Iterator, error) {
 	it, err := l.db.Iter(lo, hi)

@@ -24,35 +24,60 @@ import (
 const (
 	modelKeyGroups = 4
 	modelTTL       = 64 // milliseconds
+	modelRounds    = 6  // of some thirty actions each
 )
 
 // committed is what committed runs add up to, by segment key. It is a Backing, too.
 type committed struct {
 	entries map[string][]byte
-	keys    []string // sorted; nil if entries changed since
-	id      int64
-	fail    error // of every read
-	gets    int
-	steps   int // moves of iterators
+	// since is what the entries that changed since the last start held, oldest first.
+	since  map[string][]written
+	keys   []string // sorted; nil if entries changed since
+	id     int64
+	fail   error // of every read
+	gets   int
+	newest int64 // that the last Get named
+	steps  int   // moves of iterators
 }
 
-func newCommitted() *committed { return &committed{entries: map[string][]byte{}, keys: []string{}} }
+// written is what an entry holds that was written for checkpoint from or a later one.
+type written struct {
+	from  int64
+	value []byte
+	some  bool
+}
+
+func newCommitted() *committed {
+	return &committed{entries: map[string][]byte{}, since: map[string][]written{}, keys: []string{}}
+}
 
 func (c *committed) apply(r segment.Run) {
 	for e := range r.All() {
 		k := string(segment.AppendKey(nil, e.KeyGroup, e.State, e.Key))
+		if len(c.since[k]) == 0 {
+			v, some := c.entries[k]
+			c.since[k] = []written{{0, v, some}}
+		}
 		if e.Deleted {
 			delete(c.entries, k)
 		} else {
 			c.entries[k] = bytes.Clone(e.Value)
 		}
+		c.since[k] = append(c.since[k], written{c.id + 1, c.entries[k], !e.Deleted})
 	}
 	c.keys = nil
 }
 
-func (c *committed) Get(dst, key []byte) ([]byte, bool, error) {
+// Get answers as if there were nothing of checkpoints after newest.
+func (c *committed) Get(dst, key []byte, newest int64) ([]byte, bool, error) {
 	c.gets++
+	c.newest = newest
 	v, ok := c.entries[string(key)]
+	for _, w := range c.since[string(key)] {
+		if w.from <= newest {
+			v, ok = w.value, w.some
+		}
+	}
 	return append(dst, v...), ok, c.fail
 }
 
@@ -250,6 +275,7 @@ func (s *subject) start(t *rapid.T, times [3]int64) {
 	if s.backed {
 		cfg = state.Config{Backing: s.store, MemoryBytes: s.budget, KeyGroups: modelKeyGroups, Committed: func() int64 { return s.store.id }}
 	}
+	clear(s.store.since)
 	if s.local != nil {
 		cfg.Backing = s.local
 		s.local.attach(t)
@@ -901,7 +927,8 @@ func TestHandlesOnTheLocalStoreAreMapsAndSlices(t *testing.T) {
 	})
 }
 
-// drive does some hundred things with the subjects.
+// drive does some hundred things with the subjects: as many as it takes to set
+// something, commit it, evict it and ask for it.
 func drive(t *rapid.T, subjects []*subject) {
 	w := &world{T: t, model: newModel(), stored: newModel(), subjects: subjects}
 	for _, s := range subjects {
@@ -918,5 +945,7 @@ func drive(t *rapid.T, subjects []*subject) {
 			do()
 		}
 	}
-	t.Repeat(actions)
+	for range modelRounds {
+		t.Repeat(actions)
+	}
 }

@@ -14,10 +14,10 @@ import (
 // one entry of the segment.
 //
 // Each entry has the flags of a cell, and what [column] says of cells goes for entries.
-// Without a backing a group holds all entries of its key that are set; one that was
-// removed is known only to the list of changes, until its tombstone is written. With a
-// backing a group holds entries that changed or were used lately, and masks: entries
-// that are not set, which hide what the backing may hold under their subkeys.
+// Without a backing a group holds all entries of its key that are set, and, until their
+// tombstones are written, as masks, those that were removed. With a backing it holds
+// entries that changed or were used lately, and as masks entries that are not set, which
+// hide what the backing may hold under their subkeys.
 type entryTable[V any] struct {
 	operator, name, kind string
 
@@ -223,7 +223,7 @@ func (h *entryTable[V]) load(slot uint32, sub string) *entry[V] {
 		return nil
 	}
 	k = append(k, sub...)
-	b, ok, err := h.back.Get(k, k)
+	b, ok, err := h.back.Get(k, k, h.keys.newest())
 	if *buf = k[:0]; cap(b) > cap(k) {
 		*buf = b[:0]
 	}
@@ -290,7 +290,9 @@ func (h *entryTable[V]) put(sub string, v V, fresh bool) {
 	if ok {
 		e = g.live.leaves[p.leaf][p.at]
 	} else {
-		if h.back != nil {
+		// Not a second entry of the same key: what is written of one for a checkpoint would
+		// come in any order with what is written of the other.
+		if g.masks.n > 0 {
 			if mp, ok := g.masks.seek(sub); ok {
 				e = g.masks.leaves[mp.leaf][mp.at]
 				g.masks.remove(mp)
@@ -349,12 +351,12 @@ func (h *entryTable[V]) unset(g *group[V], e *entry[V]) {
 	var zero V
 	e.v = zero
 	e.flags &^= cellSet
-	if h.back != nil {
-		p, _ := g.masks.seek(e.key)
-		g.masks.insert(p, e)
-	} else if e.flags&cellBusy == 0 {
+	if h.back == nil && e.flags&cellBusy == 0 {
 		h.forget(e) // nobody will encode it
+		return
 	}
+	p, _ := g.masks.seek(e.key)
+	g.masks.insert(p, e)
 }
 
 // clear removes all entries of the current key. What only the backing has gets a
@@ -471,14 +473,18 @@ func (h *entryTable[V]) encodeEntry(e *entry[V]) error {
 		h.keys.pin(h.entryBytes() + len(e.key))
 	}
 	if e.flags&cellBusy == 0 {
-		g := h.at(e.slot)
-		g.busy--
-		if h.back == nil && e.flags&cellSet == 0 {
-			h.forget(e)
-			h.tidy(e.slot, g)
-		}
+		h.at(e.slot).busy--
 	}
 	return nil
+}
+
+// removed is called when all is written of an entry, without a backing, that is not set.
+func (h *entryTable[V]) removed(e *entry[V]) {
+	g := h.at(e.slot)
+	p, _ := g.masks.seek(e.key)
+	g.masks.remove(p)
+	h.forget(e)
+	h.tidy(e.slot, g)
 }
 
 // tidy frees a group that holds nothing, where it is no loss.
@@ -564,6 +570,8 @@ func (h *entryTable[V]) restore(slot uint32, rest, value []byte) error {
 	return nil
 }
 
+func (h *entryTable[V]) pending() bool { return len(h.changed[h.gen]) > 0 }
+
 func (h *entryTable[V]) cut() { h.gen ^= 1 }
 
 func (h *entryTable[V]) encode(n int) (int, error) {
@@ -576,6 +584,9 @@ func (h *entryTable[V]) encode(n int) (int, error) {
 		if e.flags&h.frozen() != 0 { // else it was encoded when it was touched
 			if err := h.encodeEntry(e); err != nil {
 				return done, err
+			}
+			if h.back == nil && e.flags&(cellBusy|cellSet) == 0 {
+				h.removed(e)
 			}
 		}
 	}
@@ -610,6 +621,7 @@ func (h *entryTable[V]) trim(slot, committed uint32, n int) (more bool) {
 		if e.flags&cellSet != 0 && e.key < g.known {
 			g.known = e.key
 		}
+		h.keys.evicted(e.cut)
 		h.forget(e)
 		return true
 	})

@@ -603,6 +603,8 @@ func (t *Timers) restore(slot uint32, at, value []byte) error {
 	return nil
 }
 
+func (t *Timers) pending() bool { return len(t.changed[t.gen]) > 0 }
+
 func (t *Timers) cut() {
 	t.gen ^= 1
 	if t.keys.backing() != nil {

@@ -42,7 +42,7 @@ func (b *committedTable) apply(r segment.Run) {
 	}
 }
 
-func (b *committedTable) Get(dst, key []byte) ([]byte, bool, error) {
+func (b *committedTable) Get(dst, key []byte, _ int64) ([]byte, bool, error) {
 	v, ok := b.entries[string(key)]
 	return append(dst, v...), ok, nil
 }

@@ -169,7 +169,7 @@ func (h *OfValue[V]) load(slot uint32, c *cell[V]) {
 		h.keys.fail(h.errorf("key: %w", err))
 		return
 	}
-	b, ok, err := h.keys.backing().Get(k, k)
+	b, ok, err := h.keys.backing().Get(k, k, h.keys.newest())
 	if err != nil {
 		h.keys.fail(&ReadError{Operator: h.operator, State: h.name, Err: err})
 	} else if ok {

@@ -37,6 +37,7 @@ var controls = map[guard.Guard][]control{
 	guard.HeldOutputs:         {{"processor", "TestOutputsOfTheNextEpochWaitForTheCommitAndKeepTheirOrder"}},
 	guard.CarryOver:           {{"checkpoint", "TestS08_FailedPersistCarriesItsChangesOver"}},
 	guard.IngestAfterCommit:   {{".", "TestQueryDoesNotSeeACheckpointThatIsBeingCommitted"}},
+	guard.AskUpToEviction:     {{"state", "TestReadNamesTheNewestCheckpointOfWhatIsNotInMemory"}},
 	guard.InUse:               {{"checkpoint", "TestCollectDeletesOnlyOldGarbage"}},
 	guard.NewestWins:          {{"state/segment", "TestChainOfSegmentsEqualsModel"}},
 	guard.Tombstones:          {{"state/segment", "TestMergedPiecesEqualModel"}},

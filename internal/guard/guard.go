@@ -47,6 +47,8 @@ const (
 	CarryOver Guard = "carry-over"
 	// IngestAfterCommit: the local store takes what is committed and nothing else.
 	IngestAfterCommit Guard = "ingest-after-commit"
+	// AskUpToEviction: a read of what was evicted asks all segments that were written before it was.
+	AskUpToEviction Guard = "ask-up-to-eviction"
 	// InUse: objects that a retained checkpoint refers to are not deleted.
 	InUse Guard = "in-use"
 	// NewestWins: of several segments with a key the newest one says its value.
@@ -70,6 +72,6 @@ var All = []Guard{
 	DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum,
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 	LookupBeforeBarrier, TimeBehindLookup,
-	CapturedAgain, Alignment, HeldOutputs, CarryOver, IngestAfterCommit, InUse, NewestWins, Tombstones, Timers, Membership,
+	CapturedAgain, Alignment, HeldOutputs, CarryOver, IngestAfterCommit, AskUpToEviction, InUse, NewestWins, Tombstones, Timers, Membership,
 	SingleOwner, SameMember, WholeAssignment,
 }

@@ -634,7 +634,10 @@ func (in *instance) start() *life {
 			in.dir = fmt.Sprint("/", in.n)
 		}
 		b := pebble.Dir(in.dir)
-		b.MemoryBytes = 1
+		// The least there is in one world of three: state comes and goes with each commit.
+		if b.MemoryBytes = 1; w.sc.seed%3 > 0 {
+			b.MemoryBytes = 64 << 10
+		}
 		opts = append(opts, weir.StateBackend(localdisk.On(b, in.fs).(pebble.Backend)))
 	}
 	l.app = weir.New(appName, opts...)

@@ -64,6 +64,9 @@ func (s *Store) Attach(ctx context.Context, want ID, chain []Segment, src Object
 	if len(chain) > 0 {
 		crashpoint.Hit(crashpoint.InRestore)
 	}
+	for _, t := range tables {
+		t.from.Store(0) // the checkpoints before may have been of another lineage
+	}
 	s.chain, s.behind = chain, false
 	s.install(want, tables)
 	unrefAll(tables)
@@ -388,6 +391,11 @@ func (s *Store) Ingest(ctx context.Context, want, prev ID, own *Segment, data []
 		t, err := s.take(ctx, *own, data)
 		if err != nil {
 			return err
+		}
+		if want.Lineage == prev.Lineage {
+			// What was written for a checkpoint that was given up is in the next one, which
+			// is this one if those before it were given up.
+			t.from.Store(prev.Checkpoint + 1)
 		}
 		s.adopt(t)
 		t.unref() // it is in the pool

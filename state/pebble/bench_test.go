@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -165,7 +166,7 @@ func BenchmarkAttach(b *testing.B) {
 				if _, err := s.Attach(b.Context(), ID{Lineage: "aa", Checkpoint: 1}, chain, remote); err != nil {
 					b.Fatal(err)
 				}
-				if _, ok, err := s.Get(nil, benchKey(nil, uint64(entries)/2)); err != nil || !ok {
+				if _, ok, err := s.Get(nil, benchKey(nil, uint64(entries)/2), math.MaxInt64); err != nil || !ok {
 					b.Fatal(ok, err)
 				}
 				closeStore(b, s)
@@ -269,7 +270,7 @@ func benchReads(b *testing.B, s *Store, reads bool, entries uint64, stop chan st
 		for range 10 {
 			key = benchKey(key[:0], rng.Uint64N(entries))
 			start := time.Now()
-			v, ok, err := s.Get(value[:0], key)
+			v, ok, err := s.Get(value[:0], key, math.MaxInt64)
 			took = append(took, time.Since(start))
 			if err != nil || !ok {
 				b.Error(ok, err)
@@ -304,7 +305,7 @@ func BenchmarkGet(b *testing.B) {
 			var key, value []byte
 			get := func() {
 				key = benchKey(key[:0], rng.Uint64N(entries))
-				v, ok, err := s.Get(value[:0], key)
+				v, ok, err := s.Get(value[:0], key, math.MaxInt64)
 				if err != nil || !ok {
 					b.Fatal(ok, err)
 				}

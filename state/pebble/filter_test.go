@@ -3,6 +3,7 @@ package pebble
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -31,11 +32,11 @@ func TestFiltersAreKeptWithinTheirShareOfTheCache(t *testing.T) {
 		t.Helper()
 		for n := range segments {
 			for k := 0; k < keys; k += 100 {
-				v, ok, err := s.Get(nil, keyOf(7, name(n, k)))
+				v, ok, err := s.Get(nil, keyOf(7, name(n, k)), math.MaxInt64)
 				if err != nil || !ok || string(v) != name(n, k) {
 					t.Fatalf("got %q, %v, %v of %s", v, ok, err, name(n, k))
 				}
-				if _, ok, err := s.Get(nil, keyOf(7, name(n, k)+"x")); err != nil || ok {
+				if _, ok, err := s.Get(nil, keyOf(7, name(n, k)+"x"), math.MaxInt64); err != nil || ok {
 					t.Fatal("a key that was never written", ok, err)
 				}
 			}
@@ -68,7 +69,7 @@ func TestFiltersAreKeptWithinTheirShareOfTheCache(t *testing.T) {
 	if kept := s.cache.pinned; kept != 0 {
 		t.Errorf("%d bytes of filters are kept of segments that are closed", kept)
 	}
-	if _, ok, err := s.Get(nil, keyOf(7, name(1, 0))); err != nil || ok {
+	if _, ok, err := s.Get(nil, keyOf(7, name(1, 0)), math.MaxInt64); err != nil || ok {
 		t.Fatal("a key that was deleted", ok, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -165,10 +166,13 @@ type history struct {
 	data    map[string][]byte // segments by object
 	made    int
 	burnt   int64 // IDs of checkpoints that were not committed
+	// wrote says for which checkpoint a key may have been written last: the first that is
+	// not older than the commit before, or there would be nothing to be written again.
+	wrote map[string]int64
 }
 
 func newHistory(t testing.TB, b *bucket, lineage string) *history {
-	return &history{t: t, b: b, lineage: lineage, states: map[ID]content{{}: {}}, data: map[string][]byte{}}
+	return &history{t: t, b: b, lineage: lineage, states: map[ID]content{{}: {}}, data: map[string][]byte{}, wrote: map[string]int64{}}
 }
 
 // commit makes the next checkpoint. It returns its ID and segment; nil if there is no
@@ -179,6 +183,9 @@ func (h *history) commit(changes ...change) (prev, id ID, seg *Segment) {
 	id = ID{Lineage: h.lineage, Checkpoint: prev.Checkpoint + 1 + h.burnt, Incarnation: 1}
 	id.Hash[0] = byte(id.Checkpoint)
 	h.at, h.states[id] = id, h.states[prev].apply(changes)
+	for _, c := range changes {
+		h.wrote[string(keyOf(c.kg, c.key))] = prev.Checkpoint + 1
+	}
 	if len(changes) == 0 {
 		return prev, id, nil
 	}
@@ -252,8 +259,17 @@ func (h *history) holds(s *Store, id ID) {
 		h.t.Fatalf("at %v the store holds\n%q, want\n%q", id, got, want)
 	}
 	for k, v := range want {
-		if got, ok, err := s.Get(nil, []byte(k)); err != nil || !ok || string(got) != v {
+		if got, ok, err := s.Get(nil, []byte(k), math.MaxInt64); err != nil || !ok || string(got) != v {
 			h.t.Fatalf("get %q: %q %v %v, want %q", k, got, ok, err, v)
+		}
+	}
+	if id != h.at {
+		return
+	}
+	for k, newest := range h.wrote {
+		v, some := want[k]
+		if got, ok, err := s.Get(nil, []byte(k), newest); err != nil || ok != some || string(got) != v {
+			h.t.Fatalf("get %q, written for checkpoint %d: %q %v %v, want %q %v", k, newest, got, ok, err, v, some)
 		}
 	}
 }

@@ -1,5 +1,7 @@
 package pebble
 
+import "math"
+
 // Snapshot is the store as it was at one checkpoint. It may be used by many goroutines
 // at once. Close it, or the store cannot be closed.
 type Snapshot struct {
@@ -24,7 +26,7 @@ func (p *Snapshot) ID() ID { return p.v.id }
 
 // Get is [Store.Get] at the snapshot.
 func (p *Snapshot) Get(dst, key []byte) (value []byte, ok bool, err error) {
-	return p.v.get(p.s.ctx, dst, key)
+	return p.v.get(p.s.ctx, dst, key, math.MaxInt64)
 }
 
 // Close ends the use of the snapshot. It is called once, after everything else.

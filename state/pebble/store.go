@@ -287,24 +287,28 @@ func (s *Store) ID() ID {
 // Get appends the value under key, which is as segment.AppendKey makes it, to dst,
 // and tells whether there is one. Without one it returns dst.
 //
+// Nothing was written under key for a checkpoint after newest, in the lineage that the
+// store is at: what was ingested later is not asked. If that is not known, newest is
+// math.MaxInt64.
+//
 // Errors are *DamagedError, *StoreError, ErrClosed and ErrDetached.
-func (s *Store) Get(dst, key []byte) (value []byte, ok bool, err error) {
+func (s *Store) Get(dst, key []byte, newest int64) (value []byte, ok bool, err error) {
 	v, err := s.acquire()
 	if err != nil {
 		return dst, false, err
 	}
 	defer v.release()
-	return v.get(s.ctx, dst, key)
+	return v.get(s.ctx, dst, key, newest)
 }
 
 // get looks for key in the tables of a version, newest first.
-func (v *version) get(ctx context.Context, dst, key []byte) (value []byte, ok bool, err error) {
+func (v *version) get(ctx context.Context, dst, key []byte, newest int64) (value []byte, ok bool, err error) {
 	if len(key) < groupBytes {
 		return dst, false, nil
 	}
 	tables, hash := v.at(group(key)), bloomHash(key)
 	for _, t := range tables {
-		if t.filter.excludes(hash) {
+		if t.from.Load() > newest || t.filter.excludes(hash) {
 			continue
 		}
 		value, found, deleted, err := t.get(ctx, dst, key)

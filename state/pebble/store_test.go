@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -80,7 +81,7 @@ func TestStoreFollowsCommitsAndIsReusedAfterARestart(t *testing.T) {
 func TestAStoreIsReadFromAttachToClose(t *testing.T) {
 	b := newRemoteBucket()
 	s := open(t, vfs.NewMem(), Options{})
-	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrDetached) {
+	if _, _, err := s.Get(nil, keyOf(1, "a"), math.MaxInt64); !errors.Is(err, ErrDetached) {
 		t.Fatal(err)
 	}
 	if _, err := s.Iter(nil, nil); !errors.Is(err, ErrDetached) {
@@ -95,7 +96,7 @@ func TestAStoreIsReadFromAttachToClose(t *testing.T) {
 	h.ingest(s, set(1, "a", "1"))
 	h.holds(s, h.at)
 	closeStore(t, s)
-	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrClosed) {
+	if _, _, err := s.Get(nil, keyOf(1, "a"), math.MaxInt64); !errors.Is(err, ErrClosed) {
 		t.Fatal(err)
 	}
 	if _, err := s.Attach(t.Context(), h.at, h.chain, b); !errors.Is(err, ErrClosed) {
@@ -227,7 +228,7 @@ func TestAStartThatFailsKeepsWhatItHasOfTheChain(t *testing.T) {
 	if _, err := s.Attach(t.Context(), h.at, h.chain, b); err == nil || !strings.Contains(err.Error(), h.chain[1].Object) {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.Is(err, ErrDetached) {
+	if _, _, err := s.Get(nil, keyOf(1, "a"), math.MaxInt64); !errors.Is(err, ErrDetached) {
 		t.Fatal(err)
 	}
 	down.Store(false)
@@ -400,7 +401,7 @@ func TestCloseWaitsForIterators(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- s.Close() }()
 	for err == nil {
-		_, _, err = s.Get(nil, keyOf(1, "a"))
+		_, _, err = s.Get(nil, keyOf(1, "a"), math.MaxInt64)
 	}
 	if !errors.Is(err, ErrClosed) {
 		t.Error(err)
@@ -545,10 +546,10 @@ func TestADamagedCopyIsRefusedByNameAndTakenAgain(t *testing.T) {
 			t.Fatalf("%+v", a)
 		}
 		var d *DamagedError
-		if _, _, err := s.Get(nil, keyOf(2, "b")); !errors.As(err, &d) || d.Object != bad.Object || d.File != bad.file() || !strings.Contains(err.Error(), bad.Object) {
+		if _, _, err := s.Get(nil, keyOf(2, "b"), math.MaxInt64); !errors.As(err, &d) || d.Object != bad.Object || d.File != bad.file() || !strings.Contains(err.Error(), bad.Object) {
 			t.Fatal(err)
 		}
-		if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.As(err, &d) || d.Object != bad.Object {
+		if _, _, err := s.Get(nil, keyOf(1, "a"), math.MaxInt64); !errors.As(err, &d) || d.Object != bad.Object {
 			t.Fatal("served from a damaged store", err)
 		}
 		if _, err := s.Iter(nil, nil); !errors.As(err, &d) {
@@ -584,7 +585,7 @@ func TestS04_ASegmentDamagedInTheCheckpointStoreIsRefusedByName(t *testing.T) {
 		if !errors.As(err, &d) || d.Object != bad.Object || !strings.Contains(err.Error(), bad.Object) {
 			t.Fatal(err)
 		}
-		if _, _, err := s.Get(nil, keyOf(1, "a")); err == nil {
+		if _, _, err := s.Get(nil, keyOf(1, "a"), math.MaxInt64); err == nil {
 			t.Fatal("served from a store that could not be attached")
 		}
 	}
@@ -610,7 +611,7 @@ func TestS04_ASegmentDamagedInTheCheckpointStoreIsRefusedByName(t *testing.T) {
 		s := open(t, fs, Options{})
 		defer s.Close()
 		h.attach(s)
-		_, _, err := s.Get(nil, keyOf(2, "b"))
+		_, _, err := s.Get(nil, keyOf(2, "b"), math.MaxInt64)
 		refused(s, err)
 		_, err = s.Attach(t.Context(), h.at, h.chain, b) // the object is as bad as the link
 		refused(s, err)
@@ -895,7 +896,7 @@ func TestReadsWhileSegmentsComeIn(t *testing.T) {
 				default:
 				}
 				if g%2 == 0 {
-					v, ok, err := s.Get(nil, keyOf(uint16(n%keys), "k"))
+					v, ok, err := s.Get(nil, keyOf(uint16(n%keys), "k"), math.MaxInt64)
 					if err != nil || !ok || string(v) < last {
 						t.Error(err, ok, string(v), last)
 						return
@@ -1020,7 +1021,7 @@ func TestAReadErrorIsNoDamage(t *testing.T) {
 	h.attach(s)
 	broken.Store(true)
 	var se *StoreError
-	if _, _, err := s.Get(nil, keyOf(1, "a")); !errors.As(err, &se) || se.Object != h.chain[0].Object || !errors.Is(err, syscall.EIO) {
+	if _, _, err := s.Get(nil, keyOf(1, "a"), math.MaxInt64); !errors.As(err, &se) || se.Object != h.chain[0].Object || !errors.Is(err, syscall.EIO) {
 		t.Fatal(err)
 	}
 	it, err := s.Iter(nil, nil)
@@ -1189,10 +1190,48 @@ func walk(t *rapid.T, s *Store, want content, rng *rand.Rand) {
 	}
 	for range 5 {
 		k := random()
-		v, ok, err := s.Get([]byte("x"), k)
+		v, ok, err := s.Get([]byte("x"), k, math.MaxInt64)
 		w, has := want[string(k)]
 		if err != nil || ok != has || ok && string(v) != "x"+w || !ok && string(v) != "x" {
 			t.Fatalf("get %q: %q %v %v, want %q %v", k, v, ok, err, w, has)
 		}
 	}
+}
+
+// What is known to be newer than the last write of a key is not asked for it. The test lies
+// about that, to see.
+func TestGetAsksNothingThatIsNewerThanTheKey(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs, Options{})
+	defer closeStore(t, s)
+	h := newHistory(t, newDirBucket(t, fs, "bucket"), "aa")
+	h.commit(set(1, "a", "1"))
+	h.attach(s)
+	expect := func(newest int64, want string) {
+		t.Helper()
+		if got, _, err := s.Get(nil, keyOf(1, "a"), newest); err != nil || string(got) != want {
+			t.Fatalf("as of checkpoint %d: %q %v, want %q", newest, got, err, want)
+		}
+	}
+	h.ingest(s, set(1, "a", "2"))
+	expect(1, "1")
+	expect(2, "2")
+	h.burnt = 2 // what was written for 3 and 4 is in 5
+	h.ingest(s, set(1, "a", "5"))
+	expect(2, "2")
+	expect(3, "5")
+	h.burnt = 0
+	h.merge(1, 3) // of what is in there nothing is known
+	h.ingest(s, set(1, "b", "1"))
+	expect(1, "5")
+	h.ingest(s, del(1, "a"))
+	expect(6, "5")
+	expect(7, "")
+
+	// Numbers of checkpoints mean something within a lineage only.
+	h.attach(s)
+	expect(0, "")
+	h.lineage = "bb"
+	h.ingest(s, set(1, "a", "8"))
+	expect(0, "8")
 }

@@ -60,6 +60,9 @@ type table struct {
 	filter tableFilter
 	store  *Store
 	refs   atomic.Int32
+	// from is the first checkpoint of which something may be in the table, as reads name
+	// checkpoints; 0 if that is not known.
+	from atomic.Int64
 }
 
 const (
