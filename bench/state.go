@@ -497,7 +497,7 @@ func checkpointShare(file string) (time.Duration, error) {
 // forCheckpoints tells whether what a function calls is work for checkpoints.
 func forCheckpoints(function string) bool {
 	for _, f := range []string{
-		"weir/checkpoint.(*Writer)", "weir/state/segment.", "weir/state/pebble.(*Store).Ingest",
+		"weir/checkpoint.", "weir/state/segment.", "weir/state/pebble.(*Store).Ingest",
 		"weir/processor.(*keyedRunner[...]).encode", "weir/processor.(*keyedRunner[...]).cut",
 	} {
 		if strings.Contains(function, f) {

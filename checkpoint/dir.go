@@ -222,7 +222,7 @@ func (d *Dir) link(ctx context.Context, name string, src *Dir, object string) (b
 // writeAtOnce is how much goes into one system call. While one lasts, Go lets another
 // goroutine have the thread's turn, so a processor more is asked for than there are; if it
 // lasts for milliseconds the kernel takes them from who handles records.
-const writeAtOnce = 128 << 10
+const writeAtOnce = 256 << 10
 
 // writeTemp writes data durably into a new temporary file in dir.
 func writeTemp(dir string, data []byte) (temp string, err error) {
@@ -233,7 +233,8 @@ func writeTemp(dir string, data []byte) (temp string, err error) {
 	if err != nil {
 		return "", err
 	}
-	for rest := data; len(rest) > 0 && err == nil; {
+	n, err := writeDirect(f, data)
+	for rest := data[n:]; len(rest) > 0 && err == nil; {
 		n := min(len(rest), writeAtOnce)
 		_, err = f.Write(rest[:n])
 		rest = rest[n:]
@@ -317,11 +318,7 @@ func (d *Dir) getRange(ctx context.Context, name string, off, n int64) ([]byte, 
 	if size := info.Size(); off < 0 || n < 0 || off > size || n > size-off {
 		return nil, io.ErrUnexpectedEOF
 	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(io.NewSectionReader(f, off, n), b); err != nil {
-		return nil, err
-	}
-	return b, nil
+	return readDirect(f, info.Size(), off, n)
 }
 
 // List implements Store.

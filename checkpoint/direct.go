@@ -1,0 +1,82 @@
+package checkpoint
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+)
+
+// The segment of a checkpoint is written once, read once, by the merge that makes a larger
+// one of it, and deleted: of what it says, what is asked for soon is still in the memory of
+// who wrote it. To take it into the page cache and out again would cost more than all else
+// that is done to write it, and push out what is read. So objects of that size go around the
+// cache, both ways, where the file system lets them.
+const (
+	directMin = DefaultInlineLimit + 1
+	directMax = 4 << 20
+
+	// directAlign is what offsets, lengths and addresses must be multiples of. Sectors are
+	// no larger.
+	directAlign = 4096
+)
+
+func goesDirect(size int64) bool { return size >= directMin && size <= directMax }
+
+// aligned returns n bytes at an address that is a multiple of directAlign.
+func aligned(n int) []byte {
+	b := make([]byte, n+directAlign-1)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
+	return b[skip : skip+n : skip+n]
+}
+
+var directBuffers = sync.Pool{New: func() any { b := aligned(writeAtOnce); return &b }}
+
+// writeDirect writes the begin of data, as much as goes, around the page cache, and returns
+// how much that was. The file, which is new, is as any other afterwards.
+func writeDirect(f *os.File, data []byte) (n int, err error) {
+	if !goesDirect(int64(len(data))) || setDirect(f, true) != nil {
+		return 0, nil
+	}
+	b := directBuffers.Get().(*[]byte)
+	defer directBuffers.Put(b)
+	for err == nil && len(data)-n >= directAlign {
+		c := copy(*b, data[n:]) &^ (directAlign - 1)
+		_, err = f.Write((*b)[:c])
+		if errors.Is(err, syscall.EINVAL) { // this file system wants something else
+			err = nil
+			break
+		}
+		n += c
+	}
+	return n, errors.Join(err, setDirect(f, false))
+}
+
+// readDirect is io.ReaderAt for a file of that size, around the page cache if it was
+// written so. What it returns is new.
+func readDirect(f *os.File, size, off, n int64) ([]byte, error) {
+	if !goesDirect(size) || setDirect(f, true) != nil {
+		b := make([]byte, n)
+		_, err := io.ReadFull(io.NewSectionReader(f, off, n), b)
+		return b, err
+	}
+	begin := off &^ (directAlign - 1)
+	end := (off + n + directAlign - 1) &^ (directAlign - 1)
+	b := aligned(int(end - begin))
+	got, err := f.ReadAt(b, begin)
+	switch {
+	case int64(got) >= off-begin+n:
+		return b[off-begin : off-begin+n : off-begin+n], nil // the file may end before the last sector does
+	case errors.Is(err, syscall.EINVAL):
+		if err := setDirect(f, false); err != nil {
+			return nil, err
+		}
+		_, err = io.ReadFull(io.NewSectionReader(f, off, n), b[:n])
+		return b[:n:n], err
+	case err == nil || errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	return nil, err
+}

@@ -1,0 +1,47 @@
+package checkpoint
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// Objects go around the page cache or through it, by their size, and come back as they were.
+func TestObjectsOfAllSizesComeBack(t *testing.T) {
+	d, err := OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, size := range []int64{
+		1, directAlign, directMin - 1, directMin, directMin + 1, writeAtOnce, writeAtOnce + 1, 3*writeAtOnce - 1,
+		directMax - 1, directMax, directMax + 1, directMax + directAlign,
+	} {
+		name, data := fmt.Sprint("object-", size), make([]byte, size)
+		for i := range data {
+			data[i] = byte(rng.Uint32())
+		}
+		if err := d.Put(t.Context(), name, data); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := d.Get(t.Context(), name); err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("%d bytes: got %d others, %v", size, len(got), err)
+		}
+		for range 50 {
+			off := rng.Int64N(size + 1)
+			n := rng.Int64N(size - off + 1)
+			switch rng.IntN(4) {
+			case 0:
+				off, n = 0, size
+			case 1:
+				off = off &^ (directAlign - 1)
+				n = size - off
+			}
+			got, err := d.GetRange(t.Context(), name, off, n)
+			if err != nil || !bytes.Equal(got, data[off:off+n]) {
+				t.Fatalf("%d of %d bytes at %d: got %d others, %v", n, size, off, len(got), err)
+			}
+		}
+	}
+}
