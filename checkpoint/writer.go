@@ -28,11 +28,8 @@ const (
 	// DefaultInlineLimit is the size in bytes up to which a segment rides in its
 	// manifest: a second object costs more than these bytes do.
 	DefaultInlineLimit = 64 << 10
-	// DefaultMergeFanIn is how many segments of about one size become one: so many that
-	// for most apps there is one level between the segments of checkpoints and the largest,
-	// since each level writes all changes once more. What a read would have to ask of so many
-	// it mostly knows without.
-	DefaultMergeFanIn = 64
+	// DefaultMergeFanIn is how many segments of about one size become one.
+	DefaultMergeFanIn = 16
 	// DefaultMergeTarget is about how many bytes a piece of a merged level has: large
 	// enough that a manifest names few, small enough that a merge touches little, and
 	// that the one that a merge holds in memory doesn't matter.
