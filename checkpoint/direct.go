@@ -54,29 +54,30 @@ func writeDirect(f *os.File, data []byte) (n int, err error) {
 	return n, errors.Join(err, setDirect(f, false))
 }
 
-// readDirect is io.ReaderAt for a file of that size, around the page cache if it was
-// written so. What it returns is new.
+// readDirect reads n bytes at off of a file of that size, around the page cache if it was
+// written so.
 func readDirect(f *os.File, size, off, n int64) ([]byte, error) {
-	if !goesDirect(size) || setDirect(f, true) != nil {
-		b := make([]byte, n)
-		_, err := io.ReadFull(io.NewSectionReader(f, off, n), b)
-		return b, err
-	}
-	begin := off &^ (directAlign - 1)
-	end := (off + n + directAlign - 1) &^ (directAlign - 1)
-	b := aligned(int(end - begin))
-	got, err := f.ReadAt(b, begin)
-	switch {
-	case int64(got) >= off-begin+n:
-		return b[off-begin : off-begin+n : off-begin+n], nil // the file may end before the last sector does
-	case errors.Is(err, syscall.EINVAL):
-		if err := setDirect(f, false); err != nil {
+	if goesDirect(size) && setDirect(f, true) == nil {
+		begin := off &^ (directAlign - 1)
+		end := (off + n + directAlign - 1) &^ (directAlign - 1)
+		b := aligned(int(end - begin))
+		got, err := f.ReadAt(b, begin)
+		if int64(got) >= off-begin+n { // the file may end before the last sector does
+			return b[off-begin : off-begin+n : off-begin+n], nil
+		}
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		if errors.Is(err, syscall.EINVAL) { // this file system wants something else
+			err = setDirect(f, false)
+		}
+		if err != nil {
 			return nil, err
 		}
-		_, err = io.ReadFull(io.NewSectionReader(f, off, n), b[:n])
-		return b[:n:n], err
-	case err == nil || errors.Is(err, io.EOF):
-		err = io.ErrUnexpectedEOF
 	}
-	return nil, err
+	b := make([]byte, n)
+	if _, err := io.ReadFull(io.NewSectionReader(f, off, n), b); err != nil {
+		return nil, err
+	}
+	return b, nil
 }

@@ -91,9 +91,7 @@ type Keyspace[K comparable] struct {
 	err   error
 	buf   []byte
 
-	// Nothing that is not in memory was written for a checkpoint after out.
-	out      int64
-	evicting int64 // the newest checkpoint that the backing has, for Evict
+	out int64 // nothing that is not in memory was written for a checkpoint after it
 
 	pinned  []pinned // slots on their way to the backing, oldest first
 	hand    uint32   // where evict goes on
@@ -479,7 +477,7 @@ func (ks *Keyspace[K]) Evict() (full float64) {
 		return 0
 	}
 	if committed := ks.cfg.Committed(); ks.stuck != committed+1 {
-		if ks.evict(committed); ks.fits() {
+		if ks.evict(uint32(committed)); ks.fits() {
 			return 0
 		}
 		// Until another checkpoint is committed there is no point in looking again.
@@ -490,10 +488,8 @@ func (ks *Keyspace[K]) Evict() (full float64) {
 
 func (ks *Keyspace[K]) fits() bool { return ks.Memory() <= ks.cfg.MemoryBytes }
 
-func (ks *Keyspace[K]) evict(newest int64) {
+func (ks *Keyspace[K]) evict(committed uint32) {
 	ks.curOK = false
-	committed := uint32(newest)
-	ks.evicting = newest
 	// Twice around: the first time may only find what was used.
 	for looked := range 2 * ks.next {
 		if looked%evictCheck == evictCheck-1 && ks.fits() {
@@ -534,7 +530,8 @@ func (ks *Keyspace[K]) evicted(cut uint32) {
 		return
 	}
 	// What is evicted is committed, so the last checkpoint that has these low bits is it.
-	ks.out = max(ks.out, ks.evicting-int64(uint32(ks.evicting)-cut))
+	committed := ks.cfg.Committed()
+	ks.out = max(ks.out, committed-int64(uint32(committed)-cut))
 }
 
 func (ks *Keyspace[K]) newest() int64 { return ks.out }
