@@ -74,6 +74,7 @@ type options struct {
 	retain int
 
 	mergeCPU       float64
+	mergeFanIn     int
 	bloomBits      int
 	mergeBandwidth int64
 
@@ -108,7 +109,7 @@ func defaults() options {
 		keyGroups: DefaultKeyGroups, parallelism: runtime.GOMAXPROCS(0),
 		every: DefaultCheckpointEvery, checkpointTimeout: DefaultCheckpointTimeout, tolerable: DefaultTolerableFailures,
 		retryPause: DefaultRetryPause,
-		mergeCPU:   checkpoint.DefaultMergeCPU(), bloomBits: checkpoint.DefaultBloomBits,
+		mergeCPU:   checkpoint.DefaultMergeCPU(), mergeFanIn: checkpoint.DefaultMergeFanIn, bloomBits: checkpoint.DefaultBloomBits,
 		retain: DefaultRetain, held: DefaultHeldBytes,
 		sessionTimeout: DefaultSessionTimeout, commitReplication: -1,
 		stopTimeout: DefaultStopTimeout,
@@ -257,6 +258,11 @@ func Retain(n int) Option { return option(func(o *options) { o.retain = n }) }
 func MergeBudget(cores float64, bytesPerSecond int64) Option {
 	return option(func(o *options) { o.mergeCPU, o.mergeBandwidth = cores, bytesPerSecond })
 }
+
+// MergeFanIn sets how many segments of about one size become one. More of them write a byte
+// less often; fewer leave fewer segments for a read of a key that is not in memory to ask,
+// and for a restart to attach. Default 64.
+func MergeFanIn(n int) Option { return option(func(o *options) { o.mergeFanIn = n }) }
 
 // BloomBits sets how many bits the filter of a segment has for each key. More make reads of
 // keys that are not in memory cheaper, since fewer segments are looked into in vain, and
@@ -419,7 +425,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		Trigger:           barrier.TriggerConfig{Every: o.every, Records: o.records, Bytes: o.bytes, MinPause: o.minPause, RetryPause: o.retryPause},
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
 		Unaligned: o.unaligned, AlignmentTimeout: o.alignmentTimeout,
-		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, BloomBits: o.bloomBits, Backend: o.backend, HeldBytes: o.held,
+		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, MergeFanIn: o.mergeFanIn, BloomBits: o.bloomBits, Backend: o.backend, HeldBytes: o.held,
 		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
 		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
 		CommitTopic:       or(o.commitTopic, app+"-checkpoints"), CommitTopicReplication: o.commitReplication,
@@ -476,6 +482,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	bad(o.tolerable < 0, "weir.TolerableFailures(%d): want 0 or more", o.tolerable)
 	bad(o.retain < 1, "weir.Retain(%d): the checkpoint that the pointer names has to be kept: want 1 or more", o.retain)
 	bad(o.bloomBits < 1 || o.bloomBits > checkpoint.MaxBloomBits, "weir.BloomBits(%d): want 1 to %d bits for each key", o.bloomBits, checkpoint.MaxBloomBits)
+	bad(o.mergeFanIn < 2, "weir.MergeFanIn(%d): want at least 2 segments", o.mergeFanIn)
 	bad(o.mergeCPU <= 0 || o.mergeBandwidth < 0, "weir.MergeBudget(%v, %d): want a share of a core above 0, and bytes a second, or 0 for no bound", o.mergeCPU, o.mergeBandwidth)
 	bad(o.held < 1, "weir.HeldBytes(%d): want more than 0", o.held)
 	bad(o.stopTimeout <= 0, "weir.StopTimeout(%v): want more than 0", o.stopTimeout)

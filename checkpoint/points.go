@@ -166,7 +166,7 @@ func (p *Points) segment(s SegmentRef) (*point, error) {
 
 func (p *Points) read(s SegmentRef) (r *segment.Reader, err error) {
 	if s.Length <= chunkBytes {
-		return openSegment(p.ctx, p.store, s, nil)
+		return openSegment(p.ctx, p.store, s, nil, chunkBytes)
 	}
 	r, err = segment.OpenAt(&ranges{ctx: p.ctx, store: p.store, s: s, kept: map[span][]byte{}}, s.Length)
 	if err != nil {

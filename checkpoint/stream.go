@@ -13,26 +13,37 @@ import (
 )
 
 // chunkBytes is how much of a segment is fetched at once: enough to hide the latency
-// of an object store, little enough that a merge of dozens of segments stays small.
-// A segment that is not longer is read as a whole.
-const chunkBytes = 512 << 10
+// of an object store, little enough that a merge of dozens of segments stays small. Of
+// more of them, less is fetched at once. A segment that is not longer is read as a whole.
+const (
+	chunkBytes    = 512 << 10
+	minChunkBytes = 64 << 10
+
+	maxAheadBytes = 48 << 20 // in memory of all segments that are read at once, about
+)
+
+// chunkFor returns how much is fetched at once of each of some segments.
+func chunkFor(segments int) int64 {
+	n := int64(maxAheadBytes / (3 * max(segments, 1)))
+	return min(max(n&^(minChunkBytes-1), minChunkBytes), chunkBytes)
+}
 
 // OpenSegment opens a segment. A short one is read and verified as a whole; of a long
 // one what is asked for is fetched, a chunk ahead, and each block is verified when it
 // is read, so that it takes little memory. The context is for all reads, and the reader
 // must be closed. Errors are as with [ReadSegment].
 func OpenSegment(ctx context.Context, store Store, s SegmentRef) (*segment.Reader, error) {
-	r, err := openSegment(ctx, store, s, nil)
+	r, err := openSegment(ctx, store, s, nil, chunkBytes)
 	if err != nil {
 		return nil, fmt.Errorf("open segment: %w", err)
 	}
 	return r, nil
 }
 
-func openSegment(ctx context.Context, store Store, s SegmentRef, p *pacer) (*segment.Reader, error) {
+func openSegment(ctx context.Context, store Store, s SegmentRef, p *pacer, chunk int64) (*segment.Reader, error) {
 	var r *segment.Reader
 	var err error
-	if s.Length <= chunkBytes {
+	if s.Length <= chunk {
 		b, rerr := readSegment(ctx, store, s)
 		if rerr != nil {
 			return nil, rerr
@@ -40,7 +51,7 @@ func openSegment(ctx context.Context, store Store, s SegmentRef, p *pacer) (*seg
 		p.transferred(ctx, int64(len(b)))
 		r, err = segment.Open(b)
 	} else {
-		in := newStream(ctx, store, s, p)
+		in := newStream(ctx, store, s, p, chunk)
 		if r, err = segment.OpenAt(in, s.Length); err != nil {
 			_ = in.Close()
 		}
@@ -66,6 +77,7 @@ type stream struct {
 	cancel context.CancelFunc
 	store  Store
 	s      SegmentRef
+	size   int64 // bytes of a chunk
 	last   int64 // number of the last chunk
 	pacer  *pacer
 
@@ -85,8 +97,8 @@ type chunk struct {
 	err    error
 }
 
-func newStream(ctx context.Context, store Store, s SegmentRef, p *pacer) *stream {
-	in := &stream{store: store, s: s, last: (s.Length - 1) / chunkBytes, pacer: p}
+func newStream(ctx context.Context, store Store, s SegmentRef, p *pacer, chunk int64) *stream {
+	in := &stream{store: store, s: s, size: chunk, last: (s.Length - 1) / chunk, pacer: p}
 	in.ctx, in.cancel = context.WithCancel(ctx)
 	return in
 }
@@ -100,11 +112,11 @@ func (in *stream) ReadAt(p []byte, off int64) (int, error) {
 	defer in.mu.Unlock()
 	n := 0
 	for n < len(p) && off < in.s.Length {
-		data, err := in.get(off / chunkBytes)
+		data, err := in.get(off / in.size)
 		if err != nil {
 			return n, err
 		}
-		c := copy(p[n:], data[off%chunkBytes:])
+		c := copy(p[n:], data[off%in.size:])
 		n += c
 		off += int64(c)
 	}
@@ -150,8 +162,8 @@ func (in *stream) begin(number int64) *chunk {
 	}
 	in.wg.Go(func() {
 		defer close(c.done)
-		off := number * chunkBytes
-		n := min(chunkBytes, in.s.Length-off)
+		off := number * in.size
+		n := min(in.size, in.s.Length-off)
 		c.data, c.err = getRange(in.ctx, in.store, in.s.Object, in.s.Offset+off, n)
 	})
 	return c
@@ -187,13 +199,14 @@ func checksumsDiffer(s SegmentRef, got uint32) string {
 // openAhead is how many segments are opened at once.
 const openAhead = 8
 
-// opener opens the segments of levels: the first of each level at once, and each
+// opener opens the segments of some levels: the first of each level at once, and each
 // further one when the one before is opened.
 type opener struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	store  Store
 	pacer  *pacer
+	chunk  int64 // bytes of a segment to fetch at once
 	slots  chan struct{}
 
 	mu    sync.Mutex
@@ -209,8 +222,8 @@ type opening struct {
 	err  error
 }
 
-func newOpener(ctx context.Context, store Store, p *pacer) *opener {
-	o := &opener{store: store, pacer: p, slots: make(chan struct{}, openAhead), begun: map[*opening]bool{}}
+func newOpener(ctx context.Context, store Store, p *pacer, levels int) *opener {
+	o := &opener{store: store, pacer: p, chunk: chunkFor(levels), slots: make(chan struct{}, openAhead), begun: map[*opening]bool{}}
 	o.ctx, o.cancel = context.WithCancel(ctx)
 	return o
 }
@@ -251,7 +264,7 @@ func (o *opener) begin(p *opening) {
 			defer close(p.done)
 			o.slots <- struct{}{}
 			defer func() { <-o.slots }()
-			p.r, p.err = openSegment(o.ctx, o.store, p.s, o.pacer)
+			p.r, p.err = openSegment(o.ctx, o.store, p.s, o.pacer, o.chunk)
 		})
 	})
 }

@@ -29,7 +29,7 @@ const (
 	// manifest: a second object costs more than these bytes do.
 	DefaultInlineLimit = 64 << 10
 	// DefaultMergeFanIn is how many segments of about one size become one.
-	DefaultMergeFanIn = 16
+	DefaultMergeFanIn = 64
 	// DefaultMergeTarget is about how many bytes a piece of a merged level has: large
 	// enough that a manifest names few, small enough that a merge touches little, and
 	// that the one that a merge holds in memory doesn't matter.

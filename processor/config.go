@@ -40,6 +40,7 @@ type Config struct {
 	Retain int // committed checkpoints kept
 
 	BloomBits      int     // of a segment, for each key; 0: the default
+	MergeFanIn     int     // segments of one size that become one; 0: the default
 	MergeCPU       float64 // share of one core; 0: the default
 	MergeBandwidth int64   // bytes a second; 0: no bound
 

@@ -455,7 +455,7 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		pinned = inc.local.Needs
 	}
 	w, err := checkpoint.NewWriter(checkpoint.Config{
-		Pinned: pinned, MergeCPU: inc.cfg.MergeCPU, MergeBandwidth: inc.cfg.MergeBandwidth, BloomBits: inc.cfg.BloomBits,
+		Pinned: pinned, MergeCPU: inc.cfg.MergeCPU, MergeBandwidth: inc.cfg.MergeBandwidth, MergeFanIn: inc.cfg.MergeFanIn, BloomBits: inc.cfg.BloomBits,
 		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
 		Base: at.manifest, BaseRef: at.ref,

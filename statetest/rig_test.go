@@ -139,7 +139,7 @@ func (l *life) start(t *testing.T) {
 	}
 	l.app = weir.New(appName, append([]weir.Option{
 		weir.Brokers(l.brokers...), weir.InstanceID("a"), weir.Store(l.store), weir.StateBackend(l.backend),
-		weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond),
+		weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond), weir.MergeFanIn(16), // merges within dozens of checkpoints
 		weir.Listen(weir.Listener{
 			Restored:            func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock(); tell() },
 			CheckpointPersisted: func(i event.CheckpointPersisted) { l.mu.Lock(); l.flown += i.InFlight; l.mu.Unlock() },

@@ -91,6 +91,7 @@ func run() error {
 		weir.FromEnv(), weir.Log(log), weir.Listen(tell()),
 		weir.Parallelism(*parallelism), weir.CheckpointEvery(*interval), weir.SessionTimeout(*session),
 		weir.TolerableFailures(*tolerable), weir.CommitTopicReplication(int16(*replication)),
+		weir.MergeFanIn(16), // so that a crash in a merge is not far off
 		weir.Restart(weir.RestartPolicy{Initial: 50 * time.Millisecond, Max: *delay, Limit: *restarts, Quiet: time.Minute}),
 	}
 	if *memory > 0 {

@@ -625,7 +625,11 @@ func (in *instance) start() *life {
 	w.res.lives++
 	w.mu.Unlock()
 	l.ctx, l.stop = context.WithCancel(context.Background())
-	opts := append(set.options(),
+	fanIn := 16 // a world sees some dozens of checkpoints
+	if w.sc.seed%2 > 0 {
+		fanIn = 4
+	}
+	opts := append(set.options(), weir.MergeFanIn(fanIn),
 		weir.Brokers(w.c.ListenAddrs()...), weir.InstanceID(in.name), weir.Store(l.store),
 		weir.KafkaOptions(kgo.WithLogger(clientLog{l}), kgo.Dialer(l.nic.dial), kgo.DisableClientMetrics(), kgo.MetadataMaxAge(w.sc.metadataAge())), weir.Listen(l.listener()),
 		clock.Option(l.clock).(weir.Option))

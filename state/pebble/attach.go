@@ -24,7 +24,7 @@ const (
 	chunkBytes = 4 << 20
 	// readAhead is how many segments are fetched at once: enough to hide the latency of
 	// an object store.
-	readAhead = 8
+	readAhead = 16
 )
 
 // Attach makes the store equal the checkpoint want, whose segments are chain, oldest
