@@ -117,7 +117,7 @@ func (s SegmentRef) sameRun(o SegmentRef) bool {
 // key-group has fanIn segments, or more than maxOverlay of the oldest one if that has at
 // least overlay bytes; the smallest of them. Segments that busy holds are being merged
 // already; plans of more than limit bytes, or not more than least, are left out.
-func pickMerge(chain []SegmentRef, keyGroups int, busy map[string]bool, fanIn int, overlay, least, limit int64) (best mergePlan, ok bool) {
+func pickMerge(chain []SegmentRef, keyGroups int, busy map[segmentID]bool, fanIn int, overlay, least, limit int64) (best mergePlan, ok bool) {
 	// Territories lie within each other or apart, so that where one begins the stack
 	// is as high as anywhere in it.
 	var begins []int
@@ -127,21 +127,24 @@ func pickMerge(chain []SegmentRef, keyGroups int, busy map[string]bool, fanIn in
 	}
 	slices.Sort(begins)
 	begins = slices.Compact(begins)
-	stacks := make([][][]int, len(begins)) // of the segments over a key-group; pieces of one run are one element
-	for at, s := range chain {
-		lo, hi := s.territory(keyGroups)
-		from, _ := slices.BinarySearch(begins, lo)
-		for i := from; i < len(begins) && begins[i] < hi; i++ {
-			st := stacks[i]
-			if n := len(st) - 1; n >= 0 && s.sameRun(chain[st[n][0]]) {
-				st[n] = append(st[n], at)
+	places := make([]int, len(chain))
+	var stack [][]int // the segments over a key-group; pieces of one run are one element
+	for _, kg := range begins {
+		stack = stack[:0]
+		n := 0
+		for at, s := range chain {
+			if lo, hi := s.territory(keyGroups); kg < lo || kg >= hi {
 				continue
 			}
-			stacks[i] = append(st, []int{at})
+			places[n] = at
+			n++
+			if top := len(stack) - 1; top >= 0 && s.sameRun(chain[stack[top][0]]) {
+				stack[top] = places[n-len(stack[top])-1 : n]
+				continue
+			}
+			stack = append(stack, places[n-1:n])
 		}
-	}
-	for _, st := range stacks {
-		for _, set := range fullLevels(chain, st, fanIn, overlay) {
+		for _, set := range fullLevels(chain, stack, fanIn, overlay) {
 			p, free := enclose(chain, keyGroups, set.inputs, busy)
 			p.level, p.full = set.level, set.full
 			if !free || p.bytes > limit || p.bytes <= least {
@@ -189,7 +192,7 @@ func fullLevels(chain []SegmentRef, stack [][]int, fanIn int, overlay int64) (se
 // enclose adds to a set all segments that stand between them and share key-groups with
 // them: the result of a merge takes the place of the oldest, and nothing between may
 // be older than a part of it and newer than another. free tells that busy holds none.
-func enclose(chain []SegmentRef, keyGroups int, set []int, busy map[string]bool) (p mergePlan, free bool) {
+func enclose(chain []SegmentRef, keyGroups int, set []int, busy map[segmentID]bool) (p mergePlan, free bool) {
 	first, last := slices.Min(set), slices.Max(set)
 	p.lo, p.hi = chain[first].territory(keyGroups)
 	for n := -1; n != len(p.inputs); {
@@ -212,5 +215,10 @@ func enclose(chain []SegmentRef, keyGroups int, set []int, busy map[string]bool)
 	return p, true
 }
 
-// id names a segment: an object is never written twice.
-func (s SegmentRef) id() string { return fmt.Sprint(s.Object, "@", s.Offset) }
+// segmentID names a segment: an object is never written twice.
+type segmentID struct {
+	object string
+	offset int64
+}
+
+func (s SegmentRef) id() segmentID { return segmentID{s.Object, s.Offset} }

@@ -214,7 +214,7 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int, buffer *bytes.Buffer) 
 		least, limit = limit, 1<<62
 	}
 	w.mu.Lock()
-	busy := map[string]bool{}
+	busy := map[segmentID]bool{}
 	for _, m := range w.merge.merges {
 		for _, s := range m.inputs {
 			busy[s.id()] = true

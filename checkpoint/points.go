@@ -25,8 +25,8 @@ type Points struct {
 
 	mu     sync.Mutex
 	closed bool
-	open   map[string]*list.Element // of *point, by the segment's id
-	order  *list.List               // used last is first
+	open   map[segmentID]*list.Element // of *point
+	order  *list.List                  // used last is first
 	bytes  int64
 	wg     sync.WaitGroup
 }
@@ -41,7 +41,7 @@ const (
 
 // point is one segment that is open, or being opened.
 type point struct {
-	id    string
+	id    segmentID
 	cost  int64
 	whole bool          // no read goes to the store any more
 	done  chan struct{} // closed when r or err is set
@@ -51,7 +51,7 @@ type point struct {
 
 // NewPoints returns a reader of keys. The context is for all that it reads.
 func NewPoints(ctx context.Context, store Store) *Points {
-	p := &Points{store: store, open: map[string]*list.Element{}, order: list.New()}
+	p := &Points{store: store, open: map[segmentID]*list.Element{}, order: list.New()}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p
 }

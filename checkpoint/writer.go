@@ -150,7 +150,8 @@ type Stats struct {
 	LogBytes      int64 // of logs that were written as objects of their own
 	Took          time.Duration
 	// Segment is the segment's bytes, nil if nothing changed. It is a Pebble table,
-	// to be ingested after the commit, and must not be changed.
+	// to be ingested after the commit, must not be changed, and is valid until the next
+	// Persist.
 	Segment []byte
 	// Manifest is what was written. It must not be changed.
 	Manifest *Manifest
@@ -158,6 +159,10 @@ type Stats struct {
 	// They must not be changed.
 	Parts map[string][][]byte
 }
+
+// maxKeptBuffer bounds the memory that is kept for the next segment, in bytes. To write a
+// larger one costs so much that new memory doesn't matter.
+const maxKeptBuffer = 16 << 20
 
 // Writer makes checkpoints durable, one after the other, and keeps the store tidy.
 //
@@ -191,8 +196,9 @@ type Writer struct {
 	pending  *pending
 	deferred []object // writes put off because the guard is broken
 
-	compressed float64 // bytes of the last segment for each byte of its runs; Persist's
-	err        error   // misuse; every Persist returns it
+	compressed float64      // bytes of the last segment for each byte of its runs; Persist's
+	buffer     bytes.Buffer // for segments, one after the other; Persist's
+	err        error        // misuse; every Persist returns it
 
 	merge   mergeState
 	collect collectState
@@ -307,6 +313,9 @@ func (w *Writer) Base() (*Manifest, offsets.ManifestRef) {
 // higher checkpoint id. Errors are *StoreError where the store failed or ctx ended.
 func (w *Writer) Persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, Stats, error) {
 	ref, stats, err := w.persist(ctx, s)
+	if err != nil || w.buffer.Cap() > maxKeptBuffer || guard.Broken(guard.DurableBeforeCommit) {
+		w.buffer = bytes.Buffer{} // after an error, a put that hangs may still be reading the old one
+	}
 	if err != nil {
 		return offsets.ManifestRef{}, Stats{}, fmt.Errorf("persist checkpoint %d: %w", s.Checkpoint, err)
 	}
@@ -357,11 +366,12 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 		}
 		// Segments of one job compress alike, and a buffer that grows is copied and cleared
 		// as often as it doubles.
-		buf := bytes.NewBuffer(make([]byte, 0, int(float64(raw)*w.compressed*5/4)+bytes.MinRead))
-		if info, err = segment.WriteFiltered(buf, w.cfg.BloomBits, runs...); err != nil {
+		w.buffer.Reset()
+		w.buffer.Grow(int(float64(raw)*w.compressed*5/4) + bytes.MinRead)
+		if info, err = segment.WriteFiltered(&w.buffer, w.cfg.BloomBits, runs...); err != nil {
 			return none, Stats{}, err
 		}
-		if data = buf.Bytes(); raw > 0 {
+		if data = w.buffer.Bytes(); raw > 0 {
 			w.compressed = min(float64(len(data))/float64(raw), 1)
 		}
 	}

@@ -1,6 +1,7 @@
 package checkpoint_test
 
 import (
+	"bytes"
 	ctx "context"
 	"errors"
 	"fmt"
@@ -9,12 +10,14 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/segment"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 )
@@ -810,4 +813,57 @@ func TestWriterEqualsModel(t *testing.T) {
 			},
 		})
 	})
+}
+
+// slowStore lets the first write of a segment wait until it is let go, whatever becomes of
+// the context.
+type slowStore struct {
+	checkpoint.Store
+	once    sync.Once
+	begun   chan struct{}
+	goOn    chan struct{}
+	written chan []byte // what it then wrote
+}
+
+func (s *slowStore) Put(c ctx.Context, name string, data []byte) error {
+	if strings.HasPrefix(name, "seg/") {
+		slow := false
+		s.once.Do(func() { slow = true })
+		if slow {
+			close(s.begun)
+			<-s.goOn
+			s.written <- bytes.Clone(data)
+		}
+	}
+	return s.Store.Put(c, name, data)
+}
+
+func TestSegmentThatIsStillBeingWrittenIsNotOverwrittenByTheNext(t *testing.T) {
+	store := &slowStore{Store: checkpoint.NewMem(), begun: make(chan struct{}), goOn: make(chan struct{}), written: make(chan []byte, 1)}
+	r := newRig(t, store, func(c *checkpoint.Config) { c.InlineLimit = -1 })
+	until, cancel := ctx.WithCancel(t.Context())
+	go func() {
+		<-store.begun
+		cancel()
+	}()
+	if _, _, err := r.Persist(until, snapshot(1, changes{"0/a": "1"})); err == nil {
+		t.Fatal("a checkpoint is durable whose segment is not")
+	}
+	if _, _, err := r.Persist(t.Context(), snapshot(2, changes{"0/a": "2", "1/b": "2"})); err != nil {
+		t.Fatal(err)
+	}
+	close(store.goOn)
+	rd, err := segment.Open(<-store.written)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for e, err := range segment.Scan(0, 1<<16, rd) {
+		if n++; err != nil || string(e.Value) != "1" {
+			t.Fatalf("it has %q: %v", e.Value, err)
+		}
+	}
+	if n != 1 {
+		t.Fatalf("it has %d entries, want 1", n)
+	}
 }

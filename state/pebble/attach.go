@@ -118,7 +118,7 @@ func (s *Store) openChain(ctx context.Context, chain []Segment) (a Attached, tab
 	for i, seg := range chain {
 		a.Segments++
 		a.Bytes += seg.Length
-		name := seg.file()
+		name := s.name(seg)
 		if t := s.pool[name]; t != nil {
 			t.refs.Add(1)
 			tables[i] = t
@@ -158,7 +158,7 @@ func (s *Store) openChain(ctx context.Context, chain []Segment) (a Attached, tab
 // adopt puts a table into the pool, which takes a reference. It is called with s.mu
 // held.
 func (s *Store) adopt(t *table) {
-	name := t.seg.file()
+	name := s.name(t.seg)
 	if t.file != "" {
 		s.files[name] = true
 	}
@@ -419,7 +419,7 @@ func (s *Store) take(ctx context.Context, seg Segment, data []byte) (*table, err
 	if err := seg.check(); err != nil {
 		return nil, s.failed("ingest", "", err)
 	}
-	name := seg.file()
+	name := s.name(seg)
 	if s.files[name] {
 		return s.openTable(ctx, seg, name)
 	}
@@ -441,7 +441,7 @@ func (s *Store) take(ctx context.Context, seg Segment, data []byte) (*table, err
 // them can't be had at once.
 func (s *Store) atHand(ctx context.Context) []*table {
 	for _, seg := range s.chain {
-		name := seg.file()
+		name := s.name(seg)
 		if s.pool[name] != nil || s.files[name] {
 			continue
 		}

@@ -80,7 +80,7 @@ func (s *Store) missing() (next Segment, p Progress) {
 		return next, p
 	}
 	for _, seg := range s.chain {
-		if !s.files[seg.file()] {
+		if !s.files[s.name(seg)] {
 			next = seg
 			p.Segments++
 			p.Left += seg.Length

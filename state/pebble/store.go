@@ -70,7 +70,10 @@ type Store struct {
 	mu    lock              // held by Attach, Ingest, Close, and when a copy arrives
 	files map[string]bool   // in segmentsName
 	pool  map[string]*table // open, by what their file is called, or will be
-	chain []Segment         // of the checkpoint that the store equals
+	// names are what files of segments that are in use are called: each commit asks for all
+	// of them.
+	names map[Segment]string
+	chain []Segment // of the checkpoint that the store equals
 	// behind tells that the current version is not of chain but of an older one, and
 	// what came since: results of merges in chain are not there yet.
 	behind bool
@@ -99,7 +102,7 @@ func Open(dir, app string, opts Options) (_ *Store, err error) {
 	opts = opts.withDefaults()
 	s := &Store{
 		dir: dir, opts: opts, fs: opts.fs, log: opts.Logger.With(zap.String("dir", dir)),
-		mu: make(lock, 1), files: map[string]bool{}, pool: map[string]*table{}, wake: make(chan struct{}, 1),
+		mu: make(lock, 1), files: map[string]bool{}, pool: map[string]*table{}, names: map[Segment]string{}, wake: make(chan struct{}, 1),
 	}
 	if err := s.fs.MkdirAll(dir, 0o755); err != nil {
 		return nil, s.failed("open", "", err)
@@ -337,18 +340,33 @@ func (s *Store) install(id ID, tables []*table) {
 	}
 }
 
+// name is seg.file(). It is called with s.mu held.
+func (s *Store) name(seg Segment) string {
+	name, ok := s.names[seg]
+	if !ok {
+		name = seg.file()
+		s.names[seg] = name
+	}
+	return name
+}
+
 // sweep closes and removes what neither the current version nor the chain has. It is
 // called with s.mu held.
 func (s *Store) sweep() {
-	keep := map[string]bool{}
+	keep, names := map[string]bool{}, map[Segment]string{}
+	use := func(seg Segment) {
+		name := s.name(seg)
+		keep[name], names[seg] = true, name
+	}
 	if v := s.current.Load(); v != nil {
 		for _, t := range v.tables {
-			keep[t.seg.file()] = true
+			use(t.seg)
 		}
 	}
 	for _, seg := range s.chain {
-		keep[seg.file()] = true
+		use(seg)
 	}
+	s.names = names
 	for name, t := range s.pool {
 		if !keep[name] {
 			delete(s.pool, name)
@@ -410,7 +428,7 @@ func (s *Store) Needs() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, seg := range s.chain {
-		if !s.files[seg.file()] {
+		if !s.files[s.name(seg)] {
 			names[seg.Object] = true
 		}
 	}
