@@ -25,14 +25,21 @@ const (
 
 func goesDirect(size int64) bool { return size >= directMin && size <= directMax }
 
+// addressOff is added to addresses that would be aligned; for a test.
+var addressOff = 0
+
 // aligned returns n bytes at an address that is a multiple of directAlign.
 func aligned(n int) []byte {
-	b := make([]byte, n+directAlign-1)
-	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
+	b := make([]byte, n+directAlign-1+addressOff)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b))))&(directAlign-1) + addressOff
 	return b[skip : skip+n : skip+n]
 }
 
-var directBuffers = sync.Pool{New: func() any { b := aligned(writeAtOnce); return &b }}
+var directBuffers = newDirectBuffers()
+
+func newDirectBuffers() *sync.Pool {
+	return &sync.Pool{New: func() any { b := aligned(writeAtOnce); return &b }}
+}
 
 // writeDirect writes the begin of data, as much as goes, around the page cache, and returns
 // how much that was. The file, which is new, is as any other afterwards.

@@ -4,11 +4,21 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 )
 
 // Objects go around the page cache or through it, by their size, and come back as they were.
 func TestObjectsOfAllSizesComeBack(t *testing.T) {
+	t.Run("as it should be", objectsOfAllSizesComeBack)
+	t.Run("the file system refuses the buffers", func(t *testing.T) {
+		defer func(b *sync.Pool) { addressOff, directBuffers = 0, b }(directBuffers)
+		addressOff, directBuffers = 1, newDirectBuffers()
+		objectsOfAllSizesComeBack(t)
+	})
+}
+
+func objectsOfAllSizesComeBack(t *testing.T) {
 	d, err := OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
