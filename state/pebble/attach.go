@@ -23,8 +23,9 @@ const (
 	// chunkBytes is how much of a segment is in memory while it is copied.
 	chunkBytes = 4 << 20
 	// readAhead is how many segments are fetched at once: enough to hide the latency of
-	// an object store.
-	readAhead = 16
+	// an object store where a chain has some hundreds of segments. Of those that are not
+	// read where they are none is longer than copyBytes.
+	readAhead = 32
 )
 
 // Attach makes the store equal the checkpoint want, whose segments are chain, oldest
