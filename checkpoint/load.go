@@ -133,10 +133,9 @@ func readSegment(ctx context.Context, store Store, s SegmentRef) ([]byte, error)
 // what came before it is then not to be used. Errors are as with ReadSegment.
 func (m *Manifest) Scan(ctx context.Context, store Store, lo, hi int) iter.Seq2[segment.Entry, error] {
 	return func(yield func(segment.Entry, error) bool) {
-		levels := m.Levels(lo, hi)
-		o := newOpener(ctx, store, nil, len(levels))
+		o := newOpener(ctx, store, nil)
 		defer o.close()
-		for e, err := range segment.ScanLevels(lo, hi, o.levels(levels)...) {
+		for e, err := range segment.ScanLevels(lo, hi, o.levels(m.Levels(lo, hi))...) {
 			if err != nil {
 				yield(segment.Entry{}, fmt.Errorf("restore checkpoint %d from %s: %w", m.Checkpoint, store, err))
 				return

@@ -299,7 +299,7 @@ func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, wa
 		first, last = min(first, s.FirstCheckpoint), max(last, s.LastCheckpoint)
 	}
 	p := newPacer(ctx, w.share, w.cfg.MergeBandwidth)
-	o := newOpener(ctx, w.cfg.Store, p, len(levels))
+	o := newOpener(ctx, w.cfg.Store, p)
 	defer o.close()
 	// What grows by doubling is cleared and copied as often.
 	buffer.Reset()

@@ -199,7 +199,7 @@ func checksumsDiffer(s SegmentRef, got uint32) string {
 // openAhead is how many segments are opened at once.
 const openAhead = 8
 
-// opener opens the segments of some levels: the first of each level at once, and each
+// opener opens the segments of levels: the first of each level at once, and each
 // further one when the one before is opened.
 type opener struct {
 	ctx    context.Context
@@ -222,8 +222,8 @@ type opening struct {
 	err  error
 }
 
-func newOpener(ctx context.Context, store Store, p *pacer, levels int) *opener {
-	o := &opener{store: store, pacer: p, chunk: chunkFor(levels), slots: make(chan struct{}, openAhead), begun: map[*opening]bool{}}
+func newOpener(ctx context.Context, store Store, p *pacer) *opener {
+	o := &opener{store: store, pacer: p, slots: make(chan struct{}, openAhead), begun: map[*opening]bool{}}
 	o.ctx, o.cancel = context.WithCancel(ctx)
 	return o
 }
@@ -231,6 +231,7 @@ func newOpener(ctx context.Context, store Store, p *pacer, levels int) *opener {
 // levels returns layers in the form in which they are read. What is read must be
 // closed before the opener is.
 func (o *opener) levels(layers [][]SegmentRef) []segment.Level {
+	o.chunk = chunkFor(len(layers)) // one segment of each is read at a time
 	levels := make([]segment.Level, len(layers))
 	for i, layer := range layers {
 		pieces := make([]*opening, len(layer))

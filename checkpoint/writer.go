@@ -313,7 +313,7 @@ func (w *Writer) Base() (*Manifest, offsets.ManifestRef) {
 // higher checkpoint id. Errors are *StoreError where the store failed or ctx ended.
 func (w *Writer) Persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, Stats, error) {
 	ref, stats, err := w.persist(ctx, s)
-	if err != nil || w.buffer.Cap() > maxKeptBuffer || guard.Broken(guard.DurableBeforeCommit) {
+	if err != nil || w.buffer.Cap() > maxKeptBuffer {
 		w.buffer = bytes.Buffer{} // after an error, a put that hangs may still be reading the old one
 	}
 	if err != nil {
@@ -578,7 +578,7 @@ func (w *Writer) discard(id int64, objects ...object) {
 func (w *Writer) put(ctx context.Context, id int64, o object) error {
 	if guard.Broken(guard.DurableBeforeCommit) {
 		w.mu.Lock()
-		w.deferred = append(w.deferred, o)
+		w.deferred = append(w.deferred, object{o.name, bytes.Clone(o.data)})
 		w.mu.Unlock()
 		return nil
 	}

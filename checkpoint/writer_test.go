@@ -1,7 +1,6 @@
 package checkpoint_test
 
 import (
-	"bytes"
 	ctx "context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/weirstream/weir/checkpoint"
@@ -815,45 +813,44 @@ func TestWriterEqualsModel(t *testing.T) {
 	})
 }
 
-// slowStore lets the first write of a segment wait until it is let go, whatever becomes of
-// the context.
-type slowStore struct {
-	checkpoint.Store
-	once    sync.Once
-	begun   chan struct{}
-	goOn    chan struct{}
-	written chan []byte // what it then wrote
-}
+// deafStore writes on when the context has ended.
+type deafStore struct{ checkpoint.Store }
 
-func (s *slowStore) Put(c ctx.Context, name string, data []byte) error {
-	if strings.HasPrefix(name, "seg/") {
-		slow := false
-		s.once.Do(func() { slow = true })
-		if slow {
-			close(s.begun)
-			<-s.goOn
-			s.written <- bytes.Clone(data)
-		}
-	}
-	return s.Store.Put(c, name, data)
+func (s deafStore) Put(c ctx.Context, name string, data []byte) error {
+	return s.Store.Put(ctx.WithoutCancel(c), name, data)
 }
 
 func TestSegmentThatIsStillBeingWrittenIsNotOverwrittenByTheNext(t *testing.T) {
-	store := &slowStore{Store: checkpoint.NewMem(), begun: make(chan struct{}), goOn: make(chan struct{}), written: make(chan []byte, 1)}
-	r := newRig(t, store, func(c *checkpoint.Config) { c.InlineLimit = -1 })
+	s := faultstore.Wrap(deafStore{checkpoint.NewMem()})
+	r := newRig(t, s, func(c *checkpoint.Config) { c.InlineLimit = -1 })
 	until, cancel := ctx.WithCancel(t.Context())
-	go func() {
-		<-store.begun
+	goOn, written := make(chan struct{}), make(chan []byte, 1)
+	late := func(op faultstore.Op, name string) bool {
+		return op == faultstore.Put && strings.HasPrefix(name, "seg/0000000000000001-")
+	}
+	s.Before(faultstore.Stall(func(op faultstore.Op, name string) bool {
+		if !late(op, name) {
+			return false
+		}
 		cancel()
-	}()
-	if _, _, err := r.Persist(until, snapshot(1, changes{"0/a": "1"})); err == nil {
-		t.Fatal("a checkpoint is durable whose segment is not")
+		return true
+	}, goOn))
+	s.After(func(_ ctx.Context, op faultstore.Op, name string) error {
+		if !late(op, name) {
+			return nil
+		}
+		b, err := s.Store.Get(t.Context(), name)
+		written <- b
+		return err
+	})
+	if _, _, err := r.Persist(until, snapshot(1, changes{"0/a": "1"})); !errors.Is(err, ctx.Canceled) {
+		t.Fatalf("the checkpoint whose segment is not durable: %v", err)
 	}
 	if _, _, err := r.Persist(t.Context(), snapshot(2, changes{"0/a": "2", "1/b": "2"})); err != nil {
 		t.Fatal(err)
 	}
-	close(store.goOn)
-	rd, err := segment.Open(<-store.written)
+	close(goOn)
+	rd, err := segment.Open(<-written)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,7 +93,7 @@ func (s *Store) missing() (next Segment, p Progress) {
 func (s *Store) arrived(seg Segment) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	name := seg.file()
+	name := s.name(seg)
 	defer s.sweep() // it may not be wanted any more
 	v := s.current.Load()
 	old := s.pool[name]
