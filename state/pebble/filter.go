@@ -23,7 +23,7 @@ type tableFilter struct {
 }
 
 // pinnedShare is what part of the block cache may give way to filters.
-const pinnedShare = 4
+const pinnedShare = 2
 
 var filterPolicy = bloom.FilterPolicy(10) // it reads filters of any size
 

@@ -53,7 +53,7 @@ func TestFiltersAreKeptWithinTheirShareOfTheCache(t *testing.T) {
 		}
 	}
 	if kept := s.cache.pinned; pinned == 0 || pinned == segments || kept == 0 || kept*pinnedShare > s.opts.CacheBytes {
-		t.Errorf("%d filters of %d are kept, %d bytes; want some, within a quarter of %d", pinned, segments, kept, s.opts.CacheBytes)
+		t.Errorf("%d filters of %d are kept, %d bytes; want some, within half of %d", pinned, segments, kept, s.opts.CacheBytes)
 	}
 	ask()
 

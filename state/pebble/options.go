@@ -12,10 +12,11 @@ import (
 // large one that is there for the app alone, more cache makes reads cheaper.
 type Options struct {
 	// CacheBytes is the size of the cache of uncompressed blocks, in bytes. It is
-	// memory beside the Go heap, but for filters, of which up to a quarter of it is kept
+	// memory beside the Go heap, but for filters, of which up to half of it is kept
 	// on the heap. State that is hot lives in the typed cache above; this one is for
 	// filters (10 bits for each key, unless the app says otherwise) and indexes, and for
-	// what is read again soon. By default [DefaultCacheBytes].
+	// what iterators read, and segments that are not on this machine yet. By default
+	// [DefaultCacheBytes].
 	CacheBytes int64
 	// DownloadRate bounds how fast segments that are read where they are get copied, in
 	// bytes a second. Reads of state are never held back. Zero is no bound.

@@ -54,6 +54,8 @@ type Store struct {
 	lock  *pebble.Lock
 	cache *blockCache
 
+	buffers bufferStack // of looks
+
 	ctx    context.Context // ends when the store is closed
 	cancel context.CancelFunc
 	work   sync.WaitGroup // the copying goroutine
@@ -410,6 +412,7 @@ func (s *Store) Close() error {
 	defer s.mu.Unlock()
 	s.drop()
 	s.alive.Wait()
+	s.buffers.close()
 	s.cache.close()
 	if err := s.lock.Close(); err != nil {
 		return s.failed("close", "", err)

@@ -177,8 +177,10 @@ func (t *table) get(ctx context.Context, dst, key []byte) (value []byte, found, 
 	if t.filter.pinned.Load() != nil {
 		opts.FilterBlockSizeLimit = sstable.NeverUseFilterBlock // it was asked
 	}
-	it, err := t.r.NewPointIter(ctx, opts)
+	b := t.beside()
+	it, err := t.seeker(ctx, opts, b)
 	if err != nil {
+		t.store.buffers.give(b)
 		return dst, false, false, t.failed(err)
 	}
 	kv := it.SeekPrefixGE(key, key, 0)
@@ -198,10 +200,40 @@ func (t *table) get(ctx context.Context, dst, key []byte) (value []byte, found, 
 	if cerr := it.Close(); err == nil {
 		err = cerr
 	}
+	t.store.buffers.give(b)
 	if err != nil {
 		return dst, false, false, t.failed(err)
 	}
 	return dst, found, deleted, nil
+}
+
+// beside returns buffers if a look for one key is to leave the block cache alone: where the
+// table's filter and index are at hand and only one block of data is to be read, from this
+// machine. Keys that are hot are in the typed cache above, so that block is hardly ever asked
+// again before it is pushed out, and the system keeps its file in memory anyway.
+func (t *table) beside() *blockBuffers {
+	if t.file == "" || t.filter.pinned.Load() == nil || t.r.Attributes.Has(sstable.AttributeTwoLevelIndex) {
+		return nil
+	}
+	return t.store.buffers.take()
+}
+
+// seeker returns an iterator that reads data into b, unless b is nil or the index is not in
+// the block cache: only what reads through the cache brings it there.
+func (t *table) seeker(ctx context.Context, opts sstable.IterOptions, b *blockBuffers) (sstable.Iterator, error) {
+	if b == nil {
+		return t.r.NewPointIter(ctx, opts)
+	}
+	through := opts
+	opts.Env.Block.BufferPool, opts.Env.Block.Stats = &b.pool, &b.stats
+	it, err := t.r.NewPointIter(ctx, opts)
+	if err != nil || b.stats.BlockBytes == b.stats.BlockBytesInCache {
+		return it, err
+	}
+	if err := it.Close(); err != nil {
+		return nil, err
+	}
+	return t.r.NewPointIter(ctx, through)
 }
 
 // remoteReader reads a segment where it is.
