@@ -88,6 +88,11 @@ func (m *Manifest) RecordsInFlight() (n int64) {
 // lay puts what was captured one behind the other, from offset on of object, and returns
 // the references and the bytes.
 func lay(parts []InFlightData, object string, offset int64) (refs []InFlight, data []byte) {
+	size := 0
+	for _, p := range parts {
+		size += len(p.Data)
+	}
+	data = make([]byte, 0, size)
 	for _, p := range parts {
 		f := p.InFlight
 		f.Object, f.Offset, f.Length, f.CRC32C = object, offset+int64(len(data)), int64(len(p.Data)), segment.Checksum(p.Data)

@@ -445,6 +445,7 @@ func (r *keyedRunner[K, T]) apply(eff barrier.Effect, err error) error {
 // processed.
 func (r *keyedRunner[K, T]) captureAll(id int64) error {
 	r.capture = capture[K, T]{id: id, writer: r.stage.flightWriter(), inputs: slices.Clone(r.inputs), now: mark{r.finite, r.now.idle}}
+	r.capture.writer.buf = make([]byte, 0, r.captureSize+r.captureSize/8)
 	if err := r.captureRestored(); err != nil {
 		return err
 	}
@@ -548,6 +549,7 @@ func (r *keyedRunner[K, T]) captureError(err error) error {
 // captured ends the capture: the barrier came on every input.
 func (r *keyedRunner[K, T]) captured() {
 	c := &r.capture
+	r.captureSize = len(c.writer.buf)
 	r.freeze.inFlight = append(c.parts, r.part(&c.writer, r.freeze.watermark))
 	if c.casts.records > 0 {
 		r.freeze.inFlight = append(r.freeze.inFlight, c.casts.part(r.sub.stage, r.stage.hearings))

@@ -641,6 +641,31 @@ func TestBarrierPassesASenderWhoseReceiverTakesNothing(t *testing.T) {
 	}
 }
 
+// TestBarriersTakeNoRoomFromRecords has a receiver that gives back one batch while barriers
+// come. If they took it, records would wait until there are no more barriers.
+func TestBarriersTakeNoRoomFromRecords(t *testing.T) {
+	n := newNotes(t, 1, 1, nil, nil)
+	s := n.senders[0]
+	fill := func() (records int) {
+		for !s.crowded {
+			records++
+			n.send[0](note{"a", 1})
+		}
+		return records
+	}
+	fill()
+	n.step() // one batch comes back
+	s.refill()
+	if s.crowded {
+		t.Fatal("there is no room, though a batch came back")
+	}
+	s.barrier(1)
+	s.barrier(2)
+	if got := fill(); got != batchSize+1 {
+		t.Errorf("there was room for %d records behind two barriers, want %d", got-1, batchSize)
+	}
+}
+
 func TestACheckpointThatWasGivenUpIsNotBegunUnaligned(t *testing.T) {
 	n := newNotes(t, 2, 1, nil, nil)
 	n.senders[0].barrier(1)

@@ -368,6 +368,10 @@ func (e *sender[K, T]) handAll() {
 func (e *sender[K, T]) hand(to int) {
 	bt := e.open[to]
 	e.open[to] = nil
+	e.put(to, bt)
+}
+
+func (e *sender[K, T]) put(to int, bt *batch[K, T]) {
 	bt.time, e.told[to] = e.now, e.now
 	e.boxes[to].put(bt)
 }
@@ -392,12 +396,11 @@ func (e *sender[K, T]) flush() {
 func (e *sender[K, T]) barrier(id int64) {
 	for i := range e.open {
 		bt := e.open[i]
-		if bt == nil && e.overdraws && e.extra >= overdraft && len(e.free[i]) == 0 {
-			bt = e.overdraw(i) // a barrier waits for nothing
-		} else if bt == nil {
-			if bt = e.acquire(i); bt == nil {
-				return
-			}
+		if bt == nil || bt.empty() {
+			// A barrier waits for nothing, and takes no room from records: where there is
+			// little, one after the other would take all that comes back.
+			e.put(i, &batch[K, T]{input: e.input, barrier: id})
+			continue
 		}
 		bt.barrier = id
 		e.hand(i)
@@ -435,6 +438,9 @@ type keyedRunner[K comparable, T any] struct {
 	freeze    freeze
 	unaligned int64 // newest checkpoint that is to be unaligned
 	capture   capture[K, T]
+	// captureSize is how many bytes the last capture wrote: what grows is copied as often
+	// as it doubles.
+	captureSize int
 }
 
 // freeze is the state of one checkpoint that a subtask encodes, a slice between
