@@ -61,7 +61,7 @@ func init() {
 			fs.StringVar(&s.job.Backend, "backend", "pebble", "memory or pebble")
 			fs.Int64Var(&s.job.MemoryBytes, "memory", pebble.DefaultMemoryBytes(), "`bytes` of memory for the pebble backend's typed state")
 			fs.Int64Var(&s.limit, "limit", 1<<30, "`bytes` of memory for the process: the pebble backend's block cache, and GOMEMLIMIT for what is left of it")
-			fs.IntVar(&s.updates, "updates", 4_000_000, "updates of random keys that are measured")
+			fs.IntVar(&s.updates, "updates", 0, "updates of random keys that are measured (default 2.4 for each key: less is not a whole cycle of merges, and the large one is in it or not)")
 			fs.IntVar(&s.warmup, "warmup", 4_000_000, "updates before them, so that the merges that filling leaves to be done are not among what is measured")
 			fs.IntVar(&s.restarts, "restarts", 3, "restarts of each kind")
 			fs.IntVar(&s.job.Parallelism, "parallelism", 0, "subtasks of each stage (default: Weir's own)")
@@ -70,6 +70,9 @@ func init() {
 			fs.StringVar(&s.cpuProfile, "cpuprofile", "", "keep the CPU profile of the updates in `file`")
 			if err := fs.Parse(args); err != nil {
 				return err
+			}
+			if s.updates == 0 {
+				s.updates = s.keys * 12 / 5
 			}
 			if s.job.ValueBytes < 8 || s.job.Backend != "memory" && s.job.Backend != "pebble" {
 				return fmt.Errorf("-value %d -backend %s: want at least 8 bytes, and memory or pebble", s.job.ValueBytes, s.job.Backend)
