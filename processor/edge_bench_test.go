@@ -99,6 +99,24 @@ func BenchmarkEdge(b *testing.B) {
 	}
 }
 
+// TestEdgesHaveMemoryForWhatGoesOverThem has many receivers: of n subtasks to n there are n
+// times n edges, and few records go over each.
+func TestEdgesHaveMemoryForWhatGoesOverThem(t *testing.T) {
+	e := newEdge(t, 64, false)
+	for i := 0; i < edgeKeys; i += edgeBatch {
+		e.batch(t, i)
+	}
+	items := 0
+	for _, free := range e.sub.outgoing[0].(*sender[string, string]).free {
+		for range batchesInEdge {
+			items += cap((<-free).items)
+		}
+	}
+	if items > 4*edgeKeys {
+		t.Errorf("64 edges have memory for %d records after %d", items, edgeKeys)
+	}
+}
+
 func TestEdgeAndKeyedUpdateAllocateNothingPerRecord(t *testing.T) {
 	const parallelism = 4
 	e := newEdge(t, parallelism, true)

@@ -133,8 +133,8 @@ func (st *KeyedStage[K, T]) sender(s *Subtask) *sender[K, T] {
 	sh.inputs++
 	for i := range snd.free {
 		snd.free[i] = make(chan *batch[K, T], batchesInEdge)
-		for range batchesInEdge {
-			snd.free[i] <- &batch[K, T]{input: input, home: snd.free[i], items: make([]item[K, T], 0, batchSize)}
+		for range batchesInEdge { // memory for records comes with use: there are many edges
+			snd.free[i] <- &batch[K, T]{input: input, home: snd.free[i]}
 		}
 	}
 	s.outgoing = append(s.outgoing, snd)
