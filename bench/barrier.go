@@ -33,7 +33,7 @@ const barrierTimeout = 200 * time.Millisecond
 
 // barrierSubtasks are the numbers of subtasks of each stage; figures of the first one have
 // no suffix.
-var barrierSubtasks = []int{32}
+var barrierSubtasks = []int{4, 32}
 
 func barrierFigure(mode string, subtasks int, what string) string {
 	if subtasks != barrierSubtasks[0] {

@@ -447,7 +447,7 @@ type Metrics struct {
 	RemoteRead  int64 // bytes read of such since Open
 	CacheBytes  int64 // in use
 	CacheHits   int64 // since Open
-	CacheMisses int64
+	CacheMisses int64 // so; with the blocks of data that looks read beside the cache
 }
 
 // Metrics returns the present numbers; zeros if the store cannot be read.
