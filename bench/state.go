@@ -64,6 +64,7 @@ func init() {
 			fs.Int64Var(&s.limit, "limit", 1<<30, "`bytes` of memory for the process: the pebble backend's block cache, and GOMEMLIMIT for what is left of it")
 			fs.IntVar(&s.updates, "updates", 0, "updates of random keys that are measured (default 2.4 for each key: less is not a whole cycle of merges, and the large one is in it or not)")
 			fs.IntVar(&s.warmup, "warmup", 4_000_000, "updates before them, so that the merges that filling leaves to be done are not among what is measured")
+			fs.IntVar(&s.rate, "rate", 0, "updates a second that are measured, of all subtasks together (default: as many as the process can; then stalls are those of a machine without a core to spare)")
 			fs.IntVar(&s.restarts, "restarts", 3, "restarts of each kind")
 			fs.IntVar(&s.job.Parallelism, "parallelism", 0, "subtasks of each stage (default: Weir's own)")
 			fs.DurationVar(&s.job.Interval, "interval", 100*time.Millisecond, "from one checkpoint to the next")
@@ -77,6 +78,9 @@ func init() {
 			}
 			if s.job.ValueBytes < 8 || s.job.Backend != "memory" && s.job.Backend != "pebble" {
 				return fmt.Errorf("-value %d -backend %s: want at least 8 bytes, and memory or pebble", s.job.ValueBytes, s.job.Backend)
+			}
+			if s.rate < 0 {
+				return fmt.Errorf("-rate %d: want a number of updates a second, or 0 for as many as the process can", s.rate)
 			}
 			return s.run(ctx, r)
 		},
@@ -95,6 +99,7 @@ type stateJob struct {
 	Dir         string
 	Drain       bool
 	Profile     string // file for a CPU profile; empty for none
+	Rate        int    // updates a second; 0: as many as it can
 }
 
 // stateCost is what a worker that drained its input reports.
@@ -116,6 +121,7 @@ type stateBench struct {
 	limit      int64
 	updates    int
 	warmup     int
+	rate       int
 	restarts   int
 	cpuProfile string
 }
@@ -175,6 +181,7 @@ func stateWorker(ctx context.Context, fs *flag.FlagSet, args []string, _ *report
 		b.MemoryBytes = j.MemoryBytes
 		opts = append(opts, weir.StateBackend(b))
 	}
+	pace := pacer{rate: j.Rate}
 	app := weir.New(j.Name, opts...)
 	type update = weir.KV[string, []byte]
 	in := weir.From(app, "in", source.KeyValues(j.Name+"-in", codec.String, codec.Bytes))
@@ -182,6 +189,7 @@ func stateWorker(ctx context.Context, fs *flag.FlagSet, args []string, _ *report
 	out := weir.Process(byKey, "update", func(s *weir.Setup) weir.Handler[string, update, int64] {
 		value := state.Value(s, "value", codec.Bytes)
 		return weir.OnRecord(func(c *weir.Context[string, int64], u update) error {
+			pace.wait()
 			once.Do(func() { fmt.Println(processed + strconv.FormatInt(time.Now().UnixNano(), 10)) })
 			v := make([]byte, j.ValueBytes)
 			copy(v, u.Value)
@@ -254,6 +262,30 @@ func computeInStretches(ctx context.Context, interval time.Duration) (longest []
 	}
 }
 
+// pacer lets calls of wait return at a rate, those of all goroutines together.
+type pacer struct {
+	rate  int // a second; 0: no bound
+	calls atomic.Int64
+	begun atomic.Int64 // nanoseconds since 1970
+}
+
+// paceStep is how many calls go by between two looks at the clock.
+const paceStep = 64
+
+func (p *pacer) wait() {
+	if p.rate == 0 {
+		return
+	}
+	n := p.calls.Add(1)
+	if n%paceStep != 1 {
+		return
+	}
+	now := time.Now().UnixNano()
+	p.begun.CompareAndSwap(0, now)
+	due := p.begun.Load() + n*int64(time.Second)/int64(p.rate)
+	time.Sleep(time.Duration(due - now))
+}
+
 // diskWrites is how many bytes this process has sent towards disks.
 func diskWrites() int64 {
 	b, err := os.ReadFile("/proc/self/io")
@@ -292,7 +324,11 @@ func (s *stateBench) run(ctx context.Context, r *report) error {
 		}
 	}
 	defer cl.delete(context.WithoutCancel(ctx), in, out)
-	r.notef("state: %d keys with values of %d bytes, backend %s; a checkpoint every %v; %d updates of random keys", s.keys, s.job.ValueBytes, s.job.Backend, s.job.Interval, s.updates)
+	atRate := ""
+	if s.rate > 0 {
+		atRate = fmt.Sprintf(", %d a second", s.rate)
+	}
+	r.notef("state: %d keys with values of %d bytes, backend %s; a checkpoint every %v; %d updates of random keys%s", s.keys, s.job.ValueBytes, s.job.Backend, s.job.Interval, s.updates, atRate)
 	r.columns("phase", "records", "wall s", "µs CPU/record", "checkpoints", "changed keys", "store MB", "rss MB")
 
 	order := rand.New(rand.NewPCG(seed, 1)).Perm(s.keys)
@@ -363,6 +399,9 @@ func (s *stateBench) produce(ctx context.Context, cl *cluster, topic string, n i
 func (s *stateBench) start(ctx context.Context, drain bool, prof string) (*exec.Cmd, *bufio.Reader, error) {
 	j := s.job
 	j.Drain, j.Profile = drain, prof
+	if prof != "" {
+		j.Rate = s.rate
+	}
 	text, err := json.Marshal(j)
 	if err != nil {
 		return nil, nil, err
