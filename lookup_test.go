@@ -163,8 +163,7 @@ func TestCallsUnderWayAreBounded(t *testing.T) {
 	from := lookup.Each("a slow service", func(ctx context.Context, k string) (string, bool, error) {
 		n := under.Add(1)
 		defer under.Add(-1)
-		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
-		}
+		raise(&most, n)
 		if n == allowed {
 			once.Do(func() { close(full) })
 		}

@@ -125,8 +125,7 @@ func TestQueriesSeeCommittedCheckpointsOnly(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					for n := newest.Load(); n < r.Checkpoint && !newest.CompareAndSwap(n, r.Checkpoint); n = newest.Load() {
-					}
+					raise(&newest, r.Checkpoint)
 					s := seen{word, r.Checkpoint, r.Value, r.OK}
 					if before := last[word]; s.checkpoint < before.checkpoint || s.value < before.value {
 						t.Errorf("%v was seen after %v", s, before)

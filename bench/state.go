@@ -24,6 +24,7 @@ import (
 
 	"github.com/google/pprof/profile"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/time/rate"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -130,6 +131,9 @@ type stateBench struct {
 // with the time in nanoseconds since 1970 behind it.
 const processed = "processed "
 
+// paceStep is after how many records a subtask asks whether it is ahead of the rate.
+const paceStep = 64
+
 const stateWorkerCommand = "state-worker"
 
 // countingStore counts the bytes that are put into a directory store.
@@ -181,15 +185,22 @@ func stateWorker(ctx context.Context, fs *flag.FlagSet, args []string, _ *report
 		b.MemoryBytes = j.MemoryBytes
 		opts = append(opts, weir.StateBackend(b))
 	}
-	pace := pacer{rate: j.Rate}
+	pace := rate.NewLimiter(rate.Inf, paceStep)
+	if j.Rate > 0 {
+		pace.SetLimit(rate.Limit(j.Rate))
+	}
 	app := weir.New(j.Name, opts...)
 	type update = weir.KV[string, []byte]
 	in := weir.From(app, "in", source.KeyValues(j.Name+"-in", codec.String, codec.Bytes))
 	byKey := weir.KeyBy(in, "by-key", func(u update) string { return u.Key }, codec.String)
 	out := weir.Process(byKey, "update", func(s *weir.Setup) weir.Handler[string, update, int64] {
-		value := state.Value(s, "value", codec.Bytes)
+		value, calls := state.Value(s, "value", codec.Bytes), 0
 		return weir.OnRecord(func(c *weir.Context[string, int64], u update) error {
-			pace.wait()
+			if calls++; calls%paceStep == 0 {
+				if err := pace.WaitN(ctx, paceStep); err != nil {
+					return err
+				}
+			}
 			once.Do(func() { fmt.Println(processed + strconv.FormatInt(time.Now().UnixNano(), 10)) })
 			v := make([]byte, j.ValueBytes)
 			copy(v, u.Value)
@@ -260,30 +271,6 @@ func computeInStretches(ctx context.Context, interval time.Duration) (longest []
 		last := &longest[len(longest)-1]
 		*last = max(*last, took)
 	}
-}
-
-// pacer lets calls of wait return at a rate, those of all goroutines together.
-type pacer struct {
-	rate  int // a second; 0: no bound
-	calls atomic.Int64
-	begun atomic.Int64 // nanoseconds since 1970
-}
-
-// paceStep is how many calls go by between two looks at the clock.
-const paceStep = 64
-
-func (p *pacer) wait() {
-	if p.rate == 0 {
-		return
-	}
-	n := p.calls.Add(1)
-	if n%paceStep != 1 {
-		return
-	}
-	now := time.Now().UnixNano()
-	p.begun.CompareAndSwap(0, now)
-	due := p.begun.Load() + n*int64(time.Second)/int64(p.rate)
-	time.Sleep(time.Duration(due - now))
 }
 
 // diskWrites is how many bytes this process has sent towards disks.
@@ -399,7 +386,7 @@ func (s *stateBench) produce(ctx context.Context, cl *cluster, topic string, n i
 func (s *stateBench) start(ctx context.Context, drain bool, prof string) (*exec.Cmd, *bufio.Reader, error) {
 	j := s.job
 	j.Drain, j.Profile = drain, prof
-	if prof != "" {
+	if prof != "" { // it is measured
 		j.Rate = s.rate
 	}
 	text, err := json.Marshal(j)

@@ -7,7 +7,9 @@
 // (package segment), which are Pebble tables, and the writer of checkpoints merges
 // them anyway, size-tiered, to keep the chain short. The store is that chain. It takes
 // part in a commit by a hard link to the new segment, and in a merge by a hard link to
-// its result, and reads through Pebble's table readers, filters and block cache.
+// its result, and reads through Pebble's table readers, filters and block cache. A look
+// for one key reads its block of data beside that cache where this is the only read
+// (buffers.go).
 //
 // A Pebble database that ingests the segments was tried first, and does all that too.
 // But it cannot put the result of a merge in the place of its inputs, below what came

@@ -174,10 +174,13 @@ func (t *table) get(ctx context.Context, dst, key []byte) (value []byte, found, 
 		}
 	}()
 	opts := t.opts
+	var b *blockBuffers // nil: the look goes through the block cache
 	if t.filter.pinned.Load() != nil {
 		opts.FilterBlockSizeLimit = sstable.NeverUseFilterBlock // it was asked
+		if t.oneRead() {
+			b = t.store.buffers.take() // and not given back after a panic: it may be in use
+		}
 	}
-	b := t.beside()
 	it, err := t.seeker(ctx, opts, b)
 	if err != nil {
 		t.store.buffers.give(b)
@@ -207,15 +210,12 @@ func (t *table) get(ctx context.Context, dst, key []byte) (value []byte, found, 
 	return dst, found, deleted, nil
 }
 
-// beside returns buffers if a look for one key is to leave the block cache alone: where the
-// table's filter and index are at hand and only one block of data is to be read, from this
-// machine. Keys that are hot are in the typed cache above, so that block is hardly ever asked
-// again before it is pushed out, and the system keeps its file in memory anyway.
-func (t *table) beside() *blockBuffers {
-	if t.file == "" || t.filter.pinned.Load() == nil || t.r.Attributes.Has(sstable.AttributeTwoLevelIndex) {
-		return nil
-	}
-	return t.store.buffers.take()
+// oneRead tells that only a block of data is to be read, and from this machine, when filter
+// and index are at hand. Then a look for one key leaves the block cache alone. Keys that are
+// hot are in the typed cache above, so that block is hardly ever asked again before it is
+// pushed out, and the system keeps its file in memory anyway.
+func (t *table) oneRead() bool {
+	return t.file != "" && !t.r.Attributes.Has(sstable.AttributeTwoLevelIndex)
 }
 
 // seeker returns an iterator that reads data into b, unless b is nil or the index is not in
@@ -224,7 +224,6 @@ func (t *table) seeker(ctx context.Context, opts sstable.IterOptions, b *blockBu
 	if b == nil {
 		return t.r.NewPointIter(ctx, opts)
 	}
-	through := opts
 	opts.Env.Block.BufferPool, opts.Env.Block.Stats = &b.pool, &b.stats
 	it, err := t.r.NewPointIter(ctx, opts)
 	if err != nil || b.stats.BlockBytes == b.stats.BlockBytesInCache {
@@ -233,7 +232,8 @@ func (t *table) seeker(ctx context.Context, opts sstable.IterOptions, b *blockBu
 	if err := it.Close(); err != nil {
 		return nil, err
 	}
-	return t.r.NewPointIter(ctx, through)
+	opts.Env = t.opts.Env
+	return t.r.NewPointIter(ctx, opts)
 }
 
 // remoteReader reads a segment where it is.
