@@ -782,3 +782,45 @@ func TestTakeOverAfterAKillEndsTheTransactionOfTheDead(t *testing.T) {
 	produce(t, brokers, "in", "a:5", "a:6")
 	wantValues(t, brokers, "out", "a:1", "a:3", "a:6", "a:10", "a:15", "a:21")
 }
+
+// Nothing says how long a handler takes: the loop hears of the first record before it runs,
+// and the barrier is cut before the next one.
+func TestSlowHandlersAtASourceHoldUpNoCheckpoint(t *testing.T) {
+	for name, opts := range map[string][]weir.Option{"aligned": nil, "unaligned": {weir.Unaligned()}} {
+		t.Run(name, func(t *testing.T) {
+			brokers := broker(t, 1, "in", "out")
+			produce(t, brokers, "in", "1", "2", "3", "4", "5")
+			begun, committed := make(chan struct{}), make(chan struct{})
+			var onceBegun, onceCommitted sync.Once
+			wait := func(what string, c <-chan struct{}) error {
+				select {
+				case <-c:
+					return nil
+				case <-time.After(deadline):
+					return errors.New("no checkpoint was " + what + " before the slice was through")
+				}
+			}
+			slow := func(app *weir.App) {
+				in := weir.From(app, "in", source.Values("in", codec.String))
+				out := weir.Map(in, "slow", func(s string) (string, error) {
+					switch s {
+					case "2":
+						return s, wait("begun", begun)
+					case "3":
+						return s, wait("committed", committed)
+					}
+					return s, nil
+				})
+				weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+			}
+			r := start(t, "app", brokers, slow, append(opts, weir.Store(checkpoint.NewMem()), weir.Drain(), weir.Listen(weir.Listener{
+				CheckpointBegun:     func(event.CheckpointBegun) { onceBegun.Do(func() { close(begun) }) },
+				CheckpointCommitted: func(event.CheckpointCommitted) { onceCommitted.Do(func() { close(committed) }) },
+			}))...)
+			<-r.done
+			if r.err != nil {
+				t.Error(r.err)
+			}
+		})
+	}
+}

@@ -363,10 +363,15 @@ func (inc *incarnation) observe(records, bytes int64) {
 	inc.records.Add(records)
 	inc.bytes.Add(bytes)
 	if inc.quiet.Load() && inc.quiet.Swap(false) || inc.cfg.Trigger.Records > 0 || inc.cfg.Trigger.Bytes > 0 {
-		select {
-		case inc.observedC <- struct{}{}:
-		default:
-		}
+		inc.wakeLoop()
+	}
+}
+
+// wakeLoop makes the loop look at what was observed, and at what is processed.
+func (inc *incarnation) wakeLoop() {
+	select {
+	case inc.observedC <- struct{}{}:
+	default:
 	}
 }
 
@@ -418,6 +423,7 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 	defer timer.Stop()
 	var stopTimer <-chan time.Time
 	stopC, drained, shutdown := stop.Done(), inc.drainedC, false
+	var slowAt time.Time // when what is being processed is no longer waited for; zero: nothing is
 	for {
 		now = time.Now()
 		if over, err := d.observe(now); over {
@@ -429,7 +435,21 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 		if inc.records.Load() > 0 || inc.touched.Load() {
 			continue
 		}
-		if at, ok := co.Next(now); ok {
+		at, ok := co.Next(now)
+		switch {
+		case co.Dirty() || inc.processing.Load() == 0:
+			slowAt = time.Time{}
+		case slowAt.IsZero():
+			slowAt = now.Add(slowAfter)
+		case !now.Before(slowAt):
+			slowAt = time.Time{}
+			inc.touched.Store(true) // its handlers are slow: a barrier is due before it is through
+			continue
+		}
+		if !slowAt.IsZero() && (!ok || slowAt.Before(at)) {
+			at, ok = slowAt, true
+		}
+		if ok {
 			timer.Reset(time.Until(at))
 		} else {
 			timer.Reset(time.Hour)
@@ -483,6 +503,10 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 		}
 	}
 }
+
+// slowAfter is how long the loop waits for a slice of records to be through before it counts
+// as slow: then a checkpoint may be due in the middle of it.
+const slowAfter = 5 * time.Millisecond
 
 // observe tells the coordinator what was processed since it was told last.
 func (d *driver) observe(now time.Time) (over bool, err error) {

@@ -187,9 +187,13 @@ func (r *sourceRunner) take(s slice) error {
 	return r.sub.err
 }
 
-// barrierEvery is how many records are processed between two looks at want, and at
-// whether the incarnation ends.
-const barrierEvery = 64
+// lookEvery is how many records are processed between two looks at what look-ups have
+// answered.
+const lookEvery = 64
+
+// called tells whether the loop wants something: a barrier, or the end. It is asked before
+// each record, since nothing says how long its handlers take.
+func (r *sourceRunner) called() bool { return r.want.Load() > r.cut || r.sub.inc.over.Load() }
 
 func (r *sourceRunner) process(s slice) {
 	c := r.chains[s.part.id.Topic]
@@ -198,20 +202,26 @@ func (r *sourceRunner) process(s slice) {
 	if c.how != nil {
 		r.awake(c, s.part)
 	}
-	r.sub.inc.processing.Add(1)
-	defer r.sub.inc.processing.Add(-1)
-	var bytes int64
-	every := barrierEvery
-	if r.sub.inc.cfg.Unaligned {
-		every = 1 // a barrier must not wait for handlers that are slow
+	inc := r.sub.inc
+	inc.processing.Add(1)
+	defer inc.processing.Add(-1)
+	if inc.quiet.Load() {
+		inc.wakeLoop() // it counts on the slice to be through soon, and looks again
 	}
+	// Told slice by slice: a burst after a pause is due at once, and goes into one epoch.
+	counted, bytes := 0, int64(0)
+	count := func(done int) {
+		inc.observe(int64(done-counted), bytes)
+		counted, bytes = done, 0
+	}
+	limited := inc.cfg.Trigger.Records > 0 || inc.cfg.Trigger.Bytes > 0
 	for done := 0; done < len(s.records) && r.sub.err == nil; {
 		r.sub.guarded(func() {
 			for done < len(s.records) && r.sub.err == nil {
 				if r.sub.crowded {
 					return
 				}
-				if done%every == every-1 {
+				if done%lookEvery == lookEvery-1 || r.called() {
 					r.sub.progress(false)
 					r.barrier()
 				}
@@ -225,6 +235,9 @@ func (r *sourceRunner) process(s slice) {
 				// that is skipped, the next barrier must not cut before it.
 				s.part.next, s.part.epoch = rec.Offset+1, rec.LeaderEpoch
 				bytes += int64(len(rec.Key) + len(rec.Value))
+				if limited && done%lookEvery == 0 {
+					count(done)
+				}
 				if rec.Attrs.IsControl() {
 					continue // a transaction marker: it moves the position, nothing else
 				}
@@ -238,7 +251,7 @@ func (r *sourceRunner) process(s slice) {
 	if c.how != nil {
 		c.update()
 	}
-	r.sub.inc.observe(int64(len(s.records)), bytes)
+	count(len(s.records))
 	r.drain(s.part)
 }
 
