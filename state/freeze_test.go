@@ -72,3 +72,55 @@ func TestFrozenRunsAddUpToTheTable(t *testing.T) {
 		}
 	}
 }
+
+// A handler may change in place what it was given, and set that again. A checkpoint that was
+// cut before and is not encoded yet holds it as it was.
+func TestWhatIsChangedInPlaceIsFrozenAsItWasAtTheCut(t *testing.T) {
+	type counts = map[string]int
+	ks := NewKeyspace(codec.String, Config{})
+	scope := NewScope("op")
+	value := Value(benchSetup{scope}, "value", codec.JSON[counts]())
+	byKey := Map(benchSetup{scope}, "map", codec.String, codec.JSON[counts]())
+	acc := Aggregating(benchSetup{scope}, "acc", Aggregator[string, counts, int]{
+		Zero:   func() counts { return counts{} },
+		Add:    func(m counts, v string) counts { m[v]++; return m },
+		Result: func(m counts) int { return m["x"] },
+		Codec:  codec.JSON[counts](),
+	})
+	ks.Attach(scope, []uint16{1, 2, 3})
+	handle := func() {
+		ks.Use("k", 0)
+		v := value.Get()
+		if v == nil {
+			v = counts{}
+		}
+		v["x"]++
+		value.Set(v)
+		if v = byKey.Get("sub"); v == nil {
+			v = counts{}
+		}
+		v["x"]++
+		byKey.Put("sub", v)
+		acc.Add("x")
+	}
+	handle()
+	for checkpoint := range int64(3) {
+		var b segment.Builder
+		ks.Cut(&b, checkpoint)
+		handle() // of the next one
+		if _, err := ks.Encode(1 << 30); err != nil {
+			t.Fatal(err)
+		}
+		run := b.Finish()
+		entries, want := 0, fmt.Sprintf(`{"x":%d}`, checkpoint+1)
+		for e := range run.All() {
+			entries++
+			if got := string(e.Value[1:]); got != want {
+				t.Errorf("checkpoint %d holds %s, want %s", checkpoint, got, want)
+			}
+		}
+		if entries != 3 {
+			t.Errorf("checkpoint %d holds %d entries, want 3", checkpoint, entries)
+		}
+	}
+}

@@ -36,7 +36,7 @@ func (h *OfMap[MK, MV]) describe() Descriptor {
 }
 
 // Get returns what the current key's map holds for k, or the zero value if that is
-// nothing.
+// nothing. See [OfMap.Put] for what may be done with it.
 func (h *OfMap[MK, MV]) Get(k MK) MV {
 	v, _ := h.Lookup(k)
 	return v
@@ -52,17 +52,25 @@ func (h *OfMap[MK, MV]) Lookup(k MK) (v MV, ok bool) {
 	if e == nil {
 		return v, false
 	}
+	if !h.flat && e.flags&h.frozen() != 0 {
+		// It may be changed in place, and a checkpoint needs it as it is.
+		if err := h.encodeEntry(e); err != nil {
+			h.keys.fail(err)
+		}
+	}
 	return e.v, true
 }
 
 // Has tells whether the current key's map holds something for k.
 func (h *OfMap[MK, MV]) Has(k MK) bool {
-	_, ok := h.Lookup(k)
-	return ok
+	sub, ok := h.encodeKey(h.keys, k)
+	return ok && h.lookup(sub) != nil
 }
 
-// Put makes v what the current key's map holds for k. Neither must be changed
-// afterwards if it holds pointers: v is encoded after the next barrier.
+// Put makes v what the current key's map holds for k. What they point to must not be
+// changed afterwards: v is encoded after the next barrier. What Get or Lookup returned may
+// be changed by the handler that asked, if it calls Put with it before it returns. That is
+// not so for what All and its like yield.
 func (h *OfMap[MK, MV]) Put(k MK, v MV) {
 	if sub, ok := h.encodeKey(h.keys, k); ok {
 		h.put(sub, v, false)

@@ -57,7 +57,8 @@ func newValue[V any](scope *Scope, kind, name string, c codec.Codec[V], opts []O
 	return h
 }
 
-// Get returns the current key's value, or the zero value if none is set.
+// Get returns the current key's value, or the zero value if none is set. See [OfValue.Set]
+// for what may be done with it.
 func (h *OfValue[V]) Get() V {
 	v, _ := h.Lookup()
 	return v
@@ -77,6 +78,12 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 	if c.flags&cellSet == 0 {
 		return zero, false
 	}
+	if !h.flat && c.flags&h.frozen() != 0 {
+		// It may be changed in place, and a checkpoint needs it as it is.
+		if err := h.encodeCell(slot, c); err != nil {
+			h.keys.fail(err)
+		}
+	}
 	if h.opts.domain != segment.Forever {
 		expires, now := h.expires[slot>>chunkBits][slot&chunkMask], h.keys.now(h.opts.domain)
 		if expires <= now {
@@ -92,8 +99,9 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 	return c.v, true
 }
 
-// Set makes v the current key's value. V must not be changed afterwards if it
-// holds pointers: it is encoded after the next barrier.
+// Set makes v the current key's value. What v points to must not be changed afterwards: it
+// is encoded after the next barrier. What Get or Lookup returned may be changed by the
+// handler that asked, if it calls Set with it before it returns.
 func (h *OfValue[V]) Set(v V) {
 	slot, _ := h.keys.slot(true)
 	c := h.at(slot)
