@@ -23,6 +23,11 @@ const (
 	commitBackoff    = 20 * time.Millisecond // before the second try of TxnOffsetCommit, then doubled
 	commitBackoffMax = 500 * time.Millisecond
 
+	// unknownTopicPatience is how long a broker may say that it doesn't know a topic or a
+	// partition before that is believed: one that was just added reaches the brokers one by
+	// one.
+	unknownTopicPatience = 10 * time.Second
+
 	// implicitGroupVersion is the transaction.version from which TxnOffsetCommit adds
 	// the group to the transaction by itself.
 	implicitGroupVersion = 2
@@ -81,6 +86,8 @@ func (i CommitInfo) String() string {
 //     REBALANCE_IN_PROGRESS: a rebalance that we take part in. Back to step 2.
 //   - TxnOffsetCommit says CONCURRENT_TRANSACTIONS, COORDINATOR_NOT_AVAILABLE,
 //     NOT_COORDINATOR or COORDINATOR_LOAD_IN_PROGRESS: back to step 2.
+//   - TxnOffsetCommit says UNKNOWN_TOPIC_OR_PARTITION: the coordinator may not have
+//     heard yet of a partition that was added. Back to step 2, for 10 seconds at most.
 //   - FENCED_INSTANCE_ID: another process has our instance id. PRODUCER_FENCED: it, or
 //     one that waited for our offsets, has taken our transactional id. Nothing is
 //     published.
@@ -204,6 +211,9 @@ func (s *Session) overdue(half context.Context, c Commit, step string, err error
 	if fatal := s.Err(); fatal != nil {
 		return fatal // what a promise reported, or the reason why partitions were lost
 	}
+	if half.Err() != nil && retriableCommit(err) {
+		return s.commitErrorf(c, step, fmt.Errorf("%w (last try: %v)", half.Err(), err)) // not the answer ended the tries
+	}
 	var e *Error
 	if errors.As(err, &e) {
 		return e // classified where it happened
@@ -284,9 +294,10 @@ func (s *Session) commitOffsets(ctx context.Context, c Commit) (int, error) {
 	}
 	backoff := commitBackoff
 	added := s.tv.transactionVersion >= implicitGroupVersion
+	var unknown unknownTopic
 	for try := 1; ; try++ {
 		err := s.tryOffsets(ctx, c, &added)
-		if err == nil || !retriableCommit(err) {
+		if err == nil || !retriableCommit(err) || unknown.believed(err) {
 			return try, err
 		}
 		s.log.Info("commit offsets again", zap.Int64("checkpoint", c.Manifest.Checkpoint), zap.Int("try", try), zap.Error(err))
@@ -295,6 +306,20 @@ func (s *Session) commitOffsets(ctx context.Context, c Commit) (int, error) {
 		}
 		backoff = min(2*backoff, commitBackoffMax)
 	}
+}
+
+// unknownTopic notes since when brokers don't know a topic or a partition.
+type unknownTopic struct{ since time.Time }
+
+// believed tells whether err says so for too long to be a broker that is only behind.
+func (u *unknownTopic) believed(err error) bool {
+	if !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return false
+	}
+	if u.since.IsZero() {
+		u.since = time.Now()
+	}
+	return time.Since(u.since) > unknownTopicPatience
 }
 
 func (s *Session) tryOffsets(ctx context.Context, c Commit, added *bool) error {

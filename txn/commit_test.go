@@ -259,6 +259,7 @@ func TestS21_RetriableBurstsAreRetried(t *testing.T) {
 		{kmsg.TxnOffsetCommit, kerr.NotCoordinator},
 		{kmsg.TxnOffsetCommit, kerr.CoordinatorLoadInProgress},
 		{kmsg.TxnOffsetCommit, kerr.CoordinatorNotAvailable},
+		{kmsg.TxnOffsetCommit, kerr.UnknownTopicOrPartition}, // it has not heard yet of an added partition
 		{kmsg.EndTxn, kerr.ConcurrentTransactions},
 		{kmsg.EndTxn, kerr.NotCoordinator},
 		{kmsg.Produce, kerr.NotLeaderForPartition},
@@ -301,6 +302,31 @@ func TestCommitGivesUpAtHalfTheTransactionTimeout(t *testing.T) {
 			t.Errorf("given up after %v of a timeout of 20s", took)
 		}
 		r.want(outTopic)
+	})
+}
+
+func TestCommitToATopicThatStaysUnknownIsRejected(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		w := r.start("a", func(c *Config, _ *worker) { c.TransactionTimeout = time.Minute }).up()
+		w.take(2)
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Topic: inTopic, Partitions: []int32{1}, Err: kerr.UnknownTopicOrPartition, Count: -1})
+		if e := asError(t, w.commit(1), Rejected); !strings.Contains(e.Error(), "in/1") || !strings.Contains(e.Error(), "create the topic") {
+			t.Errorf("the error names no partition or remedy: %v", e)
+		}
+		r.want(outTopic)
+	})
+}
+
+func TestCommitThatIsCancelledWhileATopicIsUnknownIsNotRejected(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		w := r.start("a").up()
+		w.take(2)
+		ctx, cancel := context.WithCancel(t.Context())
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.UnknownTopicOrPartition, Count: -1})
+		time.AfterFunc(time.Second, cancel) // between two tries
+		asError(t, w.Commit(ctx, w.checkpoint(1)), Transient)
 	})
 }
 

@@ -203,6 +203,7 @@ func retriableCommit(err error) bool {
 		kerr.IllegalGeneration, kerr.StaleMemberEpoch, kerr.RebalanceInProgress, // a rebalance that we take part in
 		kerr.ConcurrentTransactions, // the markers of the last one are still being written
 		kerr.CoordinatorNotAvailable, kerr.NotCoordinator, kerr.CoordinatorLoadInProgress,
+		kerr.UnknownTopicOrPartition, // a broker that has not heard of it yet; for a while, see unknownTopic
 	} {
 		if errors.Is(err, t) {
 			return true

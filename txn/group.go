@@ -404,8 +404,20 @@ func (s *Session) fetchedPartitions(resp *kmsg.OffsetFetchResponse) (map[offsets
 }
 
 // loadTopicIDs asks once per session: a topic that is deleted and created again
-// while it is consumed must not pass for the old one.
+// while it is consumed must not pass for the old one. A broker that has not heard yet of a
+// new topic is asked again for a while.
 func (s *Session) loadTopicIDs(ctx context.Context, topics []string) error {
+	var unknown unknownTopic
+	for backoff := commitBackoff; ; backoff = min(2*backoff, commitBackoffMax) {
+		err := s.askTopicIDs(ctx, topics)
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) || unknown.believed(err) || !sleep(ctx, backoff) {
+			return err
+		}
+		s.log.Info("ask for the ids of the topics again", zap.Error(err))
+	}
+}
+
+func (s *Session) askTopicIDs(ctx context.Context, topics []string) error {
 	s.mu.Lock()
 	topics = slices.DeleteFunc(slices.Clone(topics), func(t string) bool { _, ok := s.topicID[t]; return ok })
 	s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -564,6 +565,45 @@ func TestOffsetFetchErrorOfOnePartitionFailsTheSession(t *testing.T) {
 			t.Error(e)
 		}
 	})
+}
+
+func TestBrokerThatHasNotHeardOfANewTopicIsAskedAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		h := r.unknownWhileAssigned(3)
+		w := r.start("a").up()
+		w.take(2)
+		w.mustCommit(1)
+		if h.Hits() != 3 {
+			t.Errorf("%d faults hit", h.Hits())
+		}
+	})
+}
+
+func TestTopicThatStaysUnknownFailsTheSession(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.unknownWhileAssigned(-1)
+		w := r.start("a")
+		select {
+		case <-w.Failed():
+		case <-time.After(time.Minute):
+			t.Fatal("goes on without the topic")
+		}
+		if e := asError(t, w.Err(), Rejected); !strings.Contains(e.Error(), "topic in") || !strings.Contains(e.Error(), "create the topic") {
+			t.Error(e)
+		}
+	})
+}
+
+// unknownWhileAssigned lets the broker not know the input when a member of the group asks
+// for its id, so often.
+func (r *rig) unknownWhileAssigned(count int) *kfake.FaultHandle {
+	var joined atomic.Bool
+	r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.SyncGroup}, Observe: true, Count: -1, When: func(kmsg.Request) bool {
+		joined.Store(true)
+		return true
+	}})
+	return r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: inTopic, Err: kerr.UnknownTopicOrPartition, Count: count, When: func(kmsg.Request) bool { return joined.Load() }})
 }
 
 func TestSingleActiveStandbyTakesOver(t *testing.T) {
