@@ -36,7 +36,9 @@ type Migrator[T any] interface {
 	DecodeVersion(version int, b []byte) (T, error)
 }
 
-// Cloner is implemented by a codec whose Decode returns values that alias its input.
+// Cloner is implemented by a codec whose Decode returns values that alias its input. A
+// type that embeds a Codec[T] does not have the methods of what is in it beyond those of
+// Codec: if that is a Cloner, such as [String], it needs a Clone of its own.
 type Cloner[T any] interface {
 	// Clone returns a value equal to v that shares no memory with it.
 	Clone(v T) T
@@ -86,8 +88,8 @@ func (e *VersionError) Error() string {
 }
 
 // Check reports everything that makes c unusable: no codec at all, no name, a name
-// that a manifest can't carry, a version below 1, and what [Func] and [Proto] found
-// wrong with their arguments.
+// that a manifest can't carry, a version below 1, a [Cloner] that it embeds without being
+// one, and what [Func] and [Proto] found wrong with their arguments.
 func Check[T any](c Codec[T]) error {
 	if c == nil {
 		return fmt.Errorf("codec for %s is nil: pass one, such as codec.String or codec.JSON", reflect.TypeFor[T]())
@@ -106,7 +108,41 @@ func Check[T any](c Codec[T]) error {
 	if v := c.Version(); v < 1 {
 		errs = append(errs, fmt.Errorf("codec %s: its version is %d, the first version is 1", c.Name(), v))
 	}
+	if _, ok := c.(Cloner[T]); !ok {
+		if e := embedded(reflect.ValueOf(c), reflect.TypeFor[Cloner[T]]()); e != nil {
+			errs = append(errs, fmt.Errorf("codec %s: %T embeds a %s, whose values alias the bytes that they are decoded from, but not its method Clone, so what is kept would change: give %[2]T a method Clone that returns codec.Clone of the embedded codec and the value", c.Name(), c, e))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// embedded returns the type of v, or else of what is embedded in it, that implements an
+// interface; nil if none does.
+func embedded(v reflect.Value, want reflect.Type) reflect.Type {
+	for v.Kind() == reflect.Interface {
+		v = v.Elem()
+	}
+	if !v.IsValid() {
+		return nil
+	}
+	if v.Type().Implements(want) {
+		return v.Type()
+	}
+	if v.Kind() == reflect.Pointer {
+		return embedded(v.Elem(), want)
+	}
+	if v.Kind() != reflect.Struct {
+		return nil
+	}
+	for i := range v.NumField() {
+		if !v.Type().Field(i).Anonymous {
+			continue
+		}
+		if t := embedded(v.Field(i), want); t != nil {
+			return t
+		}
+	}
+	return nil
 }
 
 // broken is implemented by codecs whose constructor can be given nonsense.

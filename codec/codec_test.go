@@ -251,6 +251,30 @@ func TestCheckFindsUnusableCodecs(t *testing.T) {
 	}
 }
 
+// hides embeds a codec and nothing else.
+type hides[T any] struct{ Codec[T] }
+
+// hidesDeep embeds one that does.
+type hidesDeep struct{ *hides[string] }
+
+// clones has its own Clone.
+type clones struct{ Codec[string] }
+
+func (c clones) Clone(s string) string { return Clone(c.Codec, s) }
+
+func TestCheckFindsCodecsThatHideAClone(t *testing.T) {
+	unusable[string](t, hides[string]{String}, "codec string: codec.hides[string] embeds a codec.stringCodec, whose values alias the bytes that they are decoded from, but not its method Clone")
+	unusable[string](t, &hides[string]{String}, "give *codec.hides[string] a method Clone")
+	unusable[[]byte](t, hides[[]byte]{Bytes}, "embeds a codec.bytesCodec")
+	unusable[string](t, hidesDeep{&hides[string]{String}}, "codec.hidesDeep embeds a codec.stringCodec")
+	unusable[string](t, hides[string]{hides[string]{clones{String}}}, "embeds a codec.clones")
+	for _, err := range []error{Check[string](clones{String}), Check[string](hides[string]{JSON[string]()}), Check[int64](hides[int64]{Int64}), Check[int64](migrating{Int64})} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func unusable[T any](t *testing.T, c Codec[T], want string) {
 	t.Helper()
 	err := Check(c)
