@@ -2,6 +2,7 @@ package weir_test
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -149,4 +150,37 @@ func TestUnalignedCheckpointsNeedACodecForEachEdge(t *testing.T) {
 			t.Errorf("the description lacks %q:\n%s", text, d)
 		}
 	}
+}
+
+func TestKeysThatAreNotEqualAfterARestoreAreRefused(t *testing.T) {
+	app := weir.New("app", weir.Brokers("localhost:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"))
+	in := weir.From(app, "in", source.Values("in", codec.String))
+	by[time.Time](in, "time")
+	by[*string](in, "pointer")
+	by[any](in, "interface")
+	by[chan int](in, "channel")
+	by[[2]struct{ At time.Time }](in, "nested")
+	by[struct {
+		Name string
+		Addr netip.Addr
+		ID   [16]byte
+		At   int64
+	}](in, "sound")
+	err := app.Validate()
+	wantErrors(t, err,
+		`operator "time": keys of type time.Time: one that was read from a checkpoint is not == to the one that was written, because of time.Time; use what it stands for, such as UnixMilli of a time, a string`,
+		`operator "pointer": keys of type *string: one that was read from a checkpoint is not == to the one that was written, because of *string;`,
+		`operator "interface": keys of type interface {}: one that was read from a checkpoint is not == to the one that was written, because of interface {};`,
+		`operator "channel": keys of type chan int: one that was read from a checkpoint is not == to the one that was written, because of chan int;`,
+		`operator "nested": keys of type [2]struct { At time.Time }: one that was read from a checkpoint is not == to the one that was written, because of time.Time;`,
+		"(app_test.go:")
+	if strings.Contains(err.Error(), `"sound": keys`) {
+		t.Errorf("a key that stays equal is refused: %v", err)
+	}
+}
+
+// by divides a stream by keys of type K.
+func by[K comparable](in weir.Stream[string], id string) {
+	counts := weir.Aggregate(weir.KeyBy(in, id, func(string) (k K) { return k }, codec.JSON[K]()), id+"-count", weir.Count[string]())
+	weir.To(counts, id+"-out", kafka.Sink("out", codec.JSON[K](), codec.Int64))
 }

@@ -48,7 +48,8 @@ func edge[T any](app *App, n *node, opts []EdgeOption[T]) codec.Codec[T] {
 
 // KeyBy divides a stream by the key that key returns. c encodes the key, for the
 // choice of the key-group and in state; the same key must always give the same
-// bytes.
+// bytes. Keys that were read from a checkpoint are compared with those that key returns,
+// by ==: so K must hold no pointer, channel, interface or time.Time.
 func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.Codec[K], opts ...EdgeOption[T]) Keyed[K, T] {
 	app := in.app
 	n := app.add("keyby", id, "", in.node)
@@ -57,6 +58,9 @@ func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.
 		app.errorf("operator %q: key type %s has no codec (%s)", id, reflect.TypeFor[K](), n.where)
 	} else if err := codec.Check(c); err != nil {
 		app.errorf("operator %q: %w (%s)", id, err, n.where)
+	}
+	if part := incomparable(reflect.TypeFor[K]()); part != nil {
+		app.errorf("operator %q: keys of type %s: one that was read from a checkpoint is not == to the one that was written, because of %s; use what it stands for, such as UnixMilli of a time, a string, or the value that a pointer points to (%s)", id, reflect.TypeFor[K](), part, n.where)
 	}
 	if key == nil {
 		app.errorf("operator %q: the key function is nil (%s)", id, n.where)
@@ -67,6 +71,30 @@ func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.
 	app.stages = append(app.stages, k.stage)
 	in.out.add(k.stage.Send)
 	return k
+}
+
+// incomparable returns a part of a key type of which a value is not == to itself after it
+// was encoded and decoded; nil if there is none.
+func incomparable(t reflect.Type) reflect.Type {
+	if t == reflect.TypeFor[time.Time]() {
+		return t // it holds a pointer to its location
+	}
+	switch t.Kind() {
+	case reflect.Pointer, reflect.UnsafePointer, reflect.Chan, reflect.Interface, reflect.Func:
+		return t
+	case reflect.Array:
+		return incomparable(t.Elem())
+	case reflect.Struct:
+		if t.PkgPath() == "unique" {
+			return nil // a unique.Handle, as in a netip.Addr: equal values have one pointer
+		}
+		for i := range t.NumField() {
+			if part := incomparable(t.Field(i).Type); part != nil {
+				return part
+			}
+		}
+	}
+	return nil
 }
 
 // Setup is what a process function's setup declares its state on.

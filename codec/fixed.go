@@ -15,8 +15,9 @@ const (
 
 // Codecs of fixed size, big-endian. Int32, Int64, Float32 and Float64 write what
 // Kafka's IntegerSerializer, LongSerializer, FloatSerializer and DoubleSerializer
-// write. Floats keep every bit, so as keys 0 and -0 differ, and so do two NaNs of
-// different bits.
+// write. Floats keep every bit, so 0 and -0 have different bytes, and so have two NaNs of
+// different bits. That makes them bad keys of a stream: to Go 0 and -0 are one key, which
+// then has two encodings, and each NaN is another key.
 var (
 	Int32   Codec[int32]   = int32Codec{}
 	Int64   Codec[int64]   = int64Codec{}
