@@ -70,13 +70,39 @@ func pointer[A any](c codec.Codec[A]) codec.Codec[*A] {
 	if c == nil {
 		return nil // reported by Aggregate
 	}
-	return codec.Func(c.Name(), c.Version(),
-		func(dst []byte, v *A) ([]byte, error) { return c.Append(dst, *v) },
-		func(b []byte) (*A, error) {
-			v, err := c.Decode(b)
-			v = codec.Clone(c, v)
-			return &v, err
-		})
+	p := pointerTo[A]{c}
+	if m, ok := c.(codec.Migrator[A]); ok {
+		return migratingPointer[A]{p, m}
+	}
+	return p
+}
+
+type pointerTo[A any] struct{ to codec.Codec[A] }
+
+func (c pointerTo[A]) Append(dst []byte, v *A) ([]byte, error) { return c.to.Append(dst, *v) }
+
+func (c pointerTo[A]) Decode(b []byte) (*A, error) {
+	v, err := c.to.Decode(b)
+	v = codec.Clone(c.to, v)
+	return &v, err
+}
+
+func (c pointerTo[A]) Name() string { return c.to.Name() }
+func (c pointerTo[A]) Version() int { return c.to.Version() }
+
+// check reports what makes the codec unusable, which codec.Check does not see.
+func (c pointerTo[A]) check() error { return codec.Check(c.to) }
+
+// migratingPointer also reads what other versions wrote.
+type migratingPointer[A any] struct {
+	pointerTo[A]
+	from codec.Migrator[A]
+}
+
+func (c migratingPointer[A]) DecodeVersion(version int, b []byte) (*A, error) {
+	v, err := c.from.DecodeVersion(version, b)
+	v = codec.Clone(c.to, v)
+	return &v, err
 }
 
 // stateName is the name under which Aggregate and Reduce keep their accumulator.
@@ -88,6 +114,12 @@ func Aggregate[K comparable, T, A, R any](in Keyed[K, T], id string, agg Aggrega
 	if agg.Zero == nil || agg.Add == nil || agg.Result == nil || agg.Codec == nil {
 		in.app.errorf("operator %q: the aggregator needs Zero, Add, Result and Codec (%s)", id, st.node.where)
 		return st
+	}
+	if c, ok := agg.Codec.(interface{ check() error }); ok {
+		if err := c.check(); err != nil {
+			in.app.errorf("operator %q: %w (%s)", id, err, st.node.where)
+			return st
+		}
 	}
 	fold(in, id, st, agg.Codec, func(acc A, has bool, v T) (A, error) {
 		if !has {
