@@ -20,6 +20,7 @@ import (
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/pebble"
+	"github.com/weirstream/weir/weirtest"
 )
 
 // sighting is "key@ms": a key seen at an event time.
@@ -396,4 +397,16 @@ func TestMistakesWithTimeAreFoundBeforeTheFirstRecord(t *testing.T) {
 	if !errors.As(err, &be) || len(be.Errs) != 7 {
 		t.Errorf("%v", err)
 	}
+}
+
+func TestARecordWithinABoundBelowAMillisecondIsNotLate(t *testing.T) {
+	h := weirtest.New(t, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.Int64), weir.EventTime(time.UnixMicro, weir.OutOfOrder(1500*time.Microsecond)))
+		all := weir.KeyBy(in, "all", func(int64) string { return "all" }, codec.String)
+		weir.To(weir.Process(all, "late", func(*weir.Setup) weir.Handler[string, int64, bool] {
+			return weir.OnRecord(func(c *weir.Context[string, bool], _ int64) error { c.Emit(c.Late()); return nil })
+		}), "out", kafka.Values("out", kafka.NoKey, codec.Bool))
+	})
+	weirtest.In[int64](h, "in").Send(1000200, 998800)
+	weirtest.Out[bool](h, "out").Want(false, false)
 }

@@ -82,10 +82,14 @@ func (c *sourceChain) begin(timed bool) {
 // update takes up what the partitions have come to.
 func (c *sourceChain) update() {
 	c.marks = c.marks[:0]
+	bound := c.how.OutOfOrder.Milliseconds()
+	if c.how.OutOfOrder%time.Millisecond > 0 {
+		bound++
+	}
 	for _, p := range c.parts {
 		t := &p.time
 		if t.newest != noWatermark {
-			t.watermark = max(t.watermark, t.newest-c.how.OutOfOrder.Milliseconds()-1)
+			t.watermark = max(t.watermark, t.newest-bound-1)
 		}
 		c.marks = append(c.marks, mark{t.watermark, t.idle})
 	}
