@@ -13,10 +13,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -26,6 +30,7 @@ import (
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/txn"
 )
 
 // deadline bounds every wait in these tests.
@@ -823,4 +828,108 @@ func TestSlowHandlersAtASourceHoldUpNoCheckpoint(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A barrier in the middle of a slice: what its checkpoint says of time covers each record in
+// front of it.
+func TestTimeAtABarrierCoversEveryRecordBeforeIt(t *testing.T) {
+	const at = 3_600_000
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", strconv.Itoa(at), "0", "0")
+	begun, committed := make(chan struct{}), make(chan struct{})
+	var onceBegun, onceCommitted sync.Once
+	records := 0
+	app := func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String), weir.EventTime(func(s string) time.Time {
+			ms, _ := strconv.ParseInt(s, 10, 64)
+			return time.UnixMilli(ms)
+		}))
+		out := weir.Map(in, "slow", func(s string) (string, error) {
+			var c <-chan struct{}
+			switch records++; records {
+			case 1:
+				return s, nil
+			case 2:
+				c = begun
+			case 3:
+				c = committed
+			}
+			select {
+			case <-c:
+				return s, nil
+			case <-time.After(deadline):
+				return s, errors.New("no checkpoint in the middle of the slice")
+			}
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	}
+	store := checkpoint.NewMem()
+	r := start(t, "app", brokers, app, weir.Store(store), weir.Parallelism(1), weir.Drain(), weir.Listen(weir.Listener{
+		CheckpointBegun:     func(event.CheckpointBegun) { onceBegun.Do(func() { close(begun) }) },
+		CheckpointCommitted: func(event.CheckpointCommitted) { onceCommitted.Do(func() { close(committed) }) },
+	}))
+	await(r, 1, any1[event.CheckpointCommitted])
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	stored, err := checkpoint.ListManifests(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, s := range stored {
+		m, _, err := checkpoint.Inspect(t.Context(), store, s.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for p, pos := range m.Positions {
+			if seen++; m.EventTime.Partitions[p].Watermark != at-1 {
+				t.Errorf("checkpoint %d stands at offset %d and says %v of time, want %d", m.Checkpoint, pos.Offset, m.EventTime.Partitions[p], at-1)
+			}
+		}
+	}
+	if seen < 2 {
+		t.Fatalf("%d checkpoints were stored, want one in the middle and one at the end", seen)
+	}
+}
+
+// An incarnation that waits for undecided offsets lives longer than a quiet minute, so that
+// no count of restarts would ever end it.
+func TestOffsetsThatStayUndecidedStopTheApp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := &kfake.VirtualNetwork{}
+		c, err := kfake.NewCluster(kfake.ListenFn(net.Listen), kfake.Ports(9092), kfake.SeedTopics(1, "in", "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		kafkaOptions := []kgo.Opt{kgo.Dialer(net.DialContext), kgo.DisableClientMetrics()}
+		cl, err := kgo.NewClient(append(kafkaOptions, kgo.SeedBrokers(c.ListenAddrs()...))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cl.Close()
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("a:1")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		store := checkpoint.NewMem()
+		run := func(ctx context.Context, opts ...weir.Option) error {
+			app := weir.New("app", append(opts, weir.Brokers(c.ListenAddrs()...), weir.InstanceID("a"), weir.Store(store), weir.KafkaOptions(kafkaOptions...))...)
+			sums(same)(app)
+			return app.Run(ctx)
+		}
+		if err := run(t.Context(), weir.Drain()); err != nil {
+			t.Fatal(err)
+		}
+		c.Fault(kfake.Fault{
+			Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: "in", Err: kerr.UnstableOffsetCommit, Count: -1,
+			When: func(req kmsg.Request) bool { return req.(*kmsg.OffsetFetchRequest).RequireStable },
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		var unstable *txn.UnstableError
+		if err := run(ctx); ctx.Err() != nil || !errors.As(err, &unstable) {
+			t.Errorf("Run returned %v, within a day: %v; want an UnstableError", err, ctx.Err() == nil)
+		}
+	})
 }

@@ -218,10 +218,11 @@ func (inc *incarnation) sessionConfig() txn.Config {
 // isFatal tells whether a restart cannot mend err.
 func isFatal(err error) bool {
 	var (
-		f  fatalError
-		te *txn.Error
+		f        fatalError
+		te       *txn.Error
+		unstable *txn.UnstableError // it was waited for as long as any transaction may be open
 	)
-	return errors.As(err, &f) || errors.As(err, &te) && te.Kind == txn.Rejected
+	return errors.As(err, &f) || errors.As(err, &unstable) || errors.As(err, &te) && te.Kind == txn.Rejected
 }
 
 // classifyStore marks what a restart cannot mend among the errors of the store.

@@ -286,6 +286,11 @@ func (r *sourceRunner) barrier() {
 	if r.sub.inc.inputEnded.Load() && !r.ended {
 		r.end()
 	}
+	for _, c := range r.chains {
+		if c.how != nil && !r.ended {
+			c.update() // in the middle of a slice it lacks the records in front of the barrier
+		}
+	}
 	ps := make([]position, len(r.parts))
 	for i, p := range r.parts {
 		ps[i] = position{part: p.id, at: offsets.Position{Offset: p.next, LeaderEpoch: p.epoch},

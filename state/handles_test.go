@@ -871,3 +871,40 @@ func TestReadNamesTheNewestCheckpointOfWhatIsNotInMemory(t *testing.T) {
 		t.Errorf("after a key that was written for checkpoint 4 was evicted, a read names %d and gets %q", got, v.Get())
 	}
 }
+
+// What was written before the handle had a time to live, or before there was a watermark,
+// counts as written when it is read first. A loop is a read.
+func TestALoopBeginsTheTimeToLive(t *testing.T) {
+	const ttl, now = 1000, 1_700_000_000_000
+	expires := state.TTL(ttl*time.Millisecond, state.InEventTime)
+	for name, before := range map[string][]state.Option{"no watermark": {expires}, "no time to live": nil} {
+		t.Run(name, func(t *testing.T) {
+			bothWays(t, func(t *testing.T, budget int64) {
+				var m *state.OfMap[int64, int64]
+				declare := func(opts ...state.Option) func(s state.Setup) {
+					return func(s state.Setup) { m = state.Map(s, "m", codec.Int64, codec.Int64, opts...) }
+				}
+				o := newOne(t, newCommitted(), budget, declare(before...))
+				m.Put(1, 1)
+				o.commit()
+				o = newOne(t, o.store, budget, declare(expires))
+				if budget == 0 {
+					o.restore()
+				}
+				for i, at := range []int64{now, now + ttl, now + 100*ttl} {
+					o.ks.SetTime(segment.EventTime, at)
+					o.ks.Use("k", 0)
+					want := 0
+					if i == 0 {
+						want = 1
+					}
+					if got := len(keysOf(m.All())); got != want {
+						t.Errorf("%d ms later there are %d entries, want %d", at-now, got, want)
+					}
+					o.commit()
+					o.ks.Evict()
+				}
+			})
+		})
+	}
+}

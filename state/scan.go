@@ -101,7 +101,7 @@ func (h *entryTable[V]) visitStored(slot uint32, s span, b *backingCursor[V], vi
 		return false
 	case h.expired(header):
 		return true
-	case !s.peek && header.Domain != segment.Forever && header.Domain == h.opts.domain && h.opts.moves(header.Expires, h.keys.now(header.Domain)):
+	case !s.peek && h.opts.domain != segment.Forever && h.opts.moves(h.opts.expiry(header), h.keys.now(h.opts.domain)):
 		e := h.load(slot, b.key())
 		return e == nil || !h.read(e) || visit(e.key, e, nil)
 	}

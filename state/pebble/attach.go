@@ -162,6 +162,8 @@ func (s *Store) adopt(t *table) {
 	name := s.name(t.seg)
 	if t.file != "" {
 		s.files[name] = true
+	} else {
+		delete(s.files, name) // it was damaged, and removed
 	}
 	old := s.pool[name]
 	if old == t {

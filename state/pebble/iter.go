@@ -56,7 +56,11 @@ func (s *Store) Iter(lo, hi []byte) (*Iterator, error) {
 		}
 		o := t.opts
 		o.Lower, o.Upper = lo, hi
-		it, err := t.r.NewPointIter(s.ctx, o)
+		var it sstable.Iterator
+		err := guarded(func() (err error) {
+			it, err = t.r.NewPointIter(s.ctx, o)
+			return err
+		})
 		if err != nil {
 			i.err = t.failed(err)
 			return nil, i.Close()

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -1234,4 +1236,100 @@ func TestGetAsksNothingThatIsNewerThanTheKey(t *testing.T) {
 	h.lineage = "bb"
 	h.ingest(s, set(1, "a", "8"))
 	expect(0, "8")
+}
+
+// A store that can't be read is no damage, whatever its error wraps, and nobody waits for it
+// for ever: neither at the start, nor in a look, nor in a loop.
+func TestStoreThatIsAwayIsNoDamage(t *testing.T) {
+	for name, away := range map[string]error{
+		"plain":    errors.New("the service is down"),
+		"EOF":      fmt.Errorf("store: %w", &url.Error{Op: "Get", URL: "http://store", Err: io.EOF}),
+		"deadline": fmt.Errorf("store: %w", context.DeadlineExceeded),
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newRemoteBucket()
+			h := newHistory(t, b, "a")
+			h.bigCommit(1)
+			down := func(string, int64, int64) error { return away }
+			check := func(what string, err error) {
+				t.Helper()
+				var damaged *DamagedError
+				if err == nil || errors.As(err, &damaged) || !errors.Is(err, away) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			open := func() *Store {
+				s, err := Open(t.TempDir(), "app", Options{DownloadRate: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { s.Close() })
+				return s
+			}
+			b.hook = down
+			_, err := open().Attach(t.Context(), h.at, h.chain, b)
+			check("attach", err)
+
+			b.hook = nil
+			s := open()
+			if _, err := s.Attach(t.Context(), h.at, h.chain, b); err != nil {
+				t.Fatal(err)
+			}
+			b.mu.Lock()
+			b.hook = down
+			b.mu.Unlock()
+			for range 2 { // the second one must not wait for the first
+				_, _, err := s.Get(nil, keyOf(5, "big-1"), math.MaxInt64)
+				check("get", err)
+			}
+			it, err := s.Iter(nil, nil)
+			if err == nil {
+				it.First()
+				err = errors.Join(it.Error(), it.Close())
+			}
+			check("iterate", err)
+		})
+	}
+}
+
+// A file that turned out to be damaged when it was opened, and was removed, is copied again.
+func TestFileThatWasDamagedIsCopiedAgain(t *testing.T) {
+	dir := t.TempDir()
+	b := newRemoteBucket()
+	h := newHistory(t, b, "aa")
+	h.bigCommit(1)
+	start := func() (*Store, chan struct{}) {
+		done := make(chan struct{}, 10)
+		s, err := Open(dir, "app", Options{Progress: func(p Progress) {
+			if p.Done {
+				done <- struct{}{}
+			}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Attach(t.Context(), h.at, h.chain, b); err != nil {
+			t.Fatal(err)
+		}
+		return s, done
+	}
+	s, done := start()
+	<-done
+	file := filepath.Join(dir, segmentsName, h.chain[0].file())
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 1000); err != nil {
+		t.Fatal(err)
+	}
+	s, done = start()
+	defer s.Close()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is not copied")
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
 }

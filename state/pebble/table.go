@@ -12,7 +12,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/objstorage"
-	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"go.uber.org/zap"
 )
@@ -92,7 +91,7 @@ func (s *Store) openTable(ctx context.Context, seg Segment, file string) (*table
 			return nil, t.damage(fmt.Errorf("%d bytes, %d were written", readable.Size(), seg.Length))
 		}
 	} else {
-		readable = objstorageprovider.NewRemoteReadable(remoteReader{t}, seg.Length)
+		readable = remoteReader{t}
 	}
 	err := guarded(func() (err error) {
 		o := s.cache.options(t.num)
@@ -144,6 +143,9 @@ func guarded(f func() error) (err error) {
 
 // classify tells damage from a failure to read.
 func (t *table) classify(err error) error {
+	if away := (*unreachable)(nil); errors.As(err, &away) {
+		return t.store.failed("read", t.seg.Object, away.error)
+	}
 	if errors.Is(err, errUnreadable) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) ||
 		pebble.IsCorruptionError(err) && !environment(err) {
 		return t.damage(err)
@@ -236,10 +238,64 @@ func (t *table) seeker(ctx context.Context, opts sstable.IterOptions, b *blockBu
 	return t.r.NewPointIter(ctx, opts)
 }
 
+// unreachable is an error of the checkpoint store.
+type unreachable struct{ error }
+
+func (e *unreachable) Unwrap() error { return e.error }
+
 // remoteReader reads a segment where it is.
 type remoteReader struct{ t *table }
 
 func (r remoteReader) Close() error { return nil }
+func (r remoteReader) Size() int64  { return r.t.seg.Length }
+
+func (r remoteReader) NewReadHandle(before objstorage.ReadBeforeSize) objstorage.ReadHandle {
+	return &remoteHandle{r: r, before: int64(before)}
+}
+
+// remoteHandle reads more than it is asked for: before its first read, where footer, index
+// and filter stand, and behind reads that follow each other.
+type remoteHandle struct {
+	r      remoteReader
+	before int64
+	next   int64 // where the last read ended
+	ahead  int64
+	data   []byte
+	off    int64 // of data
+}
+
+const maxReadAhead = 1 << 20
+
+func (h *remoteHandle) Close() error                                 { h.data = nil; return nil }
+func (h *remoteHandle) SetupForCompaction()                          {}
+func (h *remoteHandle) RecordCacheHit(context.Context, int64, int64) { h.before = 0 }
+
+func (h *remoteHandle) ReadAt(ctx context.Context, p []byte, off int64) error {
+	n := int64(len(p))
+	if off >= h.off && off+n <= h.off+int64(len(h.data)) {
+		copy(p, h.data[off-h.off:])
+		h.next = off + n
+		return nil
+	}
+	begin, end := off, off+n
+	switch {
+	case h.before > n:
+		begin = max(off+n-h.before, 0)
+	case h.next == off && off > 0:
+		h.ahead = min(max(2*h.ahead, 64<<10), maxReadAhead)
+		end = min(max(end, off+h.ahead), h.r.Size())
+	default:
+		h.ahead = 0
+	}
+	h.before = 0
+	data := make([]byte, end-begin)
+	if err := h.r.ReadAt(ctx, data, begin); err != nil {
+		return err
+	}
+	h.data, h.off, h.next = data, begin, off+n
+	copy(p, data[off-begin:])
+	return nil
+}
 
 func (r remoteReader) ReadAt(ctx context.Context, p []byte, off int64) error {
 	s := r.t.store
@@ -258,6 +314,9 @@ func (r remoteReader) ReadAt(ctx context.Context, p []byte, off int64) error {
 		err = fmt.Errorf("got %d of %d bytes at %d: %w", len(b), len(p), off, io.ErrUnexpectedEOF)
 	}
 	if err != nil {
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			err = &unreachable{err} // what it wraps, io.EOF perhaps, says nothing of the segment
+		}
 		return err
 	}
 	s.remoteRead.Add(int64(len(b)))
