@@ -325,14 +325,17 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 	if err != nil {
 		return recovered{}, classifyStore(err)
 	}
-	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, mended: true, positions: map[offsets.Partition]offsets.Position{}}
-	for p, c := range committed {
-		at, ok := m.Positions[p]
-		if inc.cfg.Recovery == RecoverOffsets && c.Exists {
-			at, ok = c.Position, true
+	// Also those of partitions that the group did not assign: Restore waits for them.
+	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, mended: true, positions: maps.Clone(m.Positions)}
+	if inc.cfg.Recovery == RecoverOffsets {
+		all, err := inc.withUnassigned(ctx, m, committed)
+		if err != nil {
+			return recovered{}, err
 		}
-		if ok {
-			r.positions[p] = at
+		for p, c := range all {
+			if c.Exists {
+				r.positions[p] = c.Position
+			}
 		}
 	}
 	return r, inc.addNew(ctx, committed, r.positions)

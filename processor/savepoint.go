@@ -222,12 +222,7 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 		return recovered{}, classifyStore(err)
 	}
 	inc.cfg.Logger.Sugar().Infof("starting from savepoint %s, checkpoint %d of app %s", view, m.Checkpoint, m.App)
-	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, mended: true, positions: map[offsets.Partition]offsets.Position{}}
-	positions := maps.Clone(adopted.Positions)
-	for p := range committed {
-		if at, ok := positions[p]; ok {
-			r.positions[p] = at
-		}
-	}
+	// Also those of partitions that the group did not assign: Restore waits for them.
+	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, mended: true, positions: maps.Clone(adopted.Positions)}
 	return r, inc.addNew(ctx, committed, r.positions)
 }

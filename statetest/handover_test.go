@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -314,4 +315,86 @@ func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T)
 		want[fmt.Sprint("key-", k)] = []string{"1", "2"}
 	}
 	compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
+}
+
+// An instance that goes on from a checkpoint or a savepoint because its operator said so
+// waits for the partitions of it that it was not assigned: it would take them for new ones
+// later, and read them again from their beginning.
+func TestS17_InstanceThatRecoversWaitsForAllPartitions(t *testing.T) {
+	t.Parallel()
+	const keys = 100
+	for mode, from := range map[weir.Recovery]bool{weir.RecoverCheckpoint: false, weir.RecoverOffsets: false, weir.RecoverSavepoint: true} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			brokers := broker(t, 3, "in", "out")
+			dir, store := newDir(t)
+			topology := func(app *weir.App) {
+				in := weir.From(app, "in", source.KeyValues("in", codec.String, codec.String))
+				byKey := weir.KeyBy(in, "by-key", func(v weir.KV[string, string]) string { return v.Key }, codec.String)
+				weir.To(weir.Aggregate(byKey, "count", weir.Count[weir.KV[string, string]]()), "out", kafka.Sink("out", codec.String, codec.JSON[int64]()))
+			}
+			feed := func() {
+				var rs []*kgo.Record
+				for k := range keys {
+					rs = append(rs, record("in", fmt.Sprint("key-", k), "v"))
+				}
+				produce(t, brokers, rs...)
+			}
+			first := &life{brokers: brokers, topology: topology, store: store}
+			feed()
+			first.start(t)
+			first.until(t, func(records int64, _ int) bool { return records == keys })
+			if _, err := first.app.StopWithSavepoint(t.Context(), dir, "saved"); err != nil {
+				t.Fatal(err)
+			}
+			if err := first.wait(t); err != nil {
+				t.Fatal(err)
+			}
+			// The position stays: it is the checkpoint that the pointer no longer names.
+			adm := kadm.NewClient(client(t, brokers))
+			was, err := adm.FetchOffsets(t.Context(), appName)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at, _ := was.Lookup("in", 0)
+			moved := kadm.Offsets{}
+			moved.AddOffset("in", 0, at.At, at.LeaderEpoch)
+			if err := adm.CommitAllOffsets(t.Context(), appName, moved); err != nil {
+				t.Fatal(err)
+			}
+
+			c := lead(t, brokers, "second", "in")
+			c.blind.Store(true)
+			second := &life{brokers: brokers, topology: topology, store: store, opts: []weir.Option{weir.InstanceID("second"), weir.OnMismatch(mode)}}
+			if from {
+				second.opts = append(second.opts, weir.FromSavepoint(dir, "saved"))
+			}
+			before := c.asked.Load()
+			second.start(t)
+			const waits = 3 // joins, and asks for more
+			for begun := time.Now(); c.asked.Load() < before+waits; time.Sleep(time.Millisecond) {
+				second.mu.Lock()
+				commits := second.commits
+				second.mu.Unlock()
+				if commits > 0 {
+					t.Fatalf("%d commits without a partition of the checkpoint", commits)
+				}
+				if time.Since(begun) > deadline {
+					t.Fatalf("the group was balanced %d times", c.asked.Load()-before)
+				}
+			}
+			c.blind.Store(false)
+			feed()
+			second.until(t, func(records int64, _ int) bool { return records == keys })
+			second.stop()
+			if err := second.wait(t); err != nil {
+				t.Fatal(err)
+			}
+			want := map[string][]string{}
+			for k := range keys {
+				want[fmt.Sprint("key-", k)] = []string{"1", "2"}
+			}
+			compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
+		})
+	}
 }
