@@ -187,6 +187,10 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 // [Drain] it also returns nil when the input that was there at start is processed
 // and committed.
 //
+// A stop that comes while the app starts or waits to restart is clean only if nothing was
+// left to do: if the last commit is in doubt, the last checkpoint was not committed, or a
+// write-ahead sink has not applied everything ([*UnappliedError]), the error says so.
+//
 // A failure that a restart can mend restarts the app inside Run from its last
 // checkpoint, under the policy of [Restart]. Anything else is returned: a
 // [*BuildError] before anything began, a [*HandlerError] when user code failed, or

@@ -99,6 +99,9 @@ type incarnation struct {
 	unaligned atomic.Int64 // newest checkpoint that is to be unaligned
 	givenUp   atomic.Int64 // newest checkpoint that was given up
 
+	owed   atomic.Pointer[UnappliedError] // by a sink that is being recovered
+	member string                         // of the group, where a failed incarnation left its place; "": nowhere
+
 	// For Status.
 	last     atomic.Pointer[commitInfo]
 	restored atomic.Pointer[event.Restored]
@@ -219,8 +222,10 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 		err = ErrKilled
 	} else {
 		inc.abort()
-		if err == nil || isFatal(err) {
+		if err == nil || isFatal(err) || stop.Err() != nil {
 			inc.leave()
+		} else if !inc.thrownOut() {
+			inc.member, _ = inc.sess.Client().GroupMetadata()
 		}
 	}
 	inc.sess.Close()
@@ -253,6 +258,9 @@ func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
 		return context.Cause(inc.ctx)
 	case <-stop.Done():
 		// Not a stop while state is half loaded: the loading is cancelled by Close.
+		if owed := inc.owed.Load(); owed != nil {
+			return owed
+		}
 		return nil
 	}
 	return inc.loop(stop, stopPolling)
@@ -262,8 +270,7 @@ func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
 // once, and offsets can be reset. Failing that, they wait for the session timeout. Who
 // was thrown out has nothing to leave: its place may be another's.
 func (inc *incarnation) leave() {
-	var te *txn.Error
-	if errors.As(inc.sess.Err(), &te) && (te.Kind == txn.Fenced || te.Kind == txn.Lost) {
+	if inc.thrownOut() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
@@ -271,6 +278,24 @@ func (inc *incarnation) leave() {
 	if err := inc.sess.Leave(ctx); err != nil {
 		inc.cfg.Logger.Sugar().Warnf("leaving the consumer group: %v", err)
 	}
+}
+
+// leaveLate is leave for an incarnation that failed, was closed, and is not followed by
+// another one after all.
+func (inc *incarnation) leaveLate() {
+	if inc.member == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	if err := txn.Leave(ctx, inc.sessionConfig(), inc.member); err != nil {
+		inc.cfg.Logger.Sugar().Warnf("leaving the consumer group: %v", err)
+	}
+}
+
+func (inc *incarnation) thrownOut() bool {
+	var te *txn.Error
+	return errors.As(inc.sess.Err(), &te) && (te.Kind == txn.Fenced || te.Kind == txn.Lost)
 }
 
 // abort ends the transaction that is open, unless the session failed, so that it does
@@ -478,6 +503,9 @@ func (inc *incarnation) loop(stop context.Context, stopPolling func()) error {
 			d.stopBy = now.Add(inc.cfg.StopTimeout)
 			shutdown = true
 		case <-stopTimer:
+			if id, phase, ok := co.Pending(); ok && phase == barrier.Committing {
+				return fatal(inc.sess.InDoubt(id, fmt.Errorf("no answer within the stop timeout of %v (weir.StopTimeout)", inc.cfg.StopTimeout)))
+			}
 			return fatal(fmt.Errorf("the last checkpoint was not committed within the stop timeout of %v (weir.StopTimeout); nothing after checkpoint %d was published, the next start replays from there", inc.cfg.StopTimeout, inc.committed.Load()))
 		case <-inc.sess.Failed():
 			return inc.sess.Err()

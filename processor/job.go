@@ -79,6 +79,7 @@ func (j *Job) run(ctx context.Context) error {
 	delay := backoff.NewExponentialBackOff()
 	delay.InitialInterval, delay.MaxInterval = j.cfg.Restart.Initial, j.cfg.Restart.Max
 	restarts := 0
+	var unsettled error // why the last incarnation failed, until another one has started
 	for {
 		begun := time.Now()
 		inc := newIncarnation(ctx, &j.cfg, j.plan, j.local, ends)
@@ -88,7 +89,14 @@ func (j *Job) run(ctx context.Context) error {
 		if ref := inc.head.Load(); ref != nil {
 			j.head = *ref
 		}
+		select {
+		case <-inc.started:
+			unsettled = nil
+		default:
+		}
 		switch {
+		case err == nil && unsettled != nil:
+			return stopError(unsettled)
 		case err == nil:
 			return nil
 		case errors.Is(err, ErrKilled):
@@ -104,12 +112,8 @@ func (j *Job) run(ctx context.Context) error {
 		if errors.As(err, &te) && te.Kind == txn.Fenced {
 			j.cfg.Listener.Fenced(event.Fenced{App: j.cfg.App, Err: err})
 		}
-		var unapplied *UnappliedError
-		if ctx.Err() != nil && errors.As(err, &unapplied) {
-			return fmt.Errorf("stopping: %w", err)
-		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("stopping: the last checkpoint was not committed, the next start replays: %w", err)
+			return stopError(err)
 		}
 		if isFatal(err) {
 			return err
@@ -119,6 +123,7 @@ func (j *Job) run(ctx context.Context) error {
 			delay.Reset()
 		}
 		if restarts++; j.cfg.Restart.Limit >= 0 && restarts > j.cfg.Restart.Limit {
+			inc.leaveLate()
 			return &RestartsError{Restarts: restarts - 1, Err: err}
 		}
 		after := delay.NextBackOff()
@@ -126,9 +131,23 @@ func (j *Job) run(ctx context.Context) error {
 		select {
 		case <-time.After(after):
 		case <-ctx.Done():
-			return nil // nothing is open: the failed incarnation was rolled back
+			inc.leaveLate()
+			return stopError(err)
 		}
+		unsettled = err
 	}
+}
+
+// stopError says why a stop was not clean.
+func stopError(err error) error {
+	var (
+		te        *txn.Error
+		unapplied *UnappliedError
+	)
+	if errors.As(err, &unapplied) || errors.As(err, &te) && te.Attempted >= 0 {
+		return fmt.Errorf("stopping: %w", err) // it says itself what is known
+	}
+	return fmt.Errorf("stopping: the last checkpoint was not committed, the next start replays: %w", err)
 }
 
 // ErrKilled is what Run returns after [Job.Kill].

@@ -111,12 +111,18 @@ func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error
 				return inc.sinkError(a.id, "finding out what is to be applied", err)
 			}
 		}
+		if len(logs) > 0 {
+			inc.owed.Store(&UnappliedError{Operator: a.id, Checkpoint: at.ref.Checkpoint, Err: errStopped})
+		}
 		if err := a.Recover(ctx, at.ref.Checkpoint, logs); err != nil {
 			return inc.sinkError(a.id, "finding out what is to be applied", err)
 		}
+		inc.owed.Store(nil)
 	}
 	return nil
 }
+
+var errStopped = errors.New("the app was stopped while it started, before the sink had found out what is to be applied")
 
 // storedLogs are the logs of a sink that a manifest in the store lists.
 func (inc *incarnation) storedLogs(ctx context.Context, m *checkpoint.Manifest, id string) ([]sink.Log, error) {

@@ -423,23 +423,46 @@ func (s *Session) Leave(ctx context.Context) error {
 	if now, _ := s.cl.GroupMetadata(); now != "" {
 		member = now // the rebalance that the leave waited for may have changed it
 	}
+	return leave(ctx, s.cl, s.cfg, member)
+}
+
+// Leave is [Session.Leave] for a session that was closed, whose member ID was member. It is
+// for the classic protocol. If the group has given the place to another process since then,
+// that one keeps it, and an error says so.
+func Leave(ctx context.Context, cfg Config, member string) error {
+	cl, err := kgo.NewClient(cfg.Opts...)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	return leave(ctx, cl, cfg, member)
+}
+
+func leave(ctx context.Context, cl *kgo.Client, cfg Config, member string) error {
 	req := kmsg.NewPtrLeaveGroupRequest()
-	req.Group = s.cfg.Group
+	req.Group = cfg.Group
 	req.MemberID = member
 	m := kmsg.NewLeaveGroupRequestMember()
 	m.MemberID = member
-	m.InstanceID = s.instanceID()
+	m.InstanceID = &cfg.Instance
 	reason := "weir instance stops"
 	m.Reason = &reason
 	req.Members = append(req.Members, m)
-	resp, err := req.RequestWith(ctx, s.cl)
+	resp, err := req.RequestWith(ctx, cl)
 	if err == nil {
 		err = leaveError(resp)
 	}
 	if err != nil {
-		return fmt.Errorf("leave group %s as instance %q: %w", s.cfg.Group, s.cfg.Instance, err)
+		return fmt.Errorf("leave group %s as instance %q: %w", cfg.Group, cfg.Instance, err)
 	}
 	return nil
+}
+
+// InDoubt is the error for a commit that the caller no longer waits for.
+func (s *Session) InDoubt(checkpoint int64, why error) *Error {
+	e := s.errorf(fmt.Sprintf("commit checkpoint %d", checkpoint), why)
+	e.Kind, e.Attempted = Unknown, checkpoint
+	return e
 }
 
 // Rejoin asks the group for a rebalance: for the only active instance, when it was not

@@ -1,0 +1,192 @@
+package weir_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/sink/twophase"
+	"github.com/weirstream/weir/txn"
+)
+
+// longPause is a restart policy whose first pause no test waits for.
+var longPause = weir.Restart(weir.RestartPolicy{Initial: time.Hour, Max: time.Hour, Limit: 5, Quiet: time.Hour})
+
+func TestStopBetweenRestartsIsNotCleanAndLeavesTheGroup(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "fail:1")
+	r := start(t, "app", brokers, sums(weir.Retry), weir.Store(checkpoint.NewMem()), longPause)
+	await(r, 1, any1[event.Restarting])
+	r.stop()
+	wantError(t, r.wait(), "the last checkpoint was not committed", "asked to")
+	wantNoMembers(t, brokers)
+}
+
+func TestAppThatGivesUpRestartingLeavesTheGroup(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "fail:1")
+	r := start(t, "app", brokers, sums(weir.Retry), weir.Store(checkpoint.NewMem()),
+		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 1, Quiet: time.Hour}))
+	var gaveUp *processor.RestartsError
+	if err := r.wait(); !errors.As(err, &gaveUp) {
+		t.Fatal(err)
+	}
+	wantNoMembers(t, brokers)
+}
+
+// wantNoMembers wants that nobody has to wait for the session timeout.
+func wantNoMembers(t *testing.T, brokers []string) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	gs, err := kadm.NewClient(cl).DescribeGroups(t.Context(), "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(gs["app"].Members); n > 0 {
+		t.Errorf("%d member is left in the group", n)
+	}
+}
+
+// The answer to a commit that happened is lost, and the stop comes before anybody has looked
+// what became of it: a savepoint of the last checkpoint that is known would be too old.
+func TestStopWithSavepointRefusesWhileACommitIsInDoubt(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1")
+	cut := &endCut{}
+	var app *weir.App
+	r := start(t, "app", brokers, func(a *weir.App) { app = a; sums(same)(a) }, weir.Store(checkpoint.NewMem()), longPause,
+		weir.KafkaOptions(kgo.Dialer(cut.dial), kgo.RequestRetries(1)))
+	await(r, 1, any1[event.CheckpointCommitted])
+	cut.on.Store(true)
+	produce(t, brokers, "in", "a:1")
+	await(r, 1, any1[event.Restarting])
+	_, err := app.StopWithSavepoint(t.Context(), t.TempDir(), "last")
+	var te *txn.Error
+	if !errors.As(err, &te) || te.Kind != txn.Unknown || te.Attempted < 0 {
+		t.Errorf("want an error that says which commit is in doubt: %v", err)
+	}
+	if err := r.wait(); err == nil || strings.Contains(err.Error(), "was not committed") {
+		t.Errorf("Run denies what it does not know: %v", err)
+	}
+}
+
+// endCut loses the answers to EndTxn while on is set: the broker carries it out.
+type endCut struct{ on atomic.Bool }
+
+func (d *endCut) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &endCutConn{Conn: c, d: d}, nil
+}
+
+type endCutConn struct {
+	net.Conn
+	d     *endCut
+	mu    sync.Mutex
+	armed bool
+}
+
+func (c *endCutConn) Write(b []byte) (int, error) {
+	if len(b) >= 6 && kmsg.Key(int16(b[4])<<8|int16(b[5])) == kmsg.EndTxn && c.d.on.Load() {
+		c.mu.Lock()
+		c.armed = true
+		c.mu.Unlock()
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *endCutConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.armed && n > 0 {
+		c.Close()
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// The stop timeout passes while the broker ends the transaction.
+func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
+	c := cluster(t, 1, "in", "out")
+	brokers := c.ListenAddrs()
+	sent, answer := make(chan struct{}), make(chan struct{})
+	c.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		if req.(*kmsg.EndTxnRequest).Commit {
+			close(sent)
+			c.SleepControl(func() { <-answer })
+		}
+		return nil, nil, false
+	})
+	r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(0), weir.AfterRecords(1e9),
+		weir.StopTimeout(100*time.Millisecond))
+	produce(t, brokers, "in", "a:1")
+	consumeAt(t, kgo.ReadUncommitted(), brokers, "out", 1)
+	r.stop()
+	<-sent
+	err := r.wait()
+	close(answer)
+	wantError(t, err, "StopTimeout", "unknown")
+	if strings.Contains(err.Error(), "nothing after") || strings.Contains(err.Error(), "was not committed") {
+		t.Errorf("it denies what it does not know: %v", err)
+	}
+}
+
+func TestStopDuringAStartSaysWhatIsNotApplied(t *testing.T) {
+	brokers := broker(t, 1, "in")
+	store := checkpoint.NewMem()
+	to := newTreasury()
+	tried := make(chan struct{}, 1)
+	down := func() *deposits {
+		return &deposits{to: to, before: func(_ context.Context, call, _ string) error {
+			if call != "commit" {
+				return nil
+			}
+			select {
+			case tried <- struct{}{}:
+			default:
+			}
+			return weir.Retry(errors.New("out of reach"))
+		}}
+	}
+	stop := func() {
+		t.Helper()
+		r := start(t, "app", brokers, sumsTo(twophase.To(down())), weir.Store(store), weir.StopTimeout(10*time.Millisecond), fast)
+		select {
+		case <-tried:
+		case <-time.After(deadline):
+			t.Fatal("nothing was applied")
+		}
+		r.stop()
+		var u *weir.UnappliedError
+		if err := r.wait(); !errors.As(err, &u) || len(to.list()) > 0 {
+			t.Errorf("Run returned %v, and %d deposits were made", err, len(to.list()))
+		}
+	}
+	produce(t, brokers, "in", ones(1, letters...)...)
+	stop() // while it runs
+	for len(tried) > 0 {
+		<-tried
+	}
+	stop() // while it starts
+}
