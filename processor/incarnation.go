@@ -266,6 +266,15 @@ func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
 	return inc.loop(stop, stopPolling)
 }
 
+func (inc *incarnation) hasStarted() bool {
+	select {
+	case <-inc.started:
+		return true
+	default:
+		return false
+	}
+}
+
 // leave tells the group that this instance goes, so that a standby takes over at
 // once, and offsets can be reset. Failing that, they wait for the session timeout. Who
 // was thrown out has nothing to leave: its place may be another's.

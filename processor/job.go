@@ -86,13 +86,14 @@ func (j *Job) run(ctx context.Context) error {
 		j.live(inc, false)
 		err := inc.run(ctx)
 		j.live(nil, false)
+		standby := duty(inc.duty.Load()) == dutyStandby
 		if ref := inc.head.Load(); ref != nil {
 			j.head = *ref
+		} else if standby {
+			j.head = offsets.ManifestRef{} // others may have committed since
 		}
-		select {
-		case <-inc.started:
-			unsettled = nil
-		default:
+		if standby || inc.hasStarted() {
+			unsettled = nil // whoever is active has looked, or will
 		}
 		switch {
 		case err == nil && unsettled != nil:

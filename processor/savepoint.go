@@ -166,7 +166,7 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 		return checkpoint.SavepointInfo{}, fmt.Errorf("no savepoint %s: the app did not stop cleanly: %w", name, j.result)
 	}
 	if j.head == (offsets.ManifestRef{}) {
-		return checkpoint.SavepointInfo{}, fmt.Errorf("no savepoint %s: the app stopped before it had committed anything", name)
+		return checkpoint.SavepointInfo{}, fmt.Errorf("no savepoint %s: the app stopped before it had committed anything, or stood by for another instance", name)
 	}
 	m, err := checkpoint.Load(ctx, j.cfg.Store, j.head)
 	if err != nil {
