@@ -788,6 +788,36 @@ func TestTakeOverAfterAKillEndsTheTransactionOfTheDead(t *testing.T) {
 	wantValues(t, brokers, "out", "a:1", "a:3", "a:6", "a:10", "a:15", "a:21")
 }
 
+// firstCheckpoint lets handlers wait for the first checkpoint of an app, so that its barrier
+// is cut between two records of one slice.
+type firstCheckpoint struct {
+	begun, committed         chan struct{}
+	onceBegun, onceCommitted sync.Once
+}
+
+func newFirstCheckpoint() *firstCheckpoint {
+	return &firstCheckpoint{begun: make(chan struct{}), committed: make(chan struct{})}
+}
+
+func (f *firstCheckpoint) listen() weir.Option {
+	return weir.Listen(weir.Listener{
+		CheckpointBegun:     func(event.CheckpointBegun) { f.onceBegun.Do(func() { close(f.begun) }) },
+		CheckpointCommitted: func(event.CheckpointCommitted) { f.onceCommitted.Do(func() { close(f.committed) }) },
+	})
+}
+
+func (f *firstCheckpoint) waitBegun() error     { return f.wait("begun", f.begun) }
+func (f *firstCheckpoint) waitCommitted() error { return f.wait("committed", f.committed) }
+
+func (f *firstCheckpoint) wait(what string, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-time.After(deadline):
+		return errors.New("no checkpoint was " + what + " before the slice was through")
+	}
+}
+
 // Nothing says how long a handler takes: the loop hears of the first record before it runs,
 // and the barrier is cut before the next one.
 func TestSlowHandlersAtASourceHoldUpNoCheckpoint(t *testing.T) {
@@ -795,33 +825,21 @@ func TestSlowHandlersAtASourceHoldUpNoCheckpoint(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			brokers := broker(t, 1, "in", "out")
 			produce(t, brokers, "in", "1", "2", "3", "4", "5")
-			begun, committed := make(chan struct{}), make(chan struct{})
-			var onceBegun, onceCommitted sync.Once
-			wait := func(what string, c <-chan struct{}) error {
-				select {
-				case <-c:
-					return nil
-				case <-time.After(deadline):
-					return errors.New("no checkpoint was " + what + " before the slice was through")
-				}
-			}
+			first := newFirstCheckpoint()
 			slow := func(app *weir.App) {
 				in := weir.From(app, "in", source.Values("in", codec.String))
 				out := weir.Map(in, "slow", func(s string) (string, error) {
 					switch s {
 					case "2":
-						return s, wait("begun", begun)
+						return s, first.waitBegun()
 					case "3":
-						return s, wait("committed", committed)
+						return s, first.waitCommitted()
 					}
 					return s, nil
 				})
 				weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
 			}
-			r := start(t, "app", brokers, slow, append(opts, weir.Store(checkpoint.NewMem()), weir.Drain(), weir.Listen(weir.Listener{
-				CheckpointBegun:     func(event.CheckpointBegun) { onceBegun.Do(func() { close(begun) }) },
-				CheckpointCommitted: func(event.CheckpointCommitted) { onceCommitted.Do(func() { close(committed) }) },
-			}))...)
+			r := start(t, "app", brokers, slow, append(opts, weir.Store(checkpoint.NewMem()), weir.Drain(), first.listen())...)
 			<-r.done
 			if r.err != nil {
 				t.Error(r.err)
@@ -836,8 +854,7 @@ func TestTimeAtABarrierCoversEveryRecordBeforeIt(t *testing.T) {
 	const at = 3_600_000
 	brokers := broker(t, 1, "in", "out")
 	produce(t, brokers, "in", strconv.Itoa(at), "0", "0")
-	begun, committed := make(chan struct{}), make(chan struct{})
-	var onceBegun, onceCommitted sync.Once
+	first := newFirstCheckpoint()
 	records := 0
 	app := func(app *weir.App) {
 		in := weir.From(app, "in", source.Values("in", codec.String), weir.EventTime(func(s string) time.Time {
@@ -845,29 +862,18 @@ func TestTimeAtABarrierCoversEveryRecordBeforeIt(t *testing.T) {
 			return time.UnixMilli(ms)
 		}))
 		out := weir.Map(in, "slow", func(s string) (string, error) {
-			var c <-chan struct{}
 			switch records++; records {
-			case 1:
-				return s, nil
 			case 2:
-				c = begun
+				return s, first.waitBegun()
 			case 3:
-				c = committed
+				return s, first.waitCommitted()
 			}
-			select {
-			case <-c:
-				return s, nil
-			case <-time.After(deadline):
-				return s, errors.New("no checkpoint in the middle of the slice")
-			}
+			return s, nil
 		})
 		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
 	}
 	store := checkpoint.NewMem()
-	r := start(t, "app", brokers, app, weir.Store(store), weir.Parallelism(1), weir.Drain(), weir.Listen(weir.Listener{
-		CheckpointBegun:     func(event.CheckpointBegun) { onceBegun.Do(func() { close(begun) }) },
-		CheckpointCommitted: func(event.CheckpointCommitted) { onceCommitted.Do(func() { close(committed) }) },
-	}))
+	r := start(t, "app", brokers, app, weir.Store(store), weir.Parallelism(1), weir.Drain(), first.listen())
 	await(r, 1, any1[event.CheckpointCommitted])
 	if err := r.wait(); err != nil {
 		t.Fatal(err)

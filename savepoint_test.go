@@ -223,16 +223,5 @@ func TestRefusedStartLeavesTheGroup(t *testing.T) {
 	if err := app.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "AllowDroppedState") {
 		t.Fatalf("state that the topology lacks: %v", err)
 	}
-	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	groups, err := kadm.NewClient(cl).DescribeGroups(t.Context(), "wordcount")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if g := groups["wordcount"]; len(g.Members) != 0 {
-		t.Errorf("%d members are left in the group after a refused start", len(g.Members))
-	}
+	wantNoMembers(t, brokers, "wordcount") // after a refused start
 }

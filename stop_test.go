@@ -3,11 +3,8 @@ package weir_test
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +15,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/cutafter"
 	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/sink/twophase"
 	"github.com/weirstream/weir/txn"
@@ -33,7 +31,7 @@ func TestStopBetweenRestartsIsNotCleanAndLeavesTheGroup(t *testing.T) {
 	await(r, 1, any1[event.Restarting])
 	r.stop()
 	wantError(t, r.wait(), "the last checkpoint was not committed", "asked to")
-	wantNoMembers(t, brokers)
+	wantNoMembers(t, brokers, "app")
 }
 
 func TestAppThatGivesUpRestartingLeavesTheGroup(t *testing.T) {
@@ -45,23 +43,23 @@ func TestAppThatGivesUpRestartingLeavesTheGroup(t *testing.T) {
 	if err := r.wait(); !errors.As(err, &gaveUp) {
 		t.Fatal(err)
 	}
-	wantNoMembers(t, brokers)
+	wantNoMembers(t, brokers, "app")
 }
 
 // wantNoMembers wants that nobody has to wait for the session timeout.
-func wantNoMembers(t *testing.T, brokers []string) {
+func wantNoMembers(t *testing.T, brokers []string, group string) {
 	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cl.Close()
-	gs, err := kadm.NewClient(cl).DescribeGroups(t.Context(), "app")
+	gs, err := kadm.NewClient(cl).DescribeGroups(t.Context(), group)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(gs["app"].Members); n > 0 {
-		t.Errorf("%d member is left in the group", n)
+	if n := len(gs[group].Members); n > 0 {
+		t.Errorf("%d members are left in the group", n)
 	}
 }
 
@@ -70,12 +68,12 @@ func wantNoMembers(t *testing.T, brokers []string) {
 func TestStopWithSavepointRefusesWhileACommitIsInDoubt(t *testing.T) {
 	brokers := broker(t, 1, "in", "out")
 	produce(t, brokers, "in", "a:1")
-	cut := &endCut{}
+	cut := cutafter.New((&net.Dialer{}).DialContext, kmsg.EndTxn)
 	var app *weir.App
 	r := start(t, "app", brokers, func(a *weir.App) { app = a; sums(same)(a) }, weir.Store(checkpoint.NewMem()), longPause,
-		weir.KafkaOptions(kgo.Dialer(cut.dial), kgo.RequestRetries(1)))
+		weir.KafkaOptions(kgo.Dialer(cut.Dial), kgo.RequestRetries(1)))
 	await(r, 1, any1[event.CheckpointCommitted])
-	cut.on.Store(true)
+	cut.Lose(-1)
 	produce(t, brokers, "in", "a:1")
 	await(r, 1, any1[event.Restarting])
 	_, err := app.StopWithSavepoint(t.Context(), t.TempDir(), "last")
@@ -86,44 +84,6 @@ func TestStopWithSavepointRefusesWhileACommitIsInDoubt(t *testing.T) {
 	if err := r.wait(); err == nil || strings.Contains(err.Error(), "was not committed") {
 		t.Errorf("Run denies what it does not know: %v", err)
 	}
-}
-
-// endCut loses the answers to EndTxn while on is set: the broker carries it out.
-type endCut struct{ on atomic.Bool }
-
-func (d *endCut) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	return &endCutConn{Conn: c, d: d}, nil
-}
-
-type endCutConn struct {
-	net.Conn
-	d     *endCut
-	mu    sync.Mutex
-	armed bool
-}
-
-func (c *endCutConn) Write(b []byte) (int, error) {
-	if len(b) >= 6 && kmsg.Key(int16(b[4])<<8|int16(b[5])) == kmsg.EndTxn && c.d.on.Load() {
-		c.mu.Lock()
-		c.armed = true
-		c.mu.Unlock()
-	}
-	return c.Conn.Write(b)
-}
-
-func (c *endCutConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.armed && n > 0 {
-		c.Close()
-		return 0, io.ErrUnexpectedEOF
-	}
-	return n, err
 }
 
 // The stop timeout passes while the broker ends the transaction.

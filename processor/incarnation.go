@@ -266,6 +266,7 @@ func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
 	return inc.loop(stop, stopPolling)
 }
 
+// hasStarted tells whether the subtasks run. Any goroutine may call it.
 func (inc *incarnation) hasStarted() bool {
 	select {
 	case <-inc.started:
@@ -857,9 +858,7 @@ func (inc *incarnation) persist(j commitJob) persisted {
 func (inc *incarnation) Revoke(ctx context.Context, parts []offsets.Partition) {
 	<-inc.opened
 	inc.cfg.Listener.Rebalanced(event.Rebalanced{App: inc.cfg.App, Revoked: parts})
-	select {
-	case <-inc.started:
-	default:
+	if !inc.hasStarted() {
 		return // nothing was read from them
 	}
 	if inc.revokeStarted.CompareAndSwap(false, true) {

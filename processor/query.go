@@ -113,12 +113,10 @@ func (j *Job) active() (*incarnation, error) {
 	if l.inc == nil || l.inc.ctx.Err() != nil {
 		return nil, ErrNotActive
 	}
-	select {
-	case <-l.inc.started:
-		return l.inc, nil
-	default:
+	if !l.inc.hasStarted() {
 		return nil, ErrNotActive
 	}
+	return l.inc, nil
 }
 
 // query reads a key.
@@ -331,10 +329,8 @@ func (inc *incarnation) phase() Phase {
 	if inc.ctx.Err() != nil {
 		return Restarting
 	}
-	select {
-	case <-inc.started:
+	if inc.hasStarted() {
 		return Running
-	default:
 	}
 	switch duty(inc.duty.Load()) {
 	case dutyStandby:

@@ -51,10 +51,8 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 		return nil, nil
 	}
 	inc.duty.Store(int32(dutyActive))
-	select {
-	case <-inc.started:
+	if inc.hasStarted() {
 		return inc.join(ctx, committed)
-	default:
 	}
 	inc.stopFollowing()
 	<-inc.followed

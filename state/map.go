@@ -52,11 +52,8 @@ func (h *OfMap[MK, MV]) Lookup(k MK) (v MV, ok bool) {
 	if e == nil {
 		return v, false
 	}
-	if !h.flat && e.flags&h.frozen() != 0 {
-		// It may be changed in place, and a checkpoint needs it as it is.
-		if err := h.encodeEntry(e); err != nil {
-			h.keys.fail(err)
-		}
+	if !h.flat {
+		h.keep(e) // it may be changed in place
 	}
 	return e.v, true
 }

@@ -389,16 +389,21 @@ func (h *entryTable[V]) clear() {
 	}
 }
 
-// change is called before an entry changes.
-func (h *entryTable[V]) change(e *entry[V]) {
-	if h.shared && !h.owner {
-		return
-	}
+// keep encodes an entry now if a checkpoint needs it as it is.
+func (h *entryTable[V]) keep(e *entry[V]) {
 	if e.flags&h.frozen() != 0 {
 		if err := h.encodeEntry(e); err != nil {
 			h.keys.fail(err)
 		}
 	}
+}
+
+// change is called before an entry changes.
+func (h *entryTable[V]) change(e *entry[V]) {
+	if h.shared && !h.owner {
+		return
+	}
+	h.keep(e)
 	if e.flags&h.dirty() != 0 {
 		return
 	}

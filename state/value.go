@@ -78,11 +78,8 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 	if c.flags&cellSet == 0 {
 		return zero, false
 	}
-	if !h.flat && c.flags&h.frozen() != 0 {
-		// It may be changed in place, and a checkpoint needs it as it is.
-		if err := h.encodeCell(slot, c); err != nil {
-			h.keys.fail(err)
-		}
+	if !h.flat {
+		h.keep(slot, c) // it may be changed in place
 	}
 	if h.opts.domain != segment.Forever {
 		expires, now := h.expires[slot>>chunkBits][slot&chunkMask], h.keys.now(h.opts.domain)
@@ -147,13 +144,18 @@ func (h *OfValue[V]) Clear() {
 	c.flags &^= cellSet
 }
 
-// change is called before a cell changes.
-func (h *OfValue[V]) change(slot uint32, c *cell[V]) {
+// keep encodes a cell now if a checkpoint needs it as it is.
+func (h *OfValue[V]) keep(slot uint32, c *cell[V]) {
 	if c.flags&h.frozen() != 0 {
 		if err := h.encodeCell(slot, c); err != nil {
 			h.keys.fail(err)
 		}
 	}
+}
+
+// change is called before a cell changes.
+func (h *OfValue[V]) change(slot uint32, c *cell[V]) {
+	h.keep(slot, c)
 	if c.flags&h.dirty() == 0 {
 		h.mark(slot)
 		c.flags |= h.dirty()

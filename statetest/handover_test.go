@@ -251,6 +251,33 @@ func TestRestoreThatIsInterruptedGoesByWhatOthersCommitMeanwhile(t *testing.T) {
 	compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
 }
 
+// countKeys counts the records of each key.
+func countKeys(app *weir.App) {
+	in := weir.From(app, "in", source.KeyValues("in", codec.String, codec.String))
+	byKey := weir.KeyBy(in, "by-key", func(v weir.KV[string, string]) string { return v.Key }, codec.String)
+	weir.To(weir.Aggregate(byKey, "count", weir.Count[weir.KV[string, string]]()), "out", kafka.Sink("out", codec.String, codec.JSON[int64]()))
+}
+
+// feedKeys gives countKeys one record of each key.
+func feedKeys(t *testing.T, brokers []string, keys int) {
+	t.Helper()
+	var rs []*kgo.Record
+	for k := range keys {
+		rs = append(rs, record("in", fmt.Sprint("key-", k), "v"))
+	}
+	produce(t, brokers, rs...)
+}
+
+// wantCountedTwice wants that countKeys has counted what feedKeys fed twice.
+func wantCountedTwice(t *testing.T, brokers []string, keys int) {
+	t.Helper()
+	want := map[string][]string{}
+	for k := range keys {
+		want[fmt.Sprint("key-", k)] = []string{"1", "2"}
+	}
+	compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
+}
+
 // TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits hands the partitions to
 // another instance when the leader of the group does not see one of them: as one does whose
 // client has not looked since it was added.
@@ -259,26 +286,14 @@ func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T)
 	const keys = 100
 	brokers := broker(t, 3, "in", "out")
 	_, store := newDir(t)
-	topology := func(app *weir.App) {
-		in := weir.From(app, "in", source.KeyValues("in", codec.String, codec.String))
-		byKey := weir.KeyBy(in, "by-key", func(v weir.KV[string, string]) string { return v.Key }, codec.String)
-		weir.To(weir.Aggregate(byKey, "count", weir.Count[weir.KV[string, string]]()), "out", kafka.Sink("out", codec.String, codec.JSON[int64]()))
-	}
 	instance := func(id string) *life {
-		return &life{brokers: brokers, topology: topology, store: store, opts: []weir.Option{weir.InstanceID(id), weir.SessionTimeout(3 * time.Second)}}
+		return &life{brokers: brokers, topology: countKeys, store: store, opts: []weir.Option{weir.InstanceID(id), weir.SessionTimeout(3 * time.Second)}}
 	}
 	c := lead(t, brokers, "first", "in")
 	first, second := instance("first"), instance("second")
 	first.start(t)
 	second.start(t)
-	feed := func() {
-		var rs []*kgo.Record
-		for k := range keys {
-			rs = append(rs, record("in", fmt.Sprint("key-", k), "v"))
-		}
-		produce(t, brokers, rs...)
-	}
-	feed()
+	feedKeys(t, brokers, keys)
 	first.until(t, func(records int64, _ int) bool { return records == keys })
 	c.blind.Store(true)
 	// One rebalance takes the partitions from the first instance, the next one gives them to
@@ -289,7 +304,7 @@ func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T)
 	fed := false
 	for begun := time.Now(); c.asked.Load() < before+waits; time.Sleep(time.Millisecond) {
 		if !fed && c.asked.Load() >= before+taken {
-			feed()
+			feedKeys(t, brokers, keys)
 			fed = true
 		}
 		if time.Since(begun) > deadline {
@@ -310,11 +325,7 @@ func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T)
 			t.Fatal(err)
 		}
 	}
-	want := map[string][]string{}
-	for k := range keys {
-		want[fmt.Sprint("key-", k)] = []string{"1", "2"}
-	}
-	compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
+	wantCountedTwice(t, brokers, keys)
 }
 
 // An instance that goes on from a checkpoint or a savepoint because its operator said so
@@ -328,20 +339,8 @@ func TestS17_InstanceThatRecoversWaitsForAllPartitions(t *testing.T) {
 			t.Parallel()
 			brokers := broker(t, 3, "in", "out")
 			dir, store := newDir(t)
-			topology := func(app *weir.App) {
-				in := weir.From(app, "in", source.KeyValues("in", codec.String, codec.String))
-				byKey := weir.KeyBy(in, "by-key", func(v weir.KV[string, string]) string { return v.Key }, codec.String)
-				weir.To(weir.Aggregate(byKey, "count", weir.Count[weir.KV[string, string]]()), "out", kafka.Sink("out", codec.String, codec.JSON[int64]()))
-			}
-			feed := func() {
-				var rs []*kgo.Record
-				for k := range keys {
-					rs = append(rs, record("in", fmt.Sprint("key-", k), "v"))
-				}
-				produce(t, brokers, rs...)
-			}
-			first := &life{brokers: brokers, topology: topology, store: store}
-			feed()
+			first := &life{brokers: brokers, topology: countKeys, store: store}
+			feedKeys(t, brokers, keys)
 			first.start(t)
 			first.until(t, func(records int64, _ int) bool { return records == keys })
 			if _, err := first.app.StopWithSavepoint(t.Context(), dir, "saved"); err != nil {
@@ -365,7 +364,7 @@ func TestS17_InstanceThatRecoversWaitsForAllPartitions(t *testing.T) {
 
 			c := lead(t, brokers, "second", "in")
 			c.blind.Store(true)
-			second := &life{brokers: brokers, topology: topology, store: store, opts: []weir.Option{weir.InstanceID("second"), weir.OnMismatch(mode)}}
+			second := &life{brokers: brokers, topology: countKeys, store: store, opts: []weir.Option{weir.InstanceID("second"), weir.OnMismatch(mode)}}
 			if from {
 				second.opts = append(second.opts, weir.FromSavepoint(dir, "saved"))
 			}
@@ -384,17 +383,13 @@ func TestS17_InstanceThatRecoversWaitsForAllPartitions(t *testing.T) {
 				}
 			}
 			c.blind.Store(false)
-			feed()
+			feedKeys(t, brokers, keys)
 			second.until(t, func(records int64, _ int) bool { return records == keys })
 			second.stop()
 			if err := second.wait(t); err != nil {
 				t.Fatal(err)
 			}
-			want := map[string][]string{}
-			for k := range keys {
-				want[fmt.Sprint("key-", k)] = []string{"1", "2"}
-			}
-			compareMaps(t, "output", committed(t, brokers, "out"), want, slices.Equal[[]string])
+			wantCountedTwice(t, brokers, keys)
 		})
 	}
 }

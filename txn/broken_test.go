@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/weirstream/weir/internal/cutafter"
 	"github.com/weirstream/weir/internal/guard"
 )
 
@@ -26,11 +27,12 @@ func TestWithoutReadBackOutputsAreDoubled(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.feed(0, 2)
 		// As many answers are lost as the client sends the request.
-		cut := &cutAfter{net: r.net, key: kmsg.EndTxn, left: 2}
-		w := r.start("a", func(c *Config, _ *worker) { c.Opts = append(c.Opts, kgo.Dialer(cut.dial), kgo.RequestRetries(1)) }).up()
+		cut := cutafter.New(r.net.DialContext, kmsg.EndTxn)
+		cut.Lose(2)
+		w := r.start("a", func(c *Config, _ *worker) { c.Opts = append(c.Opts, kgo.Dialer(cut.Dial), kgo.RequestRetries(1)) }).up()
 		w.take(2)
 		w.mustCommit(1)
-		if cut.left != 0 {
+		if cut.Lost() != 2 {
 			t.Fatal("the answers weren't lost")
 		}
 		r.want(outTopic, "0", "0", "1", "1")

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 
+	"github.com/weirstream/weir/internal/cutafter"
 	"github.com/weirstream/weir/offsets"
 )
 
@@ -135,14 +136,15 @@ func TestS01_KilledBetweenOffsetsAndEndIsAbortedByTheNext(t *testing.T) {
 func TestS02_EndAppliedButEveryAnswerLostIsReadBack(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.feed(0, 4)
-		cut := &cutAfter{net: r.net, key: kmsg.EndTxn, left: -1}
-		w := r.start("a", func(c *Config, _ *worker) { c.Opts = append(c.Opts, kgo.Dialer(cut.dial)) }).up()
+		cut := cutafter.New(r.net.DialContext, kmsg.EndTxn)
+		cut.Lose(-1)
+		w := r.start("a", func(c *Config, _ *worker) { c.Opts = append(c.Opts, kgo.Dialer(cut.Dial)) }).up()
 		w.take(4)
 		e := asError(t, w.commit(1), Unknown)
 		if e.Attempted != 1 || !strings.Contains(e.Error(), "unknown") {
 			t.Errorf("the error doesn't say that checkpoint 1 is in doubt: %v", e)
 		}
-		if cut.cut == 0 {
+		if cut.Lost() == 0 {
 			t.Fatal("no answer was lost")
 		}
 		if err := w.commit(2); err == nil {
@@ -163,8 +165,9 @@ func TestS02_EndAppliedButEveryAnswerLostIsReadBack(t *testing.T) {
 func TestS21_EndRefusedAndOneAnswerLostGoesThrough(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.feed(0, 2)
-		cut := &cutAfter{net: r.net, key: kmsg.EndTxn, left: 1}
-		w := r.start("a", func(c *Config, _ *worker) { c.Opts = append(c.Opts, kgo.Dialer(cut.dial)) }).up()
+		cut := cutafter.New(r.net.DialContext, kmsg.EndTxn)
+		cut.Lose(1)
+		w := r.start("a", func(c *Config, _ *worker) { c.Opts = append(c.Opts, kgo.Dialer(cut.Dial)) }).up()
 		w.take(2)
 		// The client repeats the request, and the broker knows that it was applied; an
 		// error must not be mistaken for an abort, nor a success be invented.

@@ -3,9 +3,7 @@ package txn
 import (
 	"context"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -15,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
 	"github.com/weirstream/weir/offsets"
@@ -343,57 +340,4 @@ func (r *rig) wantOffsets(p0, p1 int64) {
 	if got := r.groupOffsets(); !maps.Equal(got, want) {
 		r.t.Errorf("committed offsets %v, want %v", got, want)
 	}
-}
-
-// cutAfter is a dialer whose connections lose the answer to requests of one key: the
-// broker applies them, the client sees the connection end.
-type cutAfter struct {
-	net  *kfake.VirtualNetwork
-	key  kmsg.Key
-	mu   sync.Mutex
-	left int // how many answers to lose; negative: all
-	cut  int
-}
-
-func (d *cutAfter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	c, err := d.net.DialContext(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	return &cutConn{Conn: c, d: d}, nil
-}
-
-type cutConn struct {
-	net.Conn
-	d     *cutAfter
-	mu    sync.Mutex
-	armed bool
-}
-
-// Write sees whole requests: the client writes each in one piece, with size, key and
-// version at its head.
-func (c *cutConn) Write(b []byte) (int, error) {
-	if len(b) >= 6 && kmsg.Key(int16(b[4])<<8|int16(b[5])) == c.d.key {
-		c.d.mu.Lock()
-		if c.d.left != 0 {
-			c.d.left--
-			c.d.cut++
-			c.mu.Lock()
-			c.armed = true
-			c.mu.Unlock()
-		}
-		c.d.mu.Unlock()
-	}
-	return c.Conn.Write(b)
-}
-
-func (c *cutConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.armed && n > 0 { // the answer is here, so it was applied
-		c.Close()
-		return 0, io.ErrUnexpectedEOF
-	}
-	return n, err
 }
