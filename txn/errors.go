@@ -234,13 +234,14 @@ func cancelled(err error) bool {
 type BlockingTransaction struct {
 	TransactionalID string // empty if unknown
 	ProducerID      int64
-	State           string // as the transaction coordinator says; empty if it doesn't
+	State           string        // as the transaction coordinator says; empty if it doesn't
+	Timeout         time.Duration // after which the coordinator aborts it; 0 if unknown
 	// Pending tells that a partition holds an open transaction of this producer.
 	Pending bool
 }
 
 // UnstableError says that committed offsets stayed undecided for longer than any
-// transaction may be open.
+// transaction may be open: neither one of this app, nor one that the brokers show.
 type UnstableError struct {
 	Group      string
 	Partitions []offsets.Partition
@@ -269,6 +270,17 @@ func (e *UnstableError) Error() string {
 	}
 	b.WriteString("\n  read the decision of the transaction in __transaction_state and write the missing markers with it (WriteTxnMarkers); do not run 'kafka-transactions abort', it would throw away a committed transaction")
 	return b.String()
+}
+
+// longest returns the longest time for which one of the transactions may be open.
+func (e *UnstableError) longest() time.Duration {
+	var d time.Duration
+	for _, t := range e.Blocking {
+		if !t.Orphaned() {
+			d = max(d, t.Timeout)
+		}
+	}
+	return d
 }
 
 // Orphaned tells whether the transaction is over for its coordinator while a

@@ -400,6 +400,46 @@ func TestS11_PausedCommitterIsFencedByTheNewOwner(t *testing.T) {
 	})
 }
 
+// pausedBeforeItsFirstCommit has instance a stop with offsets staged before it committed
+// anything, so that no pointer names it, with a transaction that may be open for two minutes.
+func pausedBeforeItsFirstCommit(t *testing.T, r *rig, with ...setup) {
+	r.feed(0, 2)
+	a := r.start("a", append(with, func(c *Config, _ *worker) { c.TransactionTimeout = 2 * time.Minute })...).up()
+	a.take(2)
+	a.stage(1)
+	silence(r, "a", make(chan struct{}))
+	waitGone(t, r)
+}
+
+func TestS11_CommitterThatNoPointerNamesIsFencedByTheNewOwner(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		pausedBeforeItsFirstCommit(t, r, oneActive)
+		start := time.Now()
+		b := r.start("b", oneActive).up()
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("b waited %v", took)
+		}
+		if len(b.infos) != 1 || !slices.Equal(b.infos[0].Fenced, []string{"app/a"}) {
+			t.Errorf("fenced: %v", b.infos)
+		}
+		b.take(2)
+		b.mustCommit(1)
+	})
+}
+
+// Without one active instance, the open transactions of others are none of our business.
+func TestTransactionOfAnInstanceWithALongerTimeoutIsWaitedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		pausedBeforeItsFirstCommit(t, r)
+		b := r.start("b").up()
+		if len(b.infos) != 1 || len(b.infos[0].Fenced) != 0 {
+			t.Errorf("fenced: %v", b.infos)
+		}
+		b.take(2)
+		b.mustCommit(1)
+	})
+}
+
 func TestCommitOfAMemberThatWasReplacedIsRefused(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.feed(0, 4)
@@ -533,6 +573,23 @@ func TestUnstableOffsetsThatNothingExplainsAreAnError(t *testing.T) {
 		}
 		if w.restores != 0 {
 			t.Error("something was restored from undecided offsets")
+		}
+	})
+}
+
+func TestUnstableOffsetsThatCannotBeInspectedAreWaitedForAsLongAsBrokersAllow(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: inTopic, Err: kerr.UnstableOffsetCommit, Count: -1})
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListTransactions}, Err: kerr.ClusterAuthorizationFailed, Count: -1})
+		start := time.Now()
+		w := r.start("a")
+		<-w.Failed()
+		var u *UnstableError
+		if !errors.As(w.Err(), &u) || u.Inspect == nil {
+			t.Fatalf("error %v (%T)", w.Err(), w.Err())
+		}
+		if took := time.Since(start); took < brokerMaxTimeout {
+			t.Errorf("gave up after %v", took)
 		}
 	})
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf16"
 
@@ -36,6 +38,10 @@ const (
 
 	// brokerScan is the period in which a broker looks for expired transactions.
 	brokerScan = 10 * time.Second
+
+	// brokerMaxTimeout is the longest time that brokers let a transaction be open for, if
+	// nobody configured them otherwise (transaction.max.timeout.ms).
+	brokerMaxTimeout = 15 * time.Minute
 
 	// unstableMargin is added to the longest time that offsets can be unstable for.
 	unstableMargin = 5 * time.Second
@@ -100,7 +106,7 @@ func (s *Session) startWatch(parts []offsets.Partition, since time.Time) {
 	}
 	s.watch = cancel
 	s.mu.Unlock()
-	limit := s.cfg.TransactionTimeout + brokerScan + unstableMargin
+	limit := s.cfg.TransactionTimeout
 	s.background.Go(func() {
 		defer cancel()
 		for sleep(ctx, watchPoll) {
@@ -111,10 +117,21 @@ func (s *Session) startWatch(parts []offsets.Partition, since time.Time) {
 			if len(unstable) == 0 {
 				return
 			}
-			if waited := time.Since(since); waited > limit {
-				s.fail(s.unstableError(ctx, unstable, waited))
-				return
+			waited := time.Since(since)
+			if waited <= limit+brokerScan+unstableMargin {
+				continue
 			}
+			e := s.unstableError(ctx, unstable, waited)
+			longest := e.longest() // another instance may be configured to take more time than we are
+			if e.Inspect != nil {
+				longest = max(longest, brokerMaxTimeout)
+			}
+			if longest > limit {
+				limit = longest
+				continue
+			}
+			s.fail(e)
+			return
 		}
 	})
 }
@@ -175,6 +192,14 @@ func (s *Session) fetchOffsets(ctx context.Context, parts []offsets.Partition, s
 // most likely one of them was paused or killed with offsets staged.
 func (s *Session) fenceCommitters(ctx context.Context, parts []offsets.Partition, waited time.Duration) {
 	ids := s.committers(ctx, parts)
+	if s.cfg.SingleActive {
+		// Who had the partitions and committed nothing yet has left no pointer.
+		open, err := s.openOfApp(ctx)
+		if err != nil {
+			s.log.Info("list the app's open transactions", zap.Error(err))
+		}
+		ids = slices.Compact(slices.Sorted(slices.Values(append(ids, open...))))
+	}
 	info := UnstableInfo{Partitions: parts, Waited: waited}
 	for _, id := range ids {
 		if id == s.txnID {
@@ -212,6 +237,37 @@ func (s *Session) committers(ctx context.Context, parts []offsets.Partition) []s
 	return slices.Sorted(maps.Keys(ids))
 }
 
+// openOfApp returns the transactional ids of the app whose transaction is open and has
+// offsets of the group, or may have: not everybody may see the offsets topic.
+func (s *Session) openOfApp(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	defer cancel()
+	prefix := TransactionalID(s.cfg.App, "")
+	// Brokers before 4.1 don't know the pattern, and before 2.8 no states: they list all.
+	listed, err := s.adm.ListTransactionsByTxPattern(ctx, nil, []string{"Ongoing"}, regexp.QuoteMeta(prefix)+".*")
+	var ids []string
+	for _, t := range listed {
+		if t.State == "Ongoing" && strings.HasPrefix(t.TxnID, prefix) {
+			ids = append(ids, t.TxnID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, err
+	}
+	topics, topicsErr := s.adm.ListTopicsWithInternal(ctx, offsetsTopic)
+	described, describeErr := s.adm.DescribeTransactions(ctx, ids...)
+	n := len(topics[offsetsTopic].Partitions)
+	ids = slices.DeleteFunc(ids, func(id string) bool {
+		parts, ok := described[id].Topics[offsetsTopic]
+		if !ok || n == 0 {
+			return false
+		}
+		_, ours := parts[groupPartition(s.cfg.Group, n)]
+		return !ours
+	})
+	return ids, errors.Join(err, topicsErr, describeErr)
+}
+
 // fence ends the open transaction of another transactional id and makes its producer
 // fail. InitProducerId also sets that id's timeout, so it has to be the app's own.
 func (s *Session) fence(ctx context.Context, txnID string) error {
@@ -240,11 +296,13 @@ func (s *Session) fence(ctx context.Context, txnID string) error {
 
 // unstableError describes the transactions that block parts, as far as the brokers
 // tell.
-func (s *Session) unstableError(ctx context.Context, parts []offsets.Partition, waited time.Duration) error {
+func (s *Session) unstableError(ctx context.Context, parts []offsets.Partition, waited time.Duration) *UnstableError {
 	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
 	e := &UnstableError{Group: s.cfg.Group, Partitions: parts, Waited: waited}
-	e.Blocking, e.Inspect = blocking(ctx, s.adm, s.cfg.Group, append(s.committers(ctx, parts), s.txnID))
+	ids, err := s.openOfApp(ctx)
+	e.Blocking, e.Inspect = blocking(ctx, s.adm, s.cfg.Group, append(append(ids, s.committers(ctx, parts)...), s.txnID))
+	e.Inspect = errors.Join(err, e.Inspect)
 	return e
 }
 
@@ -288,7 +346,7 @@ func blocking(ctx context.Context, adm *kadm.Client, groupID string, txnIDs []st
 			t = &BlockingTransaction{ProducerID: d.ProducerID}
 			found[d.ProducerID] = t
 		}
-		t.TransactionalID, t.State = d.TxnID, d.State
+		t.TransactionalID, t.State, t.Timeout = d.TxnID, d.State, time.Duration(d.TimeoutMillis)*time.Millisecond
 	}
 	out := []BlockingTransaction{}
 	for _, id := range slices.Sorted(maps.Keys(found)) {
