@@ -19,12 +19,12 @@ type gate struct {
 	held  atomic.Int64 // bytes
 	limit int64        // bytes
 
-	mu     sync.Mutex
-	opened chan struct{} // closed and replaced whenever the gate moves
+	mu    sync.Mutex
+	moved chan struct{} // closed and replaced whenever the gate moves, or who waits should look again
 }
 
 func newGate(epoch, limit int64) *gate {
-	g := &gate{limit: limit, opened: make(chan struct{})}
+	g := &gate{limit: limit, moved: make(chan struct{})}
 	g.open.Store(epoch)
 	return g
 }
@@ -37,21 +37,38 @@ func (g *gate) raise(epoch int64) {
 		return
 	}
 	g.open.Store(epoch)
-	close(g.opened)
-	g.opened = make(chan struct{})
+	g.stirLocked()
 }
 
-// wait blocks until epoch may pass or ctx is done.
-func (g *gate) wait(ctx context.Context, epoch int64) {
+// stir makes whoever waits look again at what it waits for.
+func (g *gate) stir() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stirLocked()
+}
+
+func (g *gate) stirLocked() {
+	close(g.moved)
+	g.moved = make(chan struct{})
+}
+
+// moves returns a channel that is closed when the gate moves, or is stirred.
+func (g *gate) moves() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.moved
+}
+
+// wait blocks until epoch may pass, ctx is done, or the commit that epoch waits for needs
+// the caller.
+func (g *gate) wait(ctx context.Context, epoch int64, needed func() bool) {
 	for {
-		g.mu.Lock()
-		opened := g.opened
-		g.mu.Unlock()
-		if epoch <= g.open.Load() {
+		moved := g.moves()
+		if epoch <= g.open.Load() || needed() {
 			return
 		}
 		select {
-		case <-opened:
+		case <-moved:
 		case <-ctx.Done():
 			return
 		}
@@ -74,9 +91,9 @@ type output struct {
 	epoch int64
 	held  []*kgo.Record
 	bytes int64
-	// owing says that the subtask has not acknowledged the checkpoint whose barrier it
-	// met last. To wait for the commit of that would be to wait for oneself.
-	owing bool
+	// needed tells whether a checkpoint needs the subtask: to wait for its commit would be
+	// to wait for oneself.
+	needed func(checkpoint int64) bool
 }
 
 // recordOverhead is the memory of a held record beside its key and value, bytes.
@@ -94,8 +111,8 @@ func (o *output) Produce(r *kgo.Record) {
 	o.held = append(o.held, r)
 	n := int64(len(r.Key)+len(r.Value)) + recordOverhead
 	o.bytes += n
-	if o.gate.held.Add(n) > o.gate.limit && !o.owing {
-		o.gate.wait(o.ctx, o.epoch)
+	if o.gate.held.Add(n) > o.gate.limit {
+		o.gate.wait(o.ctx, o.epoch, func() bool { return o.needed(o.epoch - 1) })
 		o.release()
 	}
 }

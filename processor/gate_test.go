@@ -3,6 +3,7 @@ package processor
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -20,12 +21,14 @@ func (p *produced) want(t *testing.T, values ...string) {
 	}
 }
 
+func never(int64) bool { return false }
+
 func rec(v string) *kgo.Record { return &kgo.Record{Value: []byte(v)} }
 
 func TestOutputsOfTheNextEpochWaitForTheCommitAndKeepTheirOrder(t *testing.T) {
 	var p produced
 	g := newGate(1, 1<<20)
-	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 1}
+	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 1, needed: never}
 	o.Produce(rec("a"))
 	o.barrier(1)
 	o.Produce(rec("b"))
@@ -43,7 +46,7 @@ func TestOutputsOfTheNextEpochWaitForTheCommitAndKeepTheirOrder(t *testing.T) {
 func TestReleasedOutputsGoOutWithoutFurtherInput(t *testing.T) {
 	var p produced
 	g := newGate(1, 1<<20)
-	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 1}
+	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 1, needed: never}
 	o.barrier(1)
 	o.Produce(rec("a"))
 	g.raise(2)
@@ -54,7 +57,7 @@ func TestReleasedOutputsGoOutWithoutFurtherInput(t *testing.T) {
 func TestHeldBytesAreBounded(t *testing.T) {
 	var p produced
 	g := newGate(1, 3*recordOverhead)
-	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 2}
+	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 2, needed: never}
 	blocked := make(chan struct{})
 	go func() {
 		defer close(blocked)
@@ -76,7 +79,7 @@ func TestHeldBytesAreBounded(t *testing.T) {
 func TestWaitingForTheGateEndsWithTheIncarnation(t *testing.T) {
 	var p produced
 	ctx, cancel := context.WithCancel(t.Context())
-	o := output{ctx: ctx, gate: newGate(1, 0), to: &p, epoch: 2}
+	o := output{ctx: ctx, gate: newGate(1, 0), to: &p, epoch: 2, needed: never}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -85,6 +88,59 @@ func TestWaitingForTheGateEndsWithTheIncarnation(t *testing.T) {
 	cancel()
 	<-done
 	p.want(t)
+}
+
+func TestHeldOutputsDoNotWaitForACheckpointThatNeedsThem(t *testing.T) {
+	var p produced
+	g := newGate(1, 0)
+	var needs atomic.Bool
+	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 2, needed: func(checkpoint int64) bool { return checkpoint == 1 && needs.Load() }}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		o.Produce(rec("a"))
+	}()
+	needs.Store(true) // while it waits, or before
+	g.stir()
+	<-done
+	p.want(t)
+	o.Produce(rec("b"))
+	g.raise(2)
+	o.release()
+	p.want(t, "a", "b")
+}
+
+// A checkpoint needs a subtask that others wait for, over any number of stages.
+func TestCheckpointNeedsWhoMakesRoomForItsSubtasks(t *testing.T) {
+	inc := newIncarnation(t.Context(), &Config{}, &Plan{}, nil, nil)
+	inc.gate = newGate(1, 0)
+	source, first, second, beside := inc.newSubtask(SourcesID, 0), inc.newSubtask("first", 0), inc.newSubtask("second", 0), inc.newSubtask("beside", 0)
+	inc.connect(SourcesID, "first")
+	inc.connect("first", "second")
+	inc.connect("first", "second")
+	inc.connect(SourcesID, "beside")
+	inc.findUpstream()
+	want := func(s *Subtask, needed bool) {
+		t.Helper()
+		if got := s.needed(1); got != needed {
+			t.Errorf("%s is needed for checkpoint 1: %v, want %v", s.stage, got, needed)
+		}
+	}
+	want(second, true) // it has not acknowledged it
+	second.acked.Store(1)
+	first.acked.Store(1)
+	beside.acked.Store(1)
+	want(second, false) // the source may still get there
+	beside.awaitsRoom(true)
+	want(second, false)
+	source.awaitsRoom(true)
+	want(second, true)
+	want(first, true)
+	want(beside, true)
+	want(source, true)
+	source.acked.Store(1)
+	want(second, false)
+	want(source, false)
 }
 
 func TestGateNeverMovesBack(t *testing.T) {

@@ -109,6 +109,9 @@ type incarnation struct {
 
 	// Used while the plan is built.
 	shuffles map[string]any
+	senders  map[string][]string // to a stage, by its ID
+
+	upstream map[string][]*Subtask // by stage: all in front of it
 	spaces   []ownedSpace
 	subtasks []*Subtask
 }
@@ -179,6 +182,7 @@ func newIncarnation(ctx context.Context, cfg *Config, plan *Plan, local *pebble.
 		parts:      map[offsets.Partition]*partition{},
 		handedOver: make(chan struct{}),
 		shuffles:   map[string]any{},
+		senders:    map[string][]string{},
 		clock:      cfg.Clock,
 	}
 	if inc.clock == nil {
@@ -428,9 +432,36 @@ func (inc *incarnation) skipped(op string, p offsets.Partition, offset int64, er
 
 func (inc *incarnation) newSubtask(stage string, index int) *Subtask {
 	s := &Subtask{inc: inc, id: len(inc.subtasks), stage: stage, index: index, at: noWatermark, watermark: noWatermark, wake: make(chan struct{}, 1)}
-	s.out = output{ctx: inc.ctx, gate: inc.gate, to: inc.to, epoch: inc.gate.open.Load()}
+	s.out = output{ctx: inc.ctx, gate: inc.gate, to: inc.to, epoch: inc.gate.open.Load(), needed: s.needed}
 	inc.subtasks = append(inc.subtasks, s)
 	return s
+}
+
+// connect notes that subtasks of one stage send to another.
+func (inc *incarnation) connect(from, to string) {
+	if !slices.Contains(inc.senders[to], from) {
+		inc.senders[to] = append(inc.senders[to], from)
+	}
+}
+
+// findUpstream finds for each stage the subtasks whose records may come to it, over other
+// stages too.
+func (inc *incarnation) findUpstream() {
+	inc.upstream = map[string][]*Subtask{}
+	for to := range inc.senders {
+		seen := map[string]bool{}
+		for next := inc.senders[to]; len(next) > 0; next = next[1:] {
+			if !seen[next[0]] {
+				seen[next[0]] = true
+				next = append(slices.Clip(next), inc.senders[next[0]]...)
+			}
+		}
+		for _, s := range inc.subtasks {
+			if seen[s.stage] {
+				inc.upstream[to] = append(inc.upstream[to], s)
+			}
+		}
+	}
 }
 
 // loop drives the coordinator until the job stops or fails.

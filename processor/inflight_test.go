@@ -708,9 +708,9 @@ func TestOneRecordFillsBoundedlyManyBatches(t *testing.T) {
 
 func TestOutputsOfWhoOwesAnAcknowledgementWaitForNobody(t *testing.T) {
 	g := newGate(1, 100)
-	o := output{ctx: t.Context(), gate: g, to: produceFunc(func(*kgo.Record) { t.Error("produced before the commit") }), epoch: 1}
+	o := output{ctx: t.Context(), gate: g, to: produceFunc(func(*kgo.Record) { t.Error("produced before the commit") }), epoch: 1,
+		needed: func(int64) bool { return true }}
 	o.barrier(1)
-	o.owing = true
 	for range 10 {
 		o.Produce(&kgo.Record{Value: make([]byte, 50)}) // far more than may wait
 	}

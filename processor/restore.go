@@ -439,6 +439,7 @@ func (inc *incarnation) build(at recovered) error {
 		}
 		inc.runners = append(inc.runners, rs...)
 	}
+	inc.findUpstream()
 	for _, s := range inc.subtasks {
 		if s.err != nil {
 			return s.err

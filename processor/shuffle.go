@@ -118,6 +118,7 @@ func (st *KeyedStage[K, T]) Send(s *Subtask) func(T) { return st.sender(s).send 
 // sender makes one edge from s to each of the stage's subtasks.
 func (st *KeyedStage[K, T]) sender(s *Subtask) *sender[K, T] {
 	sh := st.shuffle(s.inc)
+	s.inc.connect(s.stage, st.id)
 	snd := &sender[K, T]{
 		sub: s, op: s.Operator(st.id), stage: st,
 		keyGroups: s.inc.cfg.KeyGroups, parallelism: len(sh.boxes),
@@ -308,6 +309,8 @@ func (e *sender[K, T]) acquire(to int) *batch[K, T] {
 	}
 	// What the receivers wait for must not wait behind this one.
 	e.handAll()
+	e.sub.awaitsRoom(true)
+	defer e.sub.awaitsRoom(false)
 	select {
 	case e.open[to] = <-e.free[to]:
 		return e.open[to]
@@ -337,13 +340,7 @@ func (e *sender[K, T]) refill() bool {
 		select {
 		case bt = <-e.free[to]:
 		default:
-			e.handAll()
-			select {
-			case bt = <-e.free[to]:
-			case <-e.sub.wake:
-				return false
-			case <-e.sub.inc.ctx.Done():
-				e.sub.err = context.Cause(e.sub.inc.ctx)
+			if bt = e.awaitBack(to); bt == nil {
 				return false
 			}
 		}
@@ -354,6 +351,22 @@ func (e *sender[K, T]) refill() bool {
 	}
 	e.extra = 0
 	return true
+}
+
+// awaitBack waits until the receiver gave back a batch. It returns nil if something woke
+// the subtask first, or the incarnation ended.
+func (e *sender[K, T]) awaitBack(to int) *batch[K, T] {
+	e.handAll()
+	e.sub.awaitsRoom(true)
+	defer e.sub.awaitsRoom(false)
+	select {
+	case bt := <-e.free[to]:
+		return bt
+	case <-e.sub.wake:
+	case <-e.sub.inc.ctx.Done():
+		e.sub.err = context.Cause(e.sub.inc.ctx)
+	}
+	return nil
 }
 
 // handAll hands over every open batch that holds records.
@@ -592,9 +605,11 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 		if r.keys.Pending() && inc.memoryAsked.CompareAndSwap(false, true) {
 			inc.send(memoryFull{})
 		}
-		// Without a checkpoint that this subtask has no more part in, nothing would end
-		// the wait: its barrier may stand behind the batches that wait here.
-		if r.freeze.id != 0 || r.keys.Pinned() == 0 || r.keys.Evict() < 2 {
+		moved := inc.gate.moves()
+		// Without a checkpoint on its way that does not need this subtask, nothing would
+		// end the wait: its barrier may stand behind the batches that wait here.
+		acked := r.sub.acked.Load()
+		if r.freeze.id != 0 || acked <= inc.givenUp.Load() || r.sub.needed(acked) || r.keys.Pinned() == 0 || r.keys.Evict() < 2 {
 			return nil
 		}
 		// Where checkpoints may be unaligned its barrier need not wait for them.
@@ -603,6 +618,7 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 		}
 		select {
 		case <-r.sub.wake:
+		case <-moved:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -667,7 +683,6 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 		}
 	}
 	r.sub.barrier(id)
-	r.sub.out.owing = true
 	r.keys.Cut(&r.sub.frozen, id)
 	r.freeze = freeze{id: id, held: time.Since(begun), watermark: r.finite}
 	return nil
@@ -704,7 +719,7 @@ func (r *keyedRunner[K, T]) acknowledge() {
 		a.run, a.hasRun = r.sub.frozen.Finish(), true
 	}
 	r.freeze = freeze{}
-	r.sub.out.owing = false
+	r.sub.acked.Store(f.id)
 	r.sub.inc.send(a)
 }
 

@@ -301,6 +301,7 @@ func (r *sourceRunner) barrier() {
 	}
 	r.sub.barrier(id)
 	if r.sub.err == nil {
+		r.sub.acked.Store(id)
 		r.sub.inc.send(ack{subtask: r.sub.id, id: id, positions: ps, records: r.records, held: r.sub.flushed, logs: r.sub.takeLogged()})
 		r.records = 0
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -53,6 +54,9 @@ type Subtask struct {
 	crowded  bool          // an edge has more batches on the way than it should
 	wake     chan struct{} // capacity 1: the gate moved, or something waits
 	attend   atomic.Bool   // something is to be looked at before the next record
+
+	acked    atomic.Int64 // newest checkpoint that it has no more part in
+	roomless atomic.Bool  // it waits for a receiver to give a batch back
 }
 
 // outgoing is the sending side of an edge, without its types.
@@ -258,6 +262,25 @@ func (s *Subtask) refill() {
 		}
 	}
 	s.crowded = false
+}
+
+// needed tells whether a checkpoint can't complete while the subtask waits: it has a part
+// in it, or one in front of it has that waits for room here.
+func (s *Subtask) needed(checkpoint int64) bool {
+	if s.acked.Load() < checkpoint {
+		return true
+	}
+	return slices.ContainsFunc(s.inc.upstream[s.stage], func(u *Subtask) bool {
+		return u.roomless.Load() && u.acked.Load() < checkpoint
+	})
+}
+
+// awaitsRoom is called around a wait for room at a receiver, who may be waiting himself.
+func (s *Subtask) awaitsRoom(yes bool) {
+	s.roomless.Store(yes)
+	if yes {
+		s.inc.gate.stir()
+	}
 }
 
 // time sets where event time stands behind what was sent so far.
