@@ -1,6 +1,7 @@
 package processor
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"slices"
@@ -341,6 +342,10 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 // call calls a timer's function.
 func (r *keyedRunner[K, T]) call(t *firing, at state.Timer, before int64) bool {
 	s, ms := r.sub, at.At.UnixMilli()
+	if s.inc.over.Load() {
+		s.err = context.Cause(s.inc.ctx)
+		return false
+	}
 	if s.firing != t || s.at != ms {
 		s.raw = timerRecord(t.op.ID, at.At) // not used again: what is emitted keeps it
 	}

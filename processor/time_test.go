@@ -2,6 +2,7 @@ package processor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -24,6 +25,7 @@ type timedEdge struct {
 	send    []func(int64)
 	r       *keyedRunner[int64, int64]
 	log     []string
+	fires   func() // called by a timer that fires, if not nil
 }
 
 // newTimedEdge begins at a stage watermark. A value is its own key and the time of its
@@ -42,6 +44,9 @@ func newTimedEdge(t *testing.T, senders int, watermark int64) *timedEdge {
 		timers := state.EventTimers(setup{scope})
 		op.Fires(timers, func(at state.Timer) error {
 			e.log = append(e.log, fmt.Sprintf("fires %d", ks.Key()))
+			if e.fires != nil {
+				e.fires()
+			}
 			return nil
 		})
 		return scope, func(v int64) {
@@ -112,6 +117,26 @@ func TestTimersFireBetweenTheRecordsBeforeAWatermarkAndThoseBehindIt(t *testing.
 	e.send[0](20)
 	e.senders[0].time(mark{watermark: 30})
 	e.take("value 10", "fires 10", "value 20", "fires 20")
+}
+
+// Who ends the incarnation waits for the timer that fires, not for all that are due.
+func TestEndOfTheIncarnationIsNoticedBetweenTwoTimers(t *testing.T) {
+	e := newTimedEdge(t, 1, noWatermark)
+	for _, v := range []int64{10, 20, 30} {
+		e.send[0](v)
+	}
+	e.take("value 10", "value 20", "value 30")
+	inc := e.r.sub.inc
+	e.fires = func() {
+		inc.over.Store(true)
+		inc.cancel(errHandedOver)
+	}
+	if _, err := e.r.fire(true, 100, 0); !errors.Is(err, errHandedOver) {
+		t.Errorf("fire returned %v, want why the incarnation ends", err)
+	}
+	if !slices.Equal(e.log, []string{"fires 10"}) {
+		t.Errorf("it did %v, want only the first timer to fire", e.log)
+	}
 }
 
 // What is at the barrier is the watermark that went before it, on every subtask.
