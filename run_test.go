@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -710,6 +711,81 @@ func TestS18_OffsetsMovedByHandAreRefusedAndMendedAsAsked(t *testing.T) {
 			wantValues(t, brokers, "out", want...)
 		})
 	}
+}
+
+// The input is deleted and created again while a commit is under way. Brokers of that time
+// know topics by name in a commit, and take the offsets of the old one.
+func TestS19_InputThatIsRecreatedDuringACommitIsRefusedByTheNextProcess(t *testing.T) {
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "in", "out"), kfake.MaxVersions(kversion.V3_9_0()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	brokers := c.ListenAddrs()
+	adm := adminOf(t, brokers)
+	recreate := func() {
+		_, err := adm.DeleteTopics(t.Context(), "in")
+		if err == nil {
+			_, err = adm.CreateTopic(t.Context(), 1, 1, nil, "in")
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	store := checkpoint.NewMem()
+	produce(t, brokers, "in", "a:1", "a:2", "a:3")
+	c.ControlKey(int16(kmsg.TxnOffsetCommit), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.SleepControl(recreate)
+		return nil, nil, false
+	})
+	r := start(t, "app", brokers, sums(same), weir.Store(store), weir.CheckpointEvery(0), weir.AfterRecords(3))
+	await(r, 1, any1[event.CheckpointCommitted])
+	r.stop()
+	_ = r.wait() // whether it has seen that already does not matter
+	produce(t, brokers, "in", "a:10", "a:20", "a:30", "a:40")
+	for range 2 {
+		wantError(t, start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain()).wait(),
+			`input topic "in"`, "deleted and created again", "--delete-offsets --group app --topic in", "WEIR_RECOVER=nothing", "is lost")
+	}
+}
+
+// An upgrade: brokers, or the build, that wrote the checkpoint noted no topic ids.
+func TestCheckpointWithoutTopicIDsIsTakenUp(t *testing.T) {
+	old, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "in", "out"), kfake.MaxVersions(kversion.V2_7_0()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	brokers, store := broker(t, 1, "in", "out"), checkpoint.NewMem()
+	drain := func(brokers []string) {
+		t.Helper()
+		if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain()).wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	produce(t, old.ListenAddrs(), "in", "a:1")
+	drain(old.ListenAddrs())
+	produce(t, brokers, "in", "a:1", "a:2")
+	committed, err := adminOf(t, old.ListenAddrs()).FetchOffsets(t.Context(), "app")
+	if err == nil {
+		err = adminOf(t, brokers).CommitAllOffsets(t.Context(), "app", committed.Offsets())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	drain(brokers)
+	wantValues(t, brokers, "out", "a:3")
+}
+
+// adminOf returns an admin client for as long as the test runs.
+func adminOf(t *testing.T, brokers []string) *kadm.Client {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	return kadm.NewClient(cl)
 }
 
 // moveOffset commits an offset for a group that nobody is in, as a person would.

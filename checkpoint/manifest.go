@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -44,6 +45,9 @@ type Manifest struct {
 	Parent offsets.ManifestRef
 	// Positions are those at the barrier.
 	Positions map[offsets.Partition]offsets.Position
+	// TopicIDs tells which topics of these names the positions are of, as far as it is
+	// known. Manifests of builds that didn't note it have none.
+	TopicIDs map[string]TopicID
 	// States is the registry of keyed states.
 	States []StateInfo
 	// Segments is the chain, oldest first: later ones win.
@@ -55,6 +59,25 @@ type Manifest struct {
 	// InFlight are the records that were in flight to subtasks, if the checkpoint was
 	// unaligned. Those of a stage are to be processed in this order.
 	InFlight []InFlight
+}
+
+// TopicID is what a cluster tells a topic from an earlier one of the same name by.
+type TopicID [16]byte
+
+// String returns the id as Kafka's tools print it.
+func (id TopicID) String() string { return base64.RawURLEncoding.EncodeToString(id[:]) }
+
+// MarshalText implements [encoding.TextMarshaler].
+func (id TopicID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (id *TopicID) UnmarshalText(text []byte) error {
+	b, err := base64.RawURLEncoding.DecodeString(string(text))
+	if err != nil || len(b) != len(id) {
+		return fmt.Errorf("topic id %q is not one", text)
+	}
+	copy(id[:], b)
+	return nil
 }
 
 // NoWatermark is the watermark before any event time is known.
@@ -255,6 +278,7 @@ type header struct {
 	EventTime   *eventTimeJSON             `json:"eventTime,omitempty"`
 	Parent      *refJSON                   `json:"parent,omitempty"`
 	Positions   []positionJSON             `json:"positions"`
+	TopicIDs    map[string]TopicID         `json:"topicIDs,omitempty"`
 	States      []StateInfo                `json:"states"`
 	Segments    []SegmentRef               `json:"segments"`
 	Sinks       map[string]json.RawMessage `json:"sinks,omitempty"`
@@ -284,7 +308,7 @@ func (m *Manifest) encode(inline []byte) ([]byte, offsets.ManifestRef, error) {
 	h := header{
 		App: m.App, Instance: m.Instance, Checkpoint: m.Checkpoint, Incarnation: m.Incarnation,
 		Created: m.Created, KeyGroups: m.KeyGroups, Lineage: m.Lineage, States: m.States, Segments: m.Segments, Sinks: m.Sinks,
-		Positions: make([]positionJSON, 0, len(m.Positions)), Logs: encodeSinkLogs(m), InFlight: m.InFlight,
+		Positions: make([]positionJSON, 0, len(m.Positions)), TopicIDs: m.TopicIDs, Logs: encodeSinkLogs(m), InFlight: m.InFlight,
 	}
 	version := uint32(1)
 	if len(m.Logs) > 0 {
@@ -407,7 +431,7 @@ func decodeManifest(b []byte, object string) (*Manifest, error) {
 	m := &Manifest{
 		App: h.App, Instance: h.Instance, Checkpoint: h.Checkpoint, Incarnation: h.Incarnation,
 		Created: h.Created, KeyGroups: h.KeyGroups, Lineage: h.Lineage, Watermark: NoWatermark, States: h.States, Segments: h.Segments, Sinks: h.Sinks, InFlight: h.InFlight,
-		Positions: make(map[offsets.Partition]offsets.Position, len(h.Positions)),
+		Positions: make(map[offsets.Partition]offsets.Position, len(h.Positions)), TopicIDs: h.TopicIDs,
 	}
 	if h.Watermark != nil {
 		m.Watermark = *h.Watermark

@@ -22,7 +22,8 @@ var update = flag.Bool("update", false, "write golden files that are missing; ex
 
 func TestManifestComesBackAsItWas(t *testing.T) {
 	stores(t, func(t *testing.T, s checkpoint.Store) {
-		r := newRig(t, s, nil)
+		ids := map[string]checkpoint.TopicID{"lines": {1, 255}}
+		r := newRig(t, s, func(c *checkpoint.Config) { c.TopicIDs = ids })
 		first := r.commit(1, changes{"1/a": "1"})
 		snap := snapshot(2, changes{"2/b": "2"})
 		snap.Positions[offsets.Partition{Topic: "lines", Partition: 10}] = offsets.Position{Offset: 1 << 60, LeaderEpoch: -1}
@@ -37,9 +38,12 @@ func TestManifestComesBackAsItWas(t *testing.T) {
 		if !reflect.DeepEqual(m, stats.Manifest) {
 			t.Errorf("loaded\n%+v, persisted\n%+v", m, stats.Manifest)
 		}
-		if m.Parent != first || !maps.Equal(m.Positions, snap.Positions) || !reflect.DeepEqual(m.States, snap.States) || string(m.Sinks["redis"]) != `{"at":2}` ||
+		if m.Parent != first || !maps.Equal(m.Positions, snap.Positions) || !maps.Equal(m.TopicIDs, ids) || !reflect.DeepEqual(m.States, snap.States) || string(m.Sinks["redis"]) != `{"at":2}` ||
 			m.App != app || m.Instance != "host-a" || m.Incarnation != 0xa1 || m.KeyGroups != keyGroups || len(m.Segments) != 2 || time.Since(m.Created) > time.Hour {
 			t.Errorf("loaded %+v", m)
+		}
+		if b, err := s.Get(t.Context(), checkpoint.ManifestObject(ref)); err != nil || !strings.Contains(string(b), `"topicIDs":{"lines":"Af8AAAAAAAAAAAAAAAAAAA"}`) {
+			t.Errorf("the ids of topics are not written as Kafka's tools print them: %s, %v", b, err)
 		}
 		_, found, err := checkpoint.Inspect(t.Context(), s, checkpoint.ManifestObject(ref))
 		if err != nil || found != ref {

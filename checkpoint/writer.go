@@ -70,6 +70,8 @@ type Config struct {
 	// Incarnation distinguishes this writer's objects from those of every other
 	// that tried the same checkpoint ids: a random number.
 	Incarnation uint32
+	// TopicIDs are those of the input topics, by name; those that are unknown are left out.
+	TopicIDs map[string]TopicID
 
 	Retain      int   // committed checkpoints to keep; default DefaultRetain
 	InlineLimit int64 // bytes; default DefaultInlineLimit, negative: never inline
@@ -414,7 +416,7 @@ func (w *Writer) persist(ctx context.Context, s Snapshot) (offsets.ManifestRef, 
 	m := &Manifest{
 		App: w.cfg.App, Instance: w.cfg.Instance, Checkpoint: s.Checkpoint, Incarnation: w.cfg.Incarnation,
 		Created: start.UTC().Round(0), KeyGroups: w.cfg.KeyGroups, Lineage: w.lineage, Watermark: s.Watermark, EventTime: s.EventTime,
-		Positions: s.Positions, States: s.States, Sinks: s.Sinks, InFlight: flights,
+		Positions: s.Positions, TopicIDs: w.cfg.TopicIDs, States: s.States, Sinks: s.Sinks, InFlight: flights,
 	}
 	w.mu.Lock()
 	m.Parent = w.baseRef

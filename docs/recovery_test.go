@@ -162,6 +162,85 @@ func TestWaysOnAfterAMismatch(t *testing.T) {
 	}
 }
 
+// TestWaysOnAfterAnInputWasRecreated lets a commit come after the input was deleted and
+// created again, as brokers take it that know topics by name in commits.
+func TestWaysOnAfterAnInputWasRecreated(t *testing.T) {
+	deleted := func(t *testing.T, brokers []string) { deleteOffsets(t, brokers, "wordcount", "lines", 0, 1) }
+	reset := func(t *testing.T, brokers []string) { rewind(t, brokers, "wordcount", "lines") }
+	for _, tc := range []struct {
+		name    string
+		offsets func(*testing.T, []string)
+		recover string
+		want    []int64 // counts of the run with the choice: every word of the new topic is in it
+	}{
+		{name: "offsets deleted", offsets: deleted, recover: "nothing", want: []int64{1, 2, 3, 4, 5}},
+		{name: "offsets deleted", offsets: deleted, recover: "offsets", want: []int64{4, 5, 6, 7, 8}},
+		{name: "offsets reset", offsets: reset, recover: "offsets", want: []int64{4, 5, 6, 7, 8}},
+	} {
+		t.Run(tc.name+", "+tc.recover, func(t *testing.T) {
+			brokers := cluster(t, "lines", "counts")
+			store := checkpoint.NewMem()
+			run := func() error {
+				app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.Drain())
+				wordcount(app)
+				return app.Run(t.Context())
+			}
+			refused := func(why string) {
+				t.Helper()
+				var recreated *processor.RecreatedError
+				if err := run(); !errors.As(err, &recreated) || recreated.Topic != "lines" || recreated.Was == recreated.Is {
+					t.Fatalf("%s: %v", why, err)
+				}
+			}
+			produce(t, brokers, "lines", "w", "w", "w")
+			if err := run(); err != nil {
+				t.Fatal(err)
+			}
+			recreate(t, brokers, "wordcount", "lines")
+			produce(t, brokers, "lines", "w", "w", "w", "w", "w")
+			refused("without a choice")
+			t.Setenv("WEIR_RECOVER", "checkpoint")
+			refused("offsets as they were")
+			tc.offsets(t, brokers)
+			refused("the checkpoint's positions are of no use")
+			t.Setenv("WEIR_RECOVER", tc.recover)
+			if err := run(); err != nil {
+				t.Fatal(err)
+			}
+			if got := countsOf(t, brokers); !slices.Equal(got[3:], tc.want) {
+				t.Errorf("counts after the first run: %v, want %v", got[3:], tc.want)
+			}
+			t.Setenv("WEIR_RECOVER", "")
+			if err := run(); err != nil {
+				t.Errorf("the choice was committed, and still: %v", err)
+			}
+		})
+	}
+}
+
+// recreate deletes a topic and creates it again, and commits what was committed before.
+func recreate(t *testing.T, brokers []string, group, topic string) {
+	t.Helper()
+	adm := admin(t, brokers)
+	was, err := adm.FetchOffsets(t.Context(), group)
+	if err == nil {
+		_, err = adm.DeleteTopics(t.Context(), topic)
+	}
+	if err == nil {
+		_, err = adm.CreateTopic(t.Context(), 2, 1, nil, topic)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again kadm.Offsets
+	for _, o := range was[topic] {
+		again.Add(kadm.Offset{Topic: topic, Partition: o.Partition, At: o.At, LeaderEpoch: o.LeaderEpoch, Metadata: o.Metadata})
+	}
+	if err := admin(t, brokers).CommitAllOffsets(t.Context(), group, again); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestInputTopicsComeAndGo does what operations.md says of changed topologies.
 func TestInputTopicsComeAndGo(t *testing.T) {
 	brokers := cluster(t, "lines", "more", "counts")

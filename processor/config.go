@@ -125,10 +125,12 @@ const (
 	// RecoverRefuse stops with an error that says what disagrees.
 	RecoverRefuse Recovery = ""
 	// RecoverCheckpoint restores the newest checkpoint that a pointer or the commit
-	// topic names, and reads from the positions of that checkpoint.
+	// topic names, and reads from the positions of that checkpoint. It is refused with a
+	// [*RecreatedError] if they are those of an input topic that was deleted.
 	RecoverCheckpoint Recovery = "checkpoint"
 	// RecoverOffsets restores that checkpoint's state, but reads from the offsets
-	// that are committed in the group.
+	// that are committed in the group. Without them it reads from the positions of that
+	// checkpoint, and an input topic that was created again from its beginning.
 	RecoverOffsets Recovery = "offsets"
 	// RecoverNothing starts with empty state, from the committed offsets where there
 	// are any and from the beginning of the other partitions.

@@ -220,7 +220,7 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 	if err != nil {
 		return recovered{}, err
 	}
-	if err := offsets.VerifyPositions(m.Positions, all); err != nil {
+	if err := errors.Join(offsets.VerifyPositions(m.Positions, all), joined(inc.recreated(m))); err != nil {
 		return inc.recoverAfter(ctx, committed, err)
 	}
 	r := recovered{manifest: m, ref: verdict.Manifest, last: m.Checkpoint, positions: maps.Clone(m.Positions)}
@@ -283,6 +283,59 @@ func (e *ForgottenError) Error() string {
 		e.Group, e.Topic, e.Checkpoint, e.At.UTC().Format(time.RFC3339))
 }
 
+// RecreatedError says that an input topic is not the one that the checkpoint's positions are
+// of: it was deleted and created again. Brokers delete the group's offsets with the topic,
+// but a commit that was under way may come after that, and before version 6 of
+// TxnOffsetCommit it knows topics by name.
+type RecreatedError struct {
+	Group, Topic string
+	Checkpoint   int64
+	Was, Is      checkpoint.TopicID
+}
+
+func (e *RecreatedError) Error() string {
+	return fmt.Sprintf("input topic %q has the id %s, and checkpoint %d was made of one with the id %s: it was deleted and created again; the checkpoint's positions are those of the old one, and to go on there would leave out the records of the new one before them"+
+		"\n  to start empty: stop all processes, delete what offsets of the topic the group has (kafka-consumer-groups --delete-offsets --group %s --topic %s), and choose weir.OnMismatch(weir.RecoverNothing) or WEIR_RECOVER=nothing"+
+		"\n  to keep the state: stop all processes, set the group's offsets of the topic to where the new one is to be read from, or delete them to read it from its beginning, and choose weir.OnMismatch(weir.RecoverOffsets) or WEIR_RECOVER=offsets"+
+		"\n  what had not been read of the old one is lost",
+		e.Topic, e.Is, e.Checkpoint, e.Was, e.Group, e.Topic)
+}
+
+// recreated returns an error for each input topic that is not the one that the positions of
+// m are of, as far as both are known.
+func (inc *incarnation) recreated(m *checkpoint.Manifest) []*RecreatedError {
+	var errs []*RecreatedError
+	is := inc.topicIDs()
+	for _, topic := range slices.Sorted(maps.Keys(is)) {
+		if was, ok := m.TopicIDs[topic]; ok && was != is[topic] {
+			errs = append(errs, &RecreatedError{Group: inc.cfg.Group, Topic: topic, Checkpoint: m.Checkpoint, Was: was, Is: is[topic]})
+		}
+	}
+	return errs
+}
+
+func joined(recreated []*RecreatedError) error {
+	var errs []error
+	for _, e := range recreated {
+		errs = append(errs, e)
+	}
+	return errors.Join(errs...)
+}
+
+// topicIDs returns those of the inputs, as far as the brokers have any.
+func (inc *incarnation) topicIDs() map[string]checkpoint.TopicID {
+	if inc.sess == nil {
+		return nil // a stepper has no brokers
+	}
+	ids := map[string]checkpoint.TopicID{}
+	for _, topic := range inc.plan.Sources.Topics() {
+		if id := inc.sess.TopicID(topic); id != [16]byte{} {
+			ids[topic] = id
+		}
+	}
+	return ids
+}
+
 // recoverAfter goes the way that the operator chose after offsets and checkpoint
 // were found to disagree; without a choice it refuses.
 func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.Partition]offsets.Committed, mismatch error) (recovered, error) {
@@ -323,8 +376,15 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 	if err != nil {
 		return recovered{}, classifyStore(err)
 	}
+	recreated := inc.recreated(m)
+	if len(recreated) > 0 && inc.cfg.Recovery == RecoverCheckpoint {
+		return recovered{}, fatal(fmt.Errorf("recovery %q is not possible: %w", inc.cfg.Recovery, joined(recreated)))
+	}
 	// Also those of partitions that the group did not assign: Restore waits for them.
 	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, mended: true, positions: maps.Clone(m.Positions)}
+	for _, e := range recreated {
+		maps.DeleteFunc(r.positions, func(p offsets.Partition, _ offsets.Position) bool { return p.Topic == e.Topic })
+	}
 	if inc.cfg.Recovery == RecoverOffsets {
 		all, err := inc.withUnassigned(ctx, m, committed)
 		if err != nil {
@@ -461,7 +521,7 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
 		Base: at.manifest, BaseRef: at.ref,
-		Incarnation: binary.BigEndian.Uint32(nonce[:]), Lineage: inc.lineage,
+		Incarnation: binary.BigEndian.Uint32(nonce[:]), Lineage: inc.lineage, TopicIDs: inc.topicIDs(),
 		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected, Merged: inc.cfg.Listener.Merged},
 	})
 	if err != nil {

@@ -451,6 +451,14 @@ func (s *Session) askTopicIDs(ctx context.Context, topics []string) error {
 	return nil
 }
 
+// TopicID returns the id that a topic of the configuration had when partitions were first
+// assigned; zero if the brokers have none for it.
+func (s *Session) TopicID(topic string) [16]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.topicID[topic]
+}
+
 // leaderEpoch is the leader epoch that the partition had when the session asked for
 // its topic, -1 if it is unknown. mu is held.
 func (s *Session) leaderEpoch(p offsets.Partition) int32 {
