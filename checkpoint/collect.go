@@ -261,8 +261,11 @@ type CollectOptions struct {
 	Grace time.Duration
 	// Pinned names objects that stay in any case.
 	Pinned []string
-	DryRun bool             // report only
-	Now    func() time.Time // default time.Now
+	DryRun bool // report only
+	// Now is the clock of the store, with which the age of objects is told. Default is what
+	// the store says of an object that Collect writes and deletes: the clock of this machine
+	// may be ahead. With DryRun, which writes nothing, it is the clock of this machine.
+	Now func() time.Time
 }
 
 // CollectReport says what [Collect] deleted, or would delete.
@@ -298,14 +301,14 @@ func Collect(ctx context.Context, store Store, o CollectOptions) (CollectReport,
 }
 
 func collect(ctx context.Context, store Store, o CollectOptions) (r CollectReport, err error) {
-	if o.Now == nil {
-		o.Now = time.Now
-	}
 	o.Retain, o.Grace = cmp.Or(o.Retain, DefaultRetain), cmp.Or(o.Grace, DefaultGrace)
 	if len(o.Live) == 0 {
 		return r, errors.New("no live checkpoint is named, so nothing can be called garbage: does the group have committed offsets?")
 	}
-	now := o.Now()
+	now, err := o.now(ctx, store)
+	if err != nil {
+		return r, err
+	}
 	used := map[string]bool{}
 	for _, name := range o.Pinned {
 		used[name] = true
@@ -382,6 +385,17 @@ func collect(ctx context.Context, store Store, o CollectOptions) (r CollectRepor
 		r.Temps, err = d.removeTemps(ctx, now)
 	}
 	return r, err
+}
+
+// now returns what time it is by the clock of the store.
+func (o *CollectOptions) now(ctx context.Context, store Store) (time.Time, error) {
+	switch {
+	case o.Now != nil:
+		return o.Now(), nil
+	case o.DryRun:
+		return time.Now(), nil
+	}
+	return storeTime(ctx, store)
 }
 
 // deletedBefore orders names so that manifests come first: a manifest that is there

@@ -219,6 +219,30 @@ func TestCollectLeavesTheResultOfALongMerge(t *testing.T) {
 	}
 }
 
+// The store's clock is behind, so by that of this machine all objects are old.
+func TestCollectTellsAgeByTheClockOfTheStore(t *testing.T) {
+	mem := checkpoint.NewMem()
+	var ahead time.Duration
+	mem.SetClock(func() time.Time { return time.Now().Add(ahead - 2*checkpoint.DefaultGrace) })
+	r := newRig(t, mem, func(c *checkpoint.Config) { c.InlineLimit = -1 })
+	r.commit(1, changes{"1/a": "1"})
+	ref := r.commit(2, changes{"1/a": "2"})
+	r.close()
+	if err := mem.Put(t.Context(), "seg/0000000000000001-000000ff-m0.sst", nil); err != nil {
+		t.Fatal(err)
+	}
+	before := names(t, mem)
+	o := checkpoint.CollectOptions{Live: []offsets.ManifestRef{ref}, Retain: 1}
+	if report, err := checkpoint.Collect(t.Context(), mem, o); err != nil || len(report.Deleted) > 0 || !slices.Equal(names(t, mem), before) {
+		t.Errorf("what was just written: %+v, %v; left %v", report, err, names(t, mem))
+	}
+	ahead = 2 * checkpoint.DefaultGrace
+	if report, err := checkpoint.Collect(t.Context(), mem, o); err != nil || len(report.Deleted) == 0 {
+		t.Errorf("when it is old: %+v, %v", report, err)
+	}
+	expect(t, mem, ref, model{"1/a": "2"})
+}
+
 // TestCrashWhileCollecting kills at each operation.
 func TestCrashWhileCollecting(t *testing.T) {
 	for _, effect := range []bool{false, true} {

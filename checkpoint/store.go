@@ -146,9 +146,7 @@ func openDir(path string) (Store, error) {
 // Probe writes, reads back and deletes an object, so that a store that can't do its
 // work is found at start and not at the first checkpoint.
 func Probe(ctx context.Context, store Store) error {
-	var id [8]byte
-	_, _ = rand.Read(id[:]) // never fails
-	name := "probe/" + hex.EncodeToString(id[:])
+	name := probeObject()
 	data := []byte("weir writes, reads back and deletes this object at start\n")
 	if err := store.Put(ctx, name, data); err != nil {
 		return fmt.Errorf("probe checkpoint store: %w", err)
@@ -158,6 +156,30 @@ func Probe(ctx context.Context, store Store) error {
 		err = &DamagedError{Object: name, Store: store.String(), What: fmt.Sprintf("%d bytes were written, other %d read back", len(data), len(got))}
 	}
 	return wrap("probe checkpoint store", errors.Join(err, store.Delete(ctx, name)))
+}
+
+func probeObject() string {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return "probe/" + hex.EncodeToString(id[:])
+}
+
+// storeTime returns what time it is by the clock with which a store tells when objects were
+// written: it writes one and deletes it.
+func storeTime(ctx context.Context, store Store) (at time.Time, err error) {
+	name := probeObject()
+	if err := store.Put(ctx, name, []byte("weir writes and deletes this object to learn the time of the store\n")); err != nil {
+		return at, fmt.Errorf("ask the store what time it is: %w", err)
+	}
+	for o, lerr := range store.List(ctx, name) {
+		if err = lerr; err == nil {
+			at = o.Modified
+		}
+	}
+	if err == nil && at.IsZero() {
+		err = &StoreError{Op: "list", Object: name, Store: store.String(), Err: errors.New("it was just written and is not listed, or without a time: this store can't be collected, as the age of objects can't be told")}
+	}
+	return at, wrap("ask the store what time it is", errors.Join(err, store.Delete(ctx, name)))
 }
 
 func wrap(what string, err error) error {

@@ -51,7 +51,6 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 				live[ref] = true
 			}
 			o.Live = slices.Collect(maps.Keys(live))
-			o.Now = clock
 			r, err := checkpoint.Collect(cmd.Context(), store, o)
 			if err != nil {
 				return err
