@@ -224,6 +224,36 @@ func TestSmallLogsArePacked(t *testing.T) {
 	}
 }
 
+// The receiver is away, so all logs are kept; one of the first is too large to be packed.
+func TestSmallLogsBehindALargeOneArePacked(t *testing.T) {
+	s := checkpoint.NewMem()
+	r := newRig(t, s, func(c *checkpoint.Config) { c.InlineLimit, c.PackLogs, c.Retain = 50, 5, 1 })
+	defer r.close()
+	const checkpoints = 200
+	var m *checkpoint.Manifest
+	want := []string{"sink after 0"}
+	for id := int64(1); id <= checkpoints; id++ {
+		text := "x"
+		if id == 3 || id == 100 {
+			text = strings.Repeat("x", 60)
+		}
+		_, stats, err := r.Persist(t.Context(), logged(id, map[string]int64{"sink": 0}, "sink="+text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Committed(id)
+		m = stats.Manifest
+		want = append(want, fmt.Sprintf("sink %d [%s]", id, text))
+	}
+	r.Settle()
+	if n := len(m.Logs[0].Logs); n > checkpoints/5+10 {
+		t.Errorf("%d logs are listed", n)
+	}
+	if got := readLogs(t, s, m); !slices.Equal(got, want) {
+		t.Errorf("the logs are\n%q, want\n%q", got, want)
+	}
+}
+
 func TestPacksOutOfPlaceAreRefused(t *testing.T) {
 	s := checkpoint.NewMem()
 	r := newRig(t, s, nil)

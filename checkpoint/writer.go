@@ -502,17 +502,13 @@ func (w *Writer) packs(m *Manifest, n int) (objects []object) {
 	for i := range m.Logs {
 		s := &m.Logs[i]
 		small := w.small[s.Operator]
-		lo := slices.IndexFunc(s.Logs, func(l LogRef) bool { return !l.Pack() && small[l.Checkpoint] != nil })
-		if lo < 0 {
+		lo, hi, ok := packable(s.Logs, small, w.cfg.PackLogs)
+		if !ok {
 			continue
 		}
 		var data [][]byte
-		hi := lo
-		for ; hi < len(s.Logs) && !s.Logs[hi].Pack() && small[s.Logs[hi].Checkpoint] != nil; hi++ {
-			data = append(data, small[s.Logs[hi].Checkpoint])
-		}
-		if hi-lo < w.cfg.PackLogs {
-			continue
+		for _, l := range s.Logs[lo:hi] {
+			data = append(data, small[l.Checkpoint])
 		}
 		b, pack := encodePack(s.Logs[lo:hi], data)
 		pack.Object = logObject(w.last, n+len(objects))
@@ -520,6 +516,21 @@ func (w *Writer) packs(m *Manifest, n int) (objects []object) {
 		s.Logs = slices.Replace(s.Logs, lo, hi, pack)
 	}
 	return objects
+}
+
+// packable returns the first n or more small logs that follow each other, logs[lo:hi]. What
+// is in a pack, or too large for one, ends such a row.
+func packable(logs []LogRef, small map[int64][]byte, n int) (lo, hi int, ok bool) {
+	for hi := range len(logs) + 1 {
+		if hi < len(logs) && !logs[hi].Pack() && small[logs[hi].Checkpoint] != nil {
+			continue
+		}
+		if hi-lo >= n {
+			return lo, hi, true
+		}
+		lo = hi + 1
+	}
+	return 0, 0, false
 }
 
 // keepSmall keeps the bytes of the small logs of a checkpoint that was committed, to pack
