@@ -128,6 +128,10 @@ func (w *Writer) collectOnce(ctx context.Context) {
 	w.mu.Unlock()
 	err := w.putDeferred(ctx, deferred)
 	if recover {
+		if d, ok := w.cfg.Store.(*Dir); ok {
+			_, terr := d.removeTemps(ctx, w.cfg.Now())
+			err = errors.Join(err, terr)
+		}
 		// If the store can't be read now, the next checkpoint tries again; without
 		// the ancestors nothing may be deleted.
 		if rerr := w.recoverGarbage(ctx); rerr != nil {
@@ -145,8 +149,8 @@ func (w *Writer) collected(ctx context.Context, n int, err error) {
 	}
 }
 
-// deleteGarbage deletes what may go, manifests first: a manifest that is there
-// should have its segments.
+// deleteGarbage deletes what may go, manifests first: a manifest that is there, and can be
+// deleted, should have its segments.
 func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 	var pinned []string
 	if w.cfg.Pinned != nil {
@@ -173,28 +177,48 @@ func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 	}
 	slices.SortFunc(names, deletedBefore)
 	crashpoint.Hit(crashpoint.BeforeGC)
-	for i, name := range names {
-		if err := w.cfg.Store.Delete(ctx, name); err != nil {
-			return i, fmt.Errorf("collect garbage: %w", err) // it stays garbage
-		}
-		if i == 0 {
+	n := 0
+	err := deleteAll(ctx, w.cfg.Store, names, func(i int) {
+		if n++; n == 1 {
 			crashpoint.Hit(crashpoint.InGC)
 		}
 		w.mu.Lock()
-		delete(c.garbage, name)
+		delete(c.garbage, names[i])
 		w.mu.Unlock()
+	})
+	return n, wrap("collect garbage", err) // what could not be deleted stays garbage
+}
+
+// maxDeleteErrors is how many of the objects that can't be deleted are named.
+const maxDeleteErrors = 8
+
+// deleteAll deletes objects and says which ones it deleted. One that can't be deleted, as it
+// may be locked, does not keep the others.
+func deleteAll(ctx context.Context, store Store, names []string, deleted func(i int)) error {
+	var errs []error
+	more := 0
+	for i, name := range names {
+		err := store.Delete(ctx, name)
+		switch {
+		case err == nil:
+			deleted(i)
+		case ctx.Err() != nil:
+			return errors.Join(append(errs, err)...)
+		case len(errs) < maxDeleteErrors:
+			errs = append(errs, err)
+		default:
+			more++
+		}
 	}
-	return len(names), nil
+	if more > 0 {
+		errs = append(errs, fmt.Errorf("%d more objects in %s could not be deleted", more, store))
+	}
+	return errors.Join(errs...)
 }
 
 // recoverGarbage finds the checkpoints that are retained before base, by way of
 // their parents, and everything else in the store.
 func (w *Writer) recoverGarbage(ctx context.Context) error {
-	if d, ok := w.cfg.Store.(*Dir); ok {
-		if _, err := d.removeTemps(ctx, w.cfg.Now()); err != nil {
-			return err
-		}
-	}
 	ancestors, err := w.ancestors(ctx)
 	if err != nil {
 		return err
@@ -294,7 +318,8 @@ type CollectReport struct {
 // at; the same goes for logs. Half a grace period is also how long a writer may be paused between choosing the
 // chain of a checkpoint and committing it; brokers end a transaction long before.
 //
-// Savepoints are never touched. Errors are those of [Load] and *StoreError.
+// Savepoints are never touched. Errors are those of [Load] and *StoreError. An object that
+// can't be deleted doesn't keep the others; the report says what was deleted beside it.
 func Collect(ctx context.Context, store Store, o CollectOptions) (CollectReport, error) {
 	r, err := collect(ctx, store, o)
 	return r, wrap("collect garbage in "+store.String(), err)
@@ -372,17 +397,25 @@ func collect(ctx context.Context, store Store, o CollectOptions) (r CollectRepor
 		r.Kept++
 	}
 	slices.SortFunc(garbage, func(a, b Object) int { return deletedBefore(a.Name, b.Name) })
-	for _, object := range garbage {
-		if !o.DryRun {
-			if err := store.Delete(ctx, object.Name); err != nil {
-				return r, err
-			}
-		}
-		r.Deleted = append(r.Deleted, object)
-		r.Bytes += object.Size
+	deleted := func(i int) {
+		r.Deleted = append(r.Deleted, garbage[i])
+		r.Bytes += garbage[i].Size
 	}
-	if d, ok := store.(*Dir); ok && !o.DryRun {
-		r.Temps, err = d.removeTemps(ctx, now)
+	if o.DryRun {
+		for i := range garbage {
+			deleted(i)
+		}
+		return r, nil
+	}
+	names := make([]string, len(garbage))
+	for i, object := range garbage {
+		names[i] = object.Name
+	}
+	err = deleteAll(ctx, store, names, deleted)
+	if d, ok := store.(*Dir); ok {
+		var terr error
+		r.Temps, terr = d.removeTemps(ctx, now)
+		err = errors.Join(err, terr)
 	}
 	return r, err
 }

@@ -400,20 +400,21 @@ func (d *Dir) Delete(ctx context.Context, name string) error {
 // many.
 func (d *Dir) removeTemps(ctx context.Context, now time.Time) (int, error) {
 	n := 0
+	var errs []error
 	err := d.walk(ctx, "", func(name string, info fs.FileInfo) error {
 		if !strings.HasPrefix(path.Base(name), tempPrefix) || now.Sub(info.ModTime()) < tempAge {
 			return nil
 		}
 		err := os.Remove(filepath.Join(d.path, filepath.FromSlash(name)))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err == nil {
+		switch {
+		case err == nil:
 			n++
+		case !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, err) // it may be another owner's, which need not keep the others
 		}
-		return err
+		return nil
 	})
-	if err != nil {
+	if err = errors.Join(append(errs, err)...); err != nil {
 		return n, d.err("remove temporary files", "", err)
 	}
 	return n, nil

@@ -359,6 +359,44 @@ func TestCollectionGoesOnAfterTheStoreFailed(t *testing.T) {
 	}
 }
 
+func TestAnObjectThatCannotBeDeletedDoesNotKeepTheOthers(t *testing.T) {
+	s := faultstore.Wrap(checkpoint.NewMem())
+	var failed error
+	r := newRig(t, s, func(c *checkpoint.Config) {
+		c.Retain = 1
+		c.Listener.Collected = func(i event.Collected) { failed = errors.Join(failed, i.Err) }
+	})
+	locked := offsets.ManifestRef{Checkpoint: 1, Incarnation: r.cfg.Incarnation}
+	s.Before(on(faultstore.Delete, checkpoint.ManifestObject(locked), errStore))
+	var ref offsets.ManifestRef
+	for id := int64(1); id <= 20; id++ {
+		var err error
+		if ref, _, err = r.Persist(t.Context(), withoutLogs(snapshot(id, nil))); err != nil {
+			t.Fatal(err)
+		}
+		r.Committed(id)
+	}
+	r.Settle()
+	want := []string{checkpoint.ManifestObject(locked), checkpoint.ManifestObject(ref)}
+	if got := names(t, s); !slices.Equal(got, want) || !errors.Is(failed, errStore) {
+		t.Errorf("left: %v, want %v; heard of %v", got, want, failed)
+	}
+	r.close()
+	orphans := []string{"seg/0000000000000001-000000ff.sst", "seg/0000000000000002-000000ff.sst"}
+	for _, name := range orphans {
+		if err := s.Put(t.Context(), name, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := checkpoint.Collect(t.Context(), s, checkpoint.CollectOptions{Live: []offsets.ManifestRef{ref}, Retain: 1, Now: later})
+	if !errors.Is(err, errStore) || len(report.Deleted) != len(orphans) {
+		t.Errorf("%+v, %v", report, err)
+	}
+	if got := names(t, s); !slices.Equal(got, want) {
+		t.Errorf("left by Collect: %v, want %v", got, want)
+	}
+}
+
 // TestS29_ChainStaysShortAndRestoresExactly runs thousands of checkpoints with merging
 // and collection beside them.
 func TestS29_ChainStaysShortAndRestoresExactly(t *testing.T) {

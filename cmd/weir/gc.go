@@ -51,9 +51,9 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 				live[ref] = true
 			}
 			o.Live = slices.Collect(maps.Keys(live))
-			r, err := checkpoint.Collect(cmd.Context(), store, o)
-			if err != nil {
-				return err
+			r, failed := checkpoint.Collect(cmd.Context(), store, o)
+			if failed != nil && len(r.Deleted) == 0 {
+				return failed
 			}
 			if f.json() {
 				type objectJSON struct {
@@ -65,7 +65,7 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 				for _, d := range r.Deleted {
 					objects = append(objects, objectJSON{d.Name, d.Size, d.Modified})
 				}
-				return printJSON(cmd.OutOrStdout(), map[string]any{"dryRun": o.DryRun, "deleted": objects, "bytes": r.Bytes, "kept": r.Kept, "temporaryFiles": r.Temps})
+				return errors.Join(failed, printJSON(cmd.OutOrStdout(), map[string]any{"dryRun": o.DryRun, "deleted": objects, "bytes": r.Bytes, "kept": r.Kept, "temporaryFiles": r.Temps}))
 			}
 			verb := "deleted"
 			if o.DryRun {
@@ -75,7 +75,7 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 				fmt.Fprintf(cmd.OutOrStdout(), "%s %s (%s, %s)\n", verb, d.Name, size(d.Size), ago(d.Modified))
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s %s of %s and %s; %d kept\n", verb, plural(int64(len(r.Deleted)), "object"), size(r.Bytes), plural(int64(r.Temps), "temporary file"), r.Kept)
-			return nil
+			return failed
 		},
 	}
 	f.add(cmd.Flags())
