@@ -27,6 +27,7 @@ type Builder struct {
 	keyGroups int
 	positions map[offsets.Partition]offsets.Position
 	watermark int64
+	eventTime checkpoint.EventTime
 	states    []checkpoint.StateInfo
 	dropped   map[uint16]bool // states of base that are left out
 	inFlight  []checkpoint.InFlight
@@ -62,11 +63,12 @@ func New(app string, keyGroups int, o BuildOptions) (*Builder, error) {
 }
 
 // Edit returns a builder for a savepoint that begins as a copy of s, with its
-// positions, and with its records in flight if it is an unaligned checkpoint or was made of one.
+// positions and event time, and with its records in flight if it is an unaligned checkpoint or was made of one.
 func Edit(s *Snapshot, o BuildOptions) *Builder {
 	m := s.manifest
 	return newBuilder(&Builder{
 		cfg: o, base: s, app: m.App, keyGroups: m.KeyGroups, watermark: m.Watermark,
+		eventTime: checkpoint.EventTime{Partitions: maps.Clone(m.EventTime.Partitions), Stages: maps.Clone(m.EventTime.Stages)},
 		positions: maps.Clone(m.Positions), states: slices.Clone(m.States), inFlight: cloneInFlight(m.InFlight),
 	})
 }
@@ -87,15 +89,18 @@ func newBuilder(b *Builder) *Builder {
 func (b *Builder) Close() error { return b.edits.close() }
 
 // SetPosition makes the app go on reading p at pos when it starts from the savepoint.
+// Event time stays where it is: records from before it are late, see [Builder.SetWatermark].
 func (b *Builder) SetPosition(p offsets.Partition, pos offsets.Position) {
 	b.moved = b.moved || b.positions[p] != pos
 	b.positions[p] = pos
 }
 
-// ClearPositions forgets all positions, so that the app begins where its options say.
+// ClearPositions forgets all positions, so that the app begins where its options say, and
+// event time, by which all that is read again would be late.
 func (b *Builder) ClearPositions() {
 	b.moved = b.moved || len(b.positions) > 0
 	clear(b.positions)
+	b.watermark, b.eventTime = checkpoint.NoWatermark, checkpoint.EventTime{}
 }
 
 // DropInFlight leaves out the records that were in flight in the snapshot. They were read
@@ -114,10 +119,20 @@ func cloneInFlight(refs []checkpoint.InFlight) []checkpoint.InFlight {
 // SetApp makes it a savepoint of another app, for a copy of one.
 func (b *Builder) SetApp(app string) { b.app = app }
 
-// SetWatermark sets event time, in milliseconds since 1970. Records in flight advance it
-// as they did.
+// SetWatermark sets event time, in milliseconds since 1970: of the keyed stages that the
+// snapshot knows, and of the partitions that have a position by now. Records in flight
+// advance it as they did.
 func (b *Builder) SetWatermark(ms int64) {
 	b.watermark = ms
+	for stage := range b.eventTime.Stages {
+		b.eventTime.Stages[stage] = ms
+	}
+	if b.eventTime.Partitions == nil {
+		b.eventTime.Partitions = map[offsets.Partition]checkpoint.PartitionTime{}
+	}
+	for p := range b.positions {
+		b.eventTime.Partitions[p] = checkpoint.PartitionTime{Watermark: ms, Idle: b.eventTime.Partitions[p].Idle}
+	}
 	for i := range b.inFlight {
 		if !b.inFlight[i].Broadcast() {
 			b.inFlight[i].Watermark = &ms
@@ -170,8 +185,8 @@ func (b *Builder) SetKeyGroups(n int) error {
 	return nil
 }
 
-// RenameOperator gives all states of an operator, and the records in flight to it, to
-// another ID, for an operator whose ID changed in the topology.
+// RenameOperator gives all states of an operator, its event time and the records in flight
+// to it to another ID, for an operator whose ID changed in the topology.
 func (b *Builder) RenameOperator(from, to string) error {
 	found := false
 	var err error
@@ -199,6 +214,12 @@ func (b *Builder) RenameOperator(from, to string) error {
 			rename(&inFlight[i].Heard[j].Stream)
 		}
 	}
+	stages := maps.Clone(b.eventTime.Stages)
+	if at, ok := stages[from]; ok {
+		found = true
+		delete(stages, from)
+		stages[to] = at
+	}
 	if !found {
 		_, err = b.find(from, "")
 	}
@@ -208,7 +229,7 @@ func (b *Builder) RenameOperator(from, to string) error {
 	if err := b.registryError(fmt.Sprintf("rename operator %q", from), err); err != nil {
 		return err
 	}
-	b.states, b.inFlight = states, inFlight
+	b.states, b.inFlight, b.eventTime.Stages = states, inFlight, stages
 	return nil
 }
 

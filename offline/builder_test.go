@@ -3,6 +3,7 @@ package offline
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -192,6 +193,42 @@ func TestASnapshotIsEditedIntoASavepoint(t *testing.T) {
 	// The snapshot is as it was.
 	if m := totals(t, openLatest(t, store)); len(m) != 53 || m["alice"] != 300 {
 		t.Errorf("the snapshot changed: %v", m)
+	}
+}
+
+func TestAnEditedSavepointStandsWhereEventTimeStood(t *testing.T) {
+	store, _ := sample(t)
+	payments, refunds := offsets.Partition{Topic: "payments"}, offsets.Partition{Topic: "refunds"}
+	for _, c := range []struct {
+		name      string
+		edit      func(b *Builder)
+		watermark int64
+		want      checkpoint.EventTime
+	}{
+		{"kept", func(*Builder) {}, watermark, testEventTime},
+		{"renamed", func(b *Builder) {
+			if err := errors.Join(b.RenameOperator("balance", "account"), b.RenameOperator("by-user", "by-name")); err != nil {
+				t.Fatal(err)
+			}
+		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: map[string]int64{"account": watermark, "by-name": watermark + 1}}},
+		{"set", func(b *Builder) {
+			b.SetPosition(refunds, offsets.Position{Offset: 1})
+			b.SetWatermark(7)
+		}, 7, checkpoint.EventTime{
+			Partitions: map[offsets.Partition]checkpoint.PartitionTime{payments: {Watermark: 7, Idle: true}, refunds: {Watermark: 7}},
+			Stages:     map[string]int64{"balance": 7, "by-user": 7},
+		}},
+		{"from-the-begin", (*Builder).ClearPositions, checkpoint.NoWatermark, checkpoint.EventTime{}},
+	} {
+		b := Edit(openLatest(t, store), BuildOptions{Dir: t.TempDir()})
+		c.edit(b)
+		m := write(t, b, store, c.name).manifest
+		if m.Watermark != c.watermark || !maps.Equal(m.EventTime.Partitions, c.want.Partitions) || !maps.Equal(m.EventTime.Stages, c.want.Stages) {
+			t.Errorf("%s: watermark %d, %+v, want %d, %+v", c.name, m.Watermark, m.EventTime, c.watermark, c.want)
+		}
+	}
+	if m := openLatest(t, store).manifest; !maps.Equal(m.EventTime.Stages, testEventTime.Stages) {
+		t.Errorf("the snapshot changed: %+v", m.EventTime)
 	}
 }
 

@@ -33,6 +33,11 @@ var testStates = []checkpoint.StateInfo{
 	{ID: 7, Operator: "custom", Name: "blob", Kind: "value", KeyCodec: "string", ValueCodec: "mine", ValueVersion: 3},
 }
 
+var testEventTime = checkpoint.EventTime{
+	Partitions: map[offsets.Partition]checkpoint.PartitionTime{{Topic: "payments"}: {Watermark: watermark + 1, Idle: true}},
+	Stages:     map[string]int64{"balance": watermark, "by-user": watermark + 1},
+}
+
 // app writes checkpoints as a running app does.
 type app struct {
 	t     *testing.T
@@ -103,7 +108,7 @@ func (a *app) checkpoint() {
 	a.t.Helper()
 	a.id++
 	ref, _, err := a.w.Persist(a.t.Context(), checkpoint.Snapshot{
-		Checkpoint: a.id, Watermark: watermark, States: testStates, Runs: []segment.Run{a.b.Finish()},
+		Checkpoint: a.id, Watermark: watermark, EventTime: testEventTime, States: testStates, Runs: []segment.Run{a.b.Finish()},
 		Positions: map[offsets.Partition]offsets.Position{{Topic: "payments", Partition: 0}: {Offset: 100 * a.id, LeaderEpoch: 1}},
 		Logs:      []checkpoint.LogPart{{Operator: "out", Bytes: fmt.Appendf(nil, "log %d", a.id)}},
 	})

@@ -76,7 +76,7 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 		return checkpoint.SavepointInfo{}, fmt.Errorf("build savepoint %s: %w", name, err)
 	}
 	m := checkpoint.Manifest{
-		App: b.app, Instance: "offline", Checkpoint: 1, KeyGroups: b.keyGroups, Watermark: b.watermark,
+		App: b.app, Instance: "offline", Checkpoint: 1, KeyGroups: b.keyGroups, Watermark: b.watermark, EventTime: b.eventTime,
 		Positions: b.positions, States: b.liveStates(),
 	}
 	if b.cfg.Now != nil {

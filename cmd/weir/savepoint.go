@@ -324,7 +324,7 @@ it come along. To change entries, see weir state import.`,
 	fs.StringSliceVar(&drop, "drop", nil, "OPERATOR/STATE: leave a state out")
 	fs.IntVar(&keyGroups, "key-groups", 0, "number of key-groups of the new savepoint")
 	fs.StringVar(&app, "as", "", "name of the app that the new savepoint is for")
-	fs.BoolVar(&noPositions, "no-positions", false, "leave the positions in the input out")
+	fs.BoolVar(&noPositions, "no-positions", false, "leave the positions in the input out, and event time")
 	fs.BoolVar(&dropInFlight, "drop-in-flight", false, "leave the records out that were in flight in an unaligned checkpoint; they are behind its positions and lost unless these are set back")
 	_ = cmd.MarkFlagRequired("name")
 	return cmd
