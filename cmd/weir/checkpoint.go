@@ -17,13 +17,10 @@ import (
 )
 
 func checkpointCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "checkpoint",
 		Short: "List, show and verify the checkpoints in a store",
-		Args:  cobra.NoArgs,
-	}
-	cmd.AddCommand(checkpointLsCommand(), checkpointShowCommand(), checkpointVerifyCommand())
-	return cmd
+	}, checkpointLsCommand(), checkpointShowCommand(), checkpointVerifyCommand())
 }
 
 // checkpointJSON is a checkpoint for programs.

@@ -78,6 +78,41 @@ func newCommand() *cobra.Command {
 	return root
 }
 
+// group makes a command that only has subcommands, and shows them. Any other word is an
+// error: cobra by itself would show the subcommands, too, and be content.
+func group(cmd *cobra.Command, subcommands ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(subcommands...)
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		return unknownCommand(cmd, args[0])
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	// A flag of the subcommand that was meant is not the mistake.
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if args := c.Flags().Args(); c == cmd && len(args) > 0 {
+			return unknownCommand(cmd, args[0])
+		}
+		return err
+	})
+	return cmd
+}
+
+func unknownCommand(cmd *cobra.Command, name string) error {
+	cmd.SuggestionsMinimumDistance = 2 // as for the commands of weir
+	likely := cmd.SuggestionsFor(name)
+	if len(likely) == 0 {
+		for _, c := range cmd.Commands() {
+			if c.IsAvailableCommand() {
+				likely = append(likely, c.Name())
+			}
+		}
+		return fmt.Errorf("%s has no command %q: it has %s", cmd.CommandPath(), name, strings.Join(likely, ", "))
+	}
+	return fmt.Errorf("%s has no command %q: did you mean %s?", cmd.CommandPath(), name, strings.Join(likely, " or "))
+}
+
 // longFlags lets long flags be written with one dash, too, as Go's own tools take
 // them: -seed is --seed. A flag of one letter, as -o, stands apart from its value.
 func longFlags(args []string) []string {

@@ -44,3 +44,22 @@ func TestHelpHidesTheWorker(t *testing.T) {
 		t.Errorf("printed %q", out.String())
 	}
 }
+
+func TestAnUnknownSubcommandIsAnErrorThatNamesIt(t *testing.T) {
+	for args, want := range map[string]string{
+		"checkpoint verfy":                `weir checkpoint has no command "verfy": did you mean verify?`,
+		"checkpoint verfy 7 -store x":     `weir checkpoint has no command "verfy": did you mean verify?`,
+		"savepoint show":                  `weir savepoint has no command "show": it has copy, create, edit, ls, rm`,
+		"state exprot x.csv":              `weir state has no command "exprot": did you mean export?`,
+		"redis marker":                    `weir redis has no command "marker": did you mean markers?`,
+		"checkpoint --nonsense":           "unknown flag: --nonsense",
+		"checkpoint verify --nonsense":    "unknown flag: --nonsense",
+		"checkpoint verify 1 2 --store x": "at most 1 arg",
+		"chekpoint":                       `unknown command "chekpoint"`,
+	} {
+		refused(t, strings.Fields(args), want)
+	}
+	for _, name := range []string{"checkpoint", "savepoint", "state", "redis"} {
+		wantOut(t, mustRun(t, name), "Available Commands:", "weir "+name)
+	}
+}

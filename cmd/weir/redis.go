@@ -17,14 +17,10 @@ import (
 )
 
 func redisCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "redis",
 		Short: "Look at what Redis sinks keep in Redis",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(redisMarkersCommand())
-	return cmd
+	}, redisMarkersCommand())
 }
 
 func redisMarkersCommand() *cobra.Command {

@@ -15,15 +15,12 @@ import (
 )
 
 func savepointCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "savepoint",
 		Short: "Create, list, copy, change and remove savepoints",
 		Long: `A savepoint is a checkpoint that a person asked for: named, complete in itself, and
 never deleted by weir. An app starts from one, and so can another app.`,
-		Args: cobra.NoArgs,
-	}
-	cmd.AddCommand(savepointCreateCommand(), savepointLsCommand(), savepointCopyCommand(), savepointEditCommand(), savepointRmCommand())
-	return cmd
+	}, savepointCreateCommand(), savepointLsCommand(), savepointCopyCommand(), savepointEditCommand(), savepointRmCommand())
 }
 
 // savepointJSON is a savepoint for programs.

@@ -19,16 +19,13 @@ import (
 )
 
 func stateCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "state",
 		Short: "Look into the state in a store, take it out and put it in",
 		Long: `State reads what operators keep by key, from a checkpoint or savepoint, without
 the app. Keys and values of built-in codecs are shown as they are; those of other
 codecs as hexadecimal bytes, with a note.`,
-		Args: cobra.NoArgs,
-	}
-	cmd.AddCommand(stateLsCommand(), stateGetCommand(), stateScanCommand(), stateExportCommand(), stateImportCommand(), stateDiffCommand())
-	return cmd
+	}, stateLsCommand(), stateGetCommand(), stateScanCommand(), stateExportCommand(), stateImportCommand(), stateDiffCommand())
 }
 
 var stateHeader = []string{"OPERATOR", "STATE", "KIND", "KEY", "VALUE"}
