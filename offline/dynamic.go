@@ -267,9 +267,10 @@ func (c AnyCodec) Decode(version int, b []byte, ordered bool) Datum {
 	return d
 }
 
-// Parse encodes a text as [Datum.Text] writes it.
+// Parse encodes a text as [Datum.Text] writes it. What it returns is not nil, also if it is
+// empty: to [Snapshot.Find] nil is no map key at all.
 func (c AnyCodec) Parse(text string, ordered bool) ([]byte, error) {
-	b, err := c.parse(nil, text, ordered)
+	b, err := c.parse([]byte{}, text, ordered)
 	if err != nil {
 		return nil, fmt.Errorf("codec %q: %w", c.Name, err)
 	}

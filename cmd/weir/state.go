@@ -245,7 +245,11 @@ nothing.
 				said.print(cmd.ErrOrStderr(), r)
 			}
 			if found == 0 {
-				return fmt.Errorf("state %q of operator %q holds nothing for key %s at %v", info.Name, info.Operator, strings.Join(args, " "), s)
+				what := args[0]
+				if len(args) > 1 {
+					what += fmt.Sprintf(" and map key %q", args[1])
+				}
+				return fmt.Errorf("state %q of operator %q holds nothing for key %s at %v", info.Name, info.Operator, what, s)
 			}
 			return nil
 		},

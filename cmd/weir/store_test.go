@@ -212,6 +212,20 @@ func TestStateLsCountsAndGetFinds(t *testing.T) {
 	}
 }
 
+func TestAnEmptyMapKeyIsAMapKey(t *testing.T) {
+	payments(t)
+	file := filepath.Join(t.TempDir(), "empty.jsonl")
+	if err := os.WriteFile(file, []byte(`{"key":"alice","mapKey":"","value":{"daily":1}}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "state", "import", "--name", "empty", "--from", "4711", "--operator", "balance", "--state", "limits", file)
+	get := []string{"state", "get", "--state", "limits", "alice", ""}
+	if out := mustRun(t, append(get, "--checkpoint", "empty")...); strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, `{"daily":1} `) {
+		t.Error(out)
+	}
+	refused(t, append(get, "--checkpoint", "4711"), `holds nothing for key alice and map key ""`)
+}
+
 func TestStateScanIsBounded(t *testing.T) {
 	payments(t)
 	out, stderr, err := run(t, "state", "scan", "--state", "total")
