@@ -188,46 +188,56 @@ func (b *Builder) SetKeyGroups(n int) error {
 // RenameOperator gives all states of an operator, its event time and the records in flight
 // to it to another ID, for an operator whose ID changed in the topology.
 func (b *Builder) RenameOperator(from, to string) error {
-	found := false
-	var err error
+	return b.RenameOperators(map[string]string{from: to})
+}
+
+// RenameOperators renames as [Builder.RenameOperator] does, all at a time: names has the
+// new ID by the one that an operator has, so that two can change theirs.
+func (b *Builder) RenameOperators(names map[string]string) error {
+	found := map[string]bool{}
+	renamed := func(id string) string {
+		to, ok := names[id]
+		if !ok {
+			return id
+		}
+		found[id] = true
+		return to
+	}
 	states := slices.Clone(b.states)
 	for i, s := range states {
-		if s.Kind == kindDropped || s.Operator != from {
-			continue
+		if s.Kind != kindDropped {
+			states[i].Operator = renamed(s.Operator)
 		}
-		found = true
-		if _, ferr := b.find(to, s.Name); ferr == nil {
-			err = errors.Join(err, fmt.Errorf("operator %q has a state %q already", to, s.Name))
-		}
-		states[i].Operator = to
 	}
 	inFlight := cloneInFlight(b.inFlight)
-	rename := func(id *string) {
-		if *id == from {
-			*id, found = to, true
-		}
-	}
 	for i := range inFlight {
-		rename(&inFlight[i].Stage)
+		inFlight[i].Stage = renamed(inFlight[i].Stage)
 		for j := range inFlight[i].Heard {
-			rename(&inFlight[i].Heard[j].Operator)
-			rename(&inFlight[i].Heard[j].Stream)
+			h := &inFlight[i].Heard[j]
+			h.Operator, h.Stream = renamed(h.Operator), renamed(h.Stream)
 		}
 	}
-	stages := maps.Clone(b.eventTime.Stages)
-	if at, ok := stages[from]; ok {
-		found = true
-		delete(stages, from)
+	stages := map[string]int64{}
+	for stage, at := range b.eventTime.Stages {
+		to := renamed(stage)
+		if other, ok := stages[to]; ok {
+			at = min(at, other)
+		}
 		stages[to] = at
 	}
-	if !found {
-		_, err = b.find(from, "")
+	for _, from := range slices.Sorted(maps.Keys(names)) {
+		var err error
+		if names[from] == "" {
+			err = errors.New("the new ID is empty")
+		} else if !found[from] {
+			_, err = b.find(from, "")
+		}
+		if err := b.registryError(fmt.Sprintf("rename operator %q", from), err); err != nil {
+			return err
+		}
 	}
-	if to == "" {
-		err = errors.New("the new ID is empty")
-	}
-	if err := b.registryError(fmt.Sprintf("rename operator %q", from), err); err != nil {
-		return err
+	if i, err := b.clash(states); err != nil {
+		return b.registryError(fmt.Sprintf("rename operator %q", b.states[i].Operator), err)
 	}
 	b.states, b.inFlight, b.eventTime.Stages = states, inFlight, stages
 	return nil
@@ -235,18 +245,50 @@ func (b *Builder) RenameOperator(from, to string) error {
 
 // RenameState gives a state another name.
 func (b *Builder) RenameState(operator, from, to string) error {
-	i, err := b.find(operator, from)
-	if _, ferr := b.find(operator, to); err == nil && ferr == nil {
-		err = fmt.Errorf("operator %q has a state %q already", operator, to)
+	return b.RenameStates(operator, map[string]string{from: to})
+}
+
+// RenameStates gives states of an operator other names, all at a time: names has the new
+// one by the one that a state has.
+func (b *Builder) RenameStates(operator string, names map[string]string) error {
+	states := slices.Clone(b.states)
+	for _, from := range slices.Sorted(maps.Keys(names)) {
+		i, err := b.find(operator, from)
+		if err == nil && names[from] == "" {
+			err = errors.New("the new name is empty")
+		}
+		if err := b.registryError(fmt.Sprintf("rename state %q of operator %q", from, operator), err); err != nil {
+			return err
+		}
+		states[i].Name = names[from]
 	}
-	if err == nil && to == "" {
-		err = errors.New("the new name is empty")
+	if i, err := b.clash(states); err != nil {
+		return b.registryError(fmt.Sprintf("rename state %q of operator %q", b.states[i].Name, operator), err)
 	}
-	if err := b.registryError(fmt.Sprintf("rename state %q of operator %q", from, operator), err); err != nil {
-		return err
-	}
-	b.states[i].Name = to
+	b.states = states
 	return nil
+}
+
+// clash tells whether two states, which are those of b renamed, have one name, and the
+// index of one that got it.
+func (b *Builder) clash(states []checkpoint.StateInfo) (int, error) {
+	at := map[[2]string]int{}
+	for i, s := range states {
+		if s.Kind == kindDropped {
+			continue
+		}
+		name := [2]string{s.Operator, s.Name}
+		j, ok := at[name]
+		if !ok {
+			at[name] = i
+			continue
+		}
+		if b.states[i].Operator == s.Operator && b.states[i].Name == s.Name {
+			i = j // it had the name before
+		}
+		return i, fmt.Errorf("operator %q has a state %q already", s.Operator, s.Name)
+	}
+	return 0, nil
 }
 
 // Drop leaves a state out.

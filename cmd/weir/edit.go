@@ -17,7 +17,7 @@ import (
 
 // changeRegistry applies the flags that name states: dropped first, operators renamed
 // last, so that each flag speaks of the names that the snapshot has.
-func changeRegistry(b *offline.Builder, drop []string, renameStates, renameOperators map[string]string) error {
+func changeRegistry(b *offline.Builder, drop, renameStates, renameOperators []string) error {
 	for _, d := range drop {
 		operator, name, err := splitState("--drop", d)
 		if err == nil {
@@ -27,21 +27,47 @@ func changeRegistry(b *offline.Builder, drop []string, renameStates, renameOpera
 			return err
 		}
 	}
-	for _, from := range slices.Sorted(maps.Keys(renameStates)) {
+	states, err := renames("--rename-state", renameStates)
+	if err != nil {
+		return err
+	}
+	byOperator := map[string]map[string]string{}
+	for from, to := range states {
 		operator, name, err := splitState("--rename-state", from)
-		if err == nil {
-			err = b.RenameState(operator, name, renameStates[from])
-		}
 		if err != nil {
 			return err
 		}
+		if byOperator[operator] == nil {
+			byOperator[operator] = map[string]string{}
+		}
+		byOperator[operator][name] = to
 	}
-	for _, from := range slices.Sorted(maps.Keys(renameOperators)) {
-		if err := b.RenameOperator(from, renameOperators[from]); err != nil {
+	for _, operator := range slices.Sorted(maps.Keys(byOperator)) {
+		if err := b.RenameStates(operator, byOperator[operator]); err != nil {
 			return err
 		}
 	}
-	return nil
+	operators, err := renames("--rename-operator", renameOperators)
+	if err != nil {
+		return err
+	}
+	return b.RenameOperators(operators)
+}
+
+// renames takes apart what a flag was given.
+func renames(flag string, given []string) (map[string]string, error) {
+	names := map[string]string{}
+	for _, g := range given {
+		from, to, ok := strings.Cut(g, "=")
+		if !ok {
+			return nil, fmt.Errorf("%s %q: want OLD=NEW", flag, g)
+		}
+		if other, twice := names[from]; twice {
+			return nil, fmt.Errorf("%s: %q cannot become both %q and %q", flag, from, other, to)
+		}
+		names[from] = to
+	}
+	return names, nil
 }
 
 // splitState takes operator/state apart. States have no slash in their names as a rule,

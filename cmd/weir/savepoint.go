@@ -256,8 +256,7 @@ func savepointEditCommand() *cobra.Command {
 	var f storeFlags
 	var name, to, app string
 	var keyGroups int
-	var renameOperators, renameStates map[string]string
-	var drop []string
+	var drop, renameStates, renameOperators []string
 	var noPositions, dropInFlight bool
 	cmd := &cobra.Command{
 		Use:   "edit SNAPSHOT",
@@ -316,8 +315,8 @@ it come along. To change entries, see weir state import.`,
 	fs := cmd.Flags()
 	fs.StringVar(&name, "name", "", "name of the new savepoint")
 	fs.StringVar(&to, "to", "", "URL of the store to put it into (default: the same store)")
-	fs.StringToStringVar(&renameOperators, "rename-operator", nil, "OLD=NEW: give the states of operator OLD to NEW")
-	fs.StringToStringVar(&renameStates, "rename-state", nil, "OPERATOR/OLD=NEW: give a state another name")
+	fs.StringSliceVar(&renameOperators, "rename-operator", nil, "OLD=NEW: give the states of operator OLD to NEW; all are renamed at a time")
+	fs.StringSliceVar(&renameStates, "rename-state", nil, "OPERATOR/OLD=NEW: give a state another name")
 	fs.StringSliceVar(&drop, "drop", nil, "OPERATOR/STATE: leave a state out")
 	fs.IntVar(&keyGroups, "key-groups", 0, "number of key-groups of the new savepoint")
 	fs.StringVar(&app, "as", "", "name of the app that the new savepoint is for")

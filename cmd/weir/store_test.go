@@ -161,6 +161,9 @@ func TestBadInputIsRefusedWithARemedy(t *testing.T) {
 		{"savepoint edit latest --name x --drop balance", []string{"want OPERATOR/STATE"}},
 		{"savepoint edit latest --name x --drop balance/sum", []string{`no state "sum"`}},
 		{"savepoint edit latest --name x --rename-operator nobody=x", []string{`operator "nobody"`}},
+		{"savepoint edit latest --name x --rename-operator balance=a,balance=b", []string{`--rename-operator: "balance" cannot become both "a" and "b"`}},
+		{"savepoint edit latest --name x --rename-operator balance", []string{"want OLD=NEW"}},
+		{"savepoint edit latest --name x --rename-state balance/total=limits", []string{`rename state "total"`, `has a state "limits" already`}},
 		{"gc", []string{"--brokers"}},
 	} {
 		refused(t, strings.Fields(c.args), c.want...)
@@ -316,6 +319,37 @@ func TestSavepointsAreMadeCopiedChangedAndRemoved(t *testing.T) {
 		t.Errorf("%q %v", stderr, err)
 	}
 	_ = refs
+}
+
+func TestWhatIsRenamedAtATimeGoesByItsOldName(t *testing.T) {
+	payments(t)
+	names := func(savepoint string) string {
+		var all []string
+		for _, s := range parse[[]struct{ Operator, Name, Kind string }](t, mustRun(t, "state", "ls", "--quick", "-o", "json", "--checkpoint", savepoint)) {
+			all = append(all, s.Operator+"/"+s.Name+":"+s.Kind)
+		}
+		return strings.Join(all, " ")
+	}
+	edit := func(from, name string, flags ...string) {
+		t.Helper()
+		mustRun(t, append([]string{"savepoint", "edit", from, "--name", name}, flags...)...)
+	}
+	edit("latest", "swapped", "--drop", "balance/event-timers,balance/recent", "--rename-state", "balance/total=limits,balance/limits=total")
+	if got, want := names("swapped"), "balance/limits:value balance/total:map"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	edit("swapped", "a", "--drop", "balance/total", "--rename-operator", "balance=a")
+	// A second operator.
+	file := filepath.Join(t.TempDir(), "b.jsonl")
+	if err := os.WriteFile(file, []byte(`{"operator":"b","state":"list","key":"x","index":0,"value":1}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "state", "import", file, "--from", "a", "--name", "ab", "--kind", "list", "--key-codec", "string", "--value-codec", "int64")
+	edit("ab", "ba", "--rename-operator", "a=b", "--rename-operator", "b=a")
+	edit("ab", "bc", "--rename-operator", "a=b", "--rename-operator", "b=c")
+	if got, want := names("ba")+", "+names("bc"), "a/list:list b/limits:value, b/limits:value c/list:list"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
 }
 
 // cluster is a broker with committed offsets of the app.
