@@ -493,7 +493,10 @@ func (s *MapOf[K, M, V]) Delete(key K, mapKey M) error {
 	return s.b.delete(kg, s.l.State.ID, k)
 }
 
-// ListOf writes a list state; see [ListState].
+// ListOf writes a list state; see [ListState]. Where the indexes of a key's elements do not
+// follow each other in the end, because some in the midst were deleted or some left out,
+// [Builder.Write] moves those behind the gap up, unless they expire. Until then an index is
+// the one that the snapshot has, whatever was deleted before it.
 type ListOf[K, V any] struct {
 	b      *Builder
 	l      Layout
@@ -642,7 +645,7 @@ func (b *Builder) merged(ctx context.Context, visit func(e segment.Entry) error)
 	if err := c.seek(nil); err != nil {
 		return err
 	}
-	gone := b.gone()
+	gone, lists := b.gone(), newCloser(b.states)
 	for n := int64(1); ; n++ {
 		e, ok, err := c.next()
 		if err != nil || !ok {
@@ -654,7 +657,7 @@ func (b *Builder) merged(ctx context.Context, visit func(e segment.Entry) error)
 		if n%progressEntries == 0 && b.cfg.Progress != nil {
 			b.cfg.Progress(Progress{Entries: n, KeyGroup: int(e.KeyGroup), KeyGroups: b.keyGroups})
 		}
-		if err := visit(e); err != nil {
+		if err := visit(lists.close(e)); err != nil {
 			return err
 		}
 	}

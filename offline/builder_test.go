@@ -1,9 +1,11 @@
 package offline
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -99,7 +101,7 @@ func TestASavepointIsBootstrappedFromMoreThanFitsIntoMemory(t *testing.T) {
 	if i != n/2 {
 		t.Errorf("the map ends at %d", i)
 	}
-	if l := collect(t, GetList(t.Context(), s, "balance", "history", codec.String, codec.Bytes, "l")); len(l) != n/10 || l[1].Index != 10 {
+	if l := collect(t, GetList(t.Context(), s, "balance", "history", codec.String, codec.Bytes, "l")); len(l) != n/10 || l[1].Index != 1 || !bytes.Equal(l[1].Value, []byte{10}) {
 		t.Errorf("list of %d", len(l))
 	}
 	if ts := collect(t, Timers(t.Context(), s, "balance", ProcessingTimers, codec.String)); len(ts) != n/10 || ts[0].KeyGroup != keygroup.Of([]byte(ts[0].Key), testGroups) {
@@ -229,6 +231,44 @@ func TestAnEditedSavepointStandsWhereEventTimeStood(t *testing.T) {
 	}
 	if m := openLatest(t, store).manifest; !maps.Equal(m.EventTime.Stages, testEventTime.Stages) {
 		t.Errorf("the snapshot changed: %+v", m.EventTime)
+	}
+}
+
+func TestElementsMoveUpIntoTheGapsOfAList(t *testing.T) {
+	store := checkpoint.NewMem()
+	b := must(New("payments", testGroups, BuildOptions{Dir: t.TempDir()}))(t)
+	lists := must(ListState(b, "balance", "history", codec.String, codec.String))(t)
+	put := func(key string, index uint64, m Meta) {
+		if err := lists.Put(key, index, fmt.Sprint(index), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range uint64(6) {
+		put("alice", i+3, Meta{}) // three were removed from the front
+		put("bob", i, Meta{})
+		put("brief", i, Meta{Clock: segment.EventTime, Expires: 99})
+	}
+	b = Edit(write(t, b, store, "whole"), BuildOptions{Dir: t.TempDir()})
+	lists = must(ListState(b, "balance", "history", codec.String, codec.String))(t)
+	for _, i := range []uint64{1, 4} {
+		if err := errors.Join(lists.Delete("alice", i+3), lists.Delete("bob", i-1), lists.Delete("brief", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("alice", 900, Meta{})
+	put("brief", math.MaxUint64, Meta{Clock: segment.EventTime, Expires: 99})
+	put("last", math.MaxUint64, Meta{})
+	s := write(t, b, store, "cut")
+	for key, want := range map[string]string{
+		"alice": "3:3 4:5 5:6 6:8 7:900", "bob": "1:1 2:2 3:4 4:5", "brief": "0:0 2:2 3:3 5:5 6:18446744073709551615", "last": "0:18446744073709551615",
+	} {
+		var got []string
+		for _, e := range collect(t, GetList(t.Context(), s, "balance", "history", codec.String, codec.String, key)) {
+			got = append(got, fmt.Sprintf("%d:%s", e.Index, e.Value))
+		}
+		if got := strings.Join(got, " "); got != want {
+			t.Errorf("%s: %s, want %s", key, got, want)
+		}
 	}
 }
 

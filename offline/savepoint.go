@@ -57,7 +57,8 @@ func (s *Snapshot) Save(ctx context.Context, to checkpoint.Store, name string, p
 
 // Write merges what was put with the snapshot, if there is one, into a savepoint. An
 // entry that was deleted is not in it, nor is what the snapshot holds of states that were
-// dropped. It may be called again, for another savepoint.
+// dropped; elements of lists move up into gaps, see [ListOf]. It may be called again, for
+// another savepoint.
 func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
 	if err := b.checkInFlight(); err != nil {
 		return checkpoint.SavepointInfo{}, fmt.Errorf("build savepoint %s: %w", name, err)

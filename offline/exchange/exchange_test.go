@@ -71,7 +71,7 @@ func filled(t *testing.T) (checkpoint.Store, *offline.Snapshot) {
 			t.Fatal(err)
 		}
 		for n, text := range samples[i.KeyCodec] {
-			r := offline.Row{State: l.State, Index: math.MaxUint64 - uint64(n), Time: -int64(n)}
+			r := offline.Row{State: l.State, Index: math.MaxInt64 - uint64(n), Time: -int64(n)}
 			r.Version = 1
 			r.Key.Raw, r.MapKey.Raw, r.Value.Raw = encode(t, i.KeyCodec, text, false), encode(t, i.KeyCodec, text, true), encode(t, i.KeyCodec, text, false)
 			if i.Kind == "broadcast" {
