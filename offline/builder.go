@@ -338,7 +338,9 @@ func (b *Builder) declare(info checkpoint.StateInfo) (Layout, error) {
 		case was.ValueCodec != info.ValueCodec:
 			return Layout{}, wrong("value codec", was.ValueCodec, info.ValueCodec)
 		}
-		b.states[i].ValueVersion = max(was.ValueVersion, info.ValueVersion)
+		if info.Kind != kindTimers {
+			b.states[i].ValueVersion = max(was.ValueVersion, info.ValueVersion)
+		}
 		return LayoutOf(b.states[i]), nil
 	}
 	// IDs are given once: those of dropped states of the snapshot stay taken.
@@ -351,20 +353,30 @@ func (b *Builder) declare(info checkpoint.StateInfo) (Layout, error) {
 	}
 	info.ID = id
 	info.ValueVersion = max(info.ValueVersion, 1)
+	if info.Kind == kindTimers {
+		info.ValueVersion = timerVersion
+	}
 	b.states = append(b.states, info)
 	return LayoutOf(info), nil
 }
 
 // PutRow sets an entry of a state that was declared, from the Raw of the row's parts
-// and its Meta; its KeyGroup is computed. A Version of zero is that of the registry.
+// and its Meta, which a timer has none of; its KeyGroup is computed. A Version of zero is that of the registry, one
+// above that is refused: an app that knows the registry's only could start and not read it.
 func (b *Builder) PutRow(l Layout, r Row) error {
 	kg, key, err := l.userKey(r, b.keyGroups)
 	if err != nil {
 		return b.entryError(l.State, err)
 	}
-	m := r.Meta
+	if r.HasTime() {
+		return b.put(l.State, kg, key, Meta{Version: timerVersion}, func(dst []byte) ([]byte, error) { return dst, nil })
+	}
+	m, newest := r.Meta, max(l.State.ValueVersion, 1)
 	if m.Version == 0 {
-		m.Version = max(l.State.ValueVersion, 1)
+		m.Version = newest
+	}
+	if m.Version < 1 || m.Version > newest {
+		return b.entryError(l.State, fmt.Errorf("it has version %d, and codec %q of the state versions up to %d: leave the version out, or declare the state with that one (--value-version, if it is new)", m.Version, l.State.ValueCodec, newest))
 	}
 	return b.put(l.State, kg, key, m, func(dst []byte) ([]byte, error) { return append(dst, r.Value.Raw...), nil })
 }
@@ -572,6 +584,9 @@ func (s *BroadcastOf[M, V]) Delete(mapKey M) error {
 	return s.b.delete(0, s.l.State.ID, k)
 }
 
+// timerVersion is what apps write, in the registry and in entries: timers have no value.
+const timerVersion = 0
+
 // TimersOf writes timers; see [TimerState].
 type TimersOf[K any] struct {
 	b    *Builder
@@ -602,7 +617,7 @@ func (s *TimersOf[K]) Put(key K, at int64) error {
 	if err != nil {
 		return s.b.entryError(s.l.State, err)
 	}
-	return s.b.put(s.l.State, keygroup.Of(enc, s.b.keyGroups), appendTimer(nil, at, enc), Meta{Version: 1}, func(dst []byte) ([]byte, error) { return dst, nil })
+	return s.b.put(s.l.State, keygroup.Of(enc, s.b.keyGroups), appendTimer(nil, at, enc), Meta{Version: timerVersion}, func(dst []byte) ([]byte, error) { return dst, nil })
 }
 
 // Delete removes a timer of a key, if there is one.

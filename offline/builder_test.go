@@ -107,6 +107,15 @@ func TestASavepointIsBootstrappedFromMoreThanFitsIntoMemory(t *testing.T) {
 	if ts := collect(t, Timers(t.Context(), s, "balance", ProcessingTimers, codec.String)); len(ts) != n/10 || ts[0].KeyGroup != keygroup.Of([]byte(ts[0].Key), testGroups) {
 		t.Errorf("%d timers", len(ts))
 	}
+	// As an app writes them.
+	if info, err := s.State("balance", ProcessingTimers); err != nil || info.ValueVersion != 0 {
+		t.Errorf("timers are %+v, %v", info, err)
+	}
+	for _, r := range collect(t, s.Rows(t.Context(), "balance", ProcessingTimers)) {
+		if r.Version != 0 {
+			t.Fatalf("a timer has version %d", r.Version)
+		}
+	}
 	if r := collect(t, Broadcast(t.Context(), s, "rules", "rates", codec.String, codec.Float64)); len(r) != 1 || r[0].MapKey != "USD" {
 		t.Errorf("rates: %v", r)
 	}

@@ -9,6 +9,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -282,6 +283,9 @@ func (c AnyCodec) ParseJSON(raw json.RawMessage, ordered bool) ([]byte, error) {
 	text := string(raw)
 	if !c.takesJSON() {
 		if len(raw) > 0 && raw[0] == '"' {
+			if i := loneSurrogate(raw); i >= 0 {
+				return nil, fmt.Errorf("codec %q: %s is half of a character and has no bytes: write the whole of it, or the bytes in hexadecimal", c.Name, raw[i:i+6])
+			}
 			if err := json.Unmarshal(raw, &text); err != nil {
 				return nil, fmt.Errorf("codec %q: %w", c.Name, err)
 			}
@@ -290,6 +294,36 @@ func (c AnyCodec) ParseJSON(raw json.RawMessage, ordered bool) ([]byte, error) {
 		}
 	}
 	return c.Parse(text, ordered)
+}
+
+// loneSurrogate finds an escape in valid JSON that stands for no character, and that
+// encoding/json takes for U+FFFD, whichever it is; -1 if there is none.
+func loneSurrogate(raw []byte) int {
+	escape := func(i int) rune {
+		if i+6 > len(raw) || raw[i] != '\\' || raw[i+1] != 'u' {
+			return -1
+		}
+		n, err := strconv.ParseUint(string(raw[i+2:i+6]), 16, 16)
+		if err != nil {
+			return -1
+		}
+		return rune(n)
+	}
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		r := escape(i)
+		if !utf16.IsSurrogate(r) {
+			i++ // what is escaped
+			continue
+		}
+		if utf16.DecodeRune(r, escape(i+6)) == utf8.RuneError {
+			return i
+		}
+		i += 11
+	}
+	return -1
 }
 
 // takesJSON tells that the text of a value is JSON.

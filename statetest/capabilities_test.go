@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -171,6 +172,52 @@ func TestKeysChangeTypeThroughASavepointBuiltOffline(t *testing.T) {
 		})
 		u.mustStart(t, after)
 		u.wantOut(t, map[string][]string{"1": {"1", "3", "13"}, "2": {"5"}, "3": {"7"}})
+	})
+}
+
+func TestAnAppStartsFromTimersThatWereBuiltOffline(t *testing.T) {
+	remind := func(app *weir.App) {
+		byKey := weir.KeyBy(read(app), "by-key", func(i input) string { return i.Key }, codec.String)
+		out := weir.Process(byKey, "op", func(s *weir.Setup) weir.Handler[string, input, input] {
+			state.ProcessingTimers(s)
+			return weir.OnRecord(func(c *weir.Context[string, input], i input) error {
+				c.Emit(i)
+				return nil
+			}).OnTimer(func(*weir.Context[string, input], weir.Timer) error { return nil })
+		})
+		weir.To(out, "results", kafka.Sink("out", codec.String, codec.String))
+	}
+	evolve(t, remind, []string{"a:1"}, []string{"a:2"}, func(t *testing.T, u *upgrade) {
+		u.startFrom(t, func(to checkpoint.Store, name string) error {
+			b, err := offline.New(appName, weir.DefaultKeyGroups, offline.BuildOptions{Dir: t.TempDir()})
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			for p, at := range u.last.Info().Positions {
+				b.SetPosition(p, at)
+			}
+			timers, err := offline.TimerState(b, "op", offline.ProcessingTimers, codec.String)
+			if err != nil {
+				return err
+			}
+			if err := timers.Put("b", math.MaxInt64-1); err != nil {
+				return err
+			}
+			_, err = b.Write(t.Context(), to, name)
+			return err
+		})
+		u.mustStart(t, remind)
+		u.wantOut(t, map[string][]string{"a": {"1", "2"}})
+		n := 0
+		for e, err := range offline.Timers(t.Context(), open(t, u.next.store, offline.Latest), "op", offline.ProcessingTimers, codec.String) {
+			if n++; err != nil || e.Key != "b" {
+				t.Errorf("%+v, %v", e, err)
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d timers", n)
+		}
 	})
 }
 

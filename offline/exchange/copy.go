@@ -61,10 +61,10 @@ func Import(ctx context.Context, b *offline.Builder, r ReaderAt, size int64, f F
 		case err != nil:
 		case rec.Deleted:
 			n.Deleted++
-			err = b.DeleteRow(rec.Layout, rec.Row)
+			err = place(n, b.DeleteRow(rec.Layout, rec.Row))
 		default:
 			n.Put++
-			err = b.PutRow(rec.Layout, rec.Row)
+			err = place(n, b.PutRow(rec.Layout, rec.Row))
 		}
 		if err != nil {
 			return n, fmt.Errorf("import: %w", err)
@@ -74,6 +74,14 @@ func Import(ctx context.Context, b *offline.Builder, r ReaderAt, size int64, f F
 		}
 	}
 	return n, nil
+}
+
+// place says at which record an error is.
+func place(n Imported, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("record %d: %w", n.Put+n.Deleted, err)
 }
 
 // importStep is after how many records progress is told.

@@ -164,6 +164,9 @@ func forced(c offline.AnyCodec, d offline.Datum, ordered bool) bool {
 	if d.Value == nil {
 		text = ""
 	}
+	if !utf8.ValidString(text) {
+		return true // JSON of any bytes
+	}
 	b, err := c.Parse(text, ordered)
 	return err != nil || !bytes.Equal(b, d.Raw)
 }
@@ -276,7 +279,7 @@ func texts(l offline.Layout, r offline.Row) cells {
 		d := parts(&r)[name]
 		switch {
 		case d == nil:
-		case inHex[name] || strings.Contains(d.Text(), "\r") || !utf8.ValidString(d.Text()):
+		case inHex[name] || strings.Contains(d.Text(), "\r"):
 			// Readers of CSV take \r\n for \n.
 			c[name] = hex.EncodeToString(d.Raw)
 			names = append(names, name)

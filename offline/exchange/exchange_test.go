@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offline"
@@ -24,7 +25,7 @@ var samples = map[string][]string{
 	"float32": {"0", "-0", "1.5", "NaN", "+Inf", "3.4028235e+38"},
 	"float64": {"0", "-0", "0.1", "NaN", "-Inf", "1e-320"},
 	"bool":    {"true", "false"},
-	"json":    {`{"a":"<b>","n":12345678901234567890}`, `[]`, `null`, `"x"`, `{ "spaced" : 1 }`, `"\u003c"`},
+	"json":    {`{"a":"<b>","n":12345678901234567890}`, `[]`, `null`, `"x"`, `{ "spaced" : 1 }`, `"\u003c"`, "\"\xff\"", `"\ud800"`},
 	"unit":    {""},
 	"mine":    {"", "0102"},
 }
@@ -34,12 +35,12 @@ func states() []checkpoint.StateInfo {
 	var all []checkpoint.StateInfo
 	for name := range samples {
 		for _, kind := range []string{"value", "map", "list", "timers", "broadcast", "reducing"} {
-			i := checkpoint.StateInfo{ID: uint16(len(all) + 1), Operator: "op", Name: kind + "-" + name, Kind: kind, KeyCodec: name, ValueCodec: name, ValueVersion: 1}
+			i := checkpoint.StateInfo{ID: uint16(len(all) + 1), Operator: "op", Name: kind + "-" + name, Kind: kind, KeyCodec: name, ValueCodec: name, ValueVersion: 7}
 			if kind == "map" || kind == "broadcast" {
 				i.SubCodec = name
 			}
 			if kind == "timers" {
-				i.ValueCodec = ""
+				i.ValueCodec, i.ValueVersion = "", 0
 			}
 			all = append(all, i)
 		}
@@ -81,7 +82,7 @@ func filled(t *testing.T) (checkpoint.Store, *offline.Snapshot) {
 				r.Clock, r.Expires = segment.EventTime, math.MinInt64+1
 			}
 			if n == 2 && i.Kind != "timers" {
-				r.Version = 7 // of another build
+				r.Version = 7 // of a later build
 			}
 			if err := b.PutRow(l, r); err != nil {
 				t.Fatal(err)
@@ -138,6 +139,9 @@ func TestWhatIsExportedIsImportedAsItWas(t *testing.T) {
 				exported, err := Export(t.Context(), &file, f, s, g, offline.IncludeExpired())
 				if err != nil {
 					t.Fatal(err)
+				}
+				if f != Parquet && !utf8.Valid(file.Bytes()) {
+					t.Errorf("%v: the file is not UTF-8", g)
 				}
 				layouts := func(operator, state string) (offline.Layout, error) {
 					if operator == "" {
@@ -199,6 +203,9 @@ func TestBadFilesAreRefusedWithTheirPlace(t *testing.T) {
 		{JSONLines, "value", `{"key":"a","value":1} {}`, "more than one"},
 		{JSONLines, "value", `{"key":1,"value":1}`, "no JSON string"},
 		{JSONLines, "value", `{"key":"a","value":1,"clock":"event"}`, "come together"},
+		{JSONLines, "value", `{"key":"\ud83d\ude00\n","value":1}` + "\n" + `{"key":"\\ud800","value":1}` + "\n" + `{"key":"\ud800","value":1}`, `line 3: "key": codec "string": \ud800 is half of a character`},
+		{JSONLines, "value", `{"key":"\udfff\ud800","value":1}`, `\udfff is half`},
+		{JSONLines, "value", "{\"key\":\"\xff\",\"value\":1}", `line 1: it is not UTF-8`},
 		{JSONLines, "list", `{"key":"a","value":1}`, `"index" is missing`},
 		{JSONLines, "timers", `{"key":"a"}`, `"time" is missing`},
 		{CSV, "value", "", "the file is empty"},
@@ -220,6 +227,30 @@ func TestBadFilesAreRefusedWithTheirPlace(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s %q: %v, want %s", c.f, c.file, err, c.want)
+		}
+	}
+}
+
+func TestAVersionThatTheRegistryDoesNotHaveIsRefused(t *testing.T) {
+	for f, file := range map[Format]string{
+		JSONLines: "{\"key\":\"a\",\"value\":1,\"version\":2}\n{\"key\":\"b\",\"value\":1,\"version\":%d}\n",
+		CSV:       "key,value,version\na,1,2\nb,1,%d\n",
+	} {
+		for _, version := range []int{3, -1, 1 << 62} {
+			b, err := offline.New("app", 8, offline.BuildOptions{Dir: t.TempDir()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			layouts := func(string, string) (offline.Layout, error) {
+				return b.Declare(checkpoint.StateInfo{Operator: "o", Name: "s", Kind: "value", KeyCodec: "string", ValueCodec: "int64", ValueVersion: 2})
+			}
+			text := fmt.Sprintf(file, version)
+			if n, err := Import(t.Context(), b, strings.NewReader(text), int64(len(text)), f, layouts, nil); err == nil || !strings.Contains(err.Error(), fmt.Sprint(version)) || n.Put > 2 {
+				t.Errorf("%s: version %d: %+v, %v", f, version, n, err)
+			}
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }

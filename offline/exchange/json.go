@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"unicode/utf8"
 
 	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/state/segment"
@@ -145,6 +146,9 @@ func readJSON(r io.Reader, layouts Layouts) iter.Seq2[Record, error] {
 
 func parseLine(b []byte, layouts Layouts) (Record, error) {
 	var o line
+	if !utf8.Valid(b) {
+		return Record{}, errors.New(`it is not UTF-8: write what is no text in hexadecimal, as "keyHex", "mapKeyHex" or "valueHex"`)
+	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&o); err != nil {
