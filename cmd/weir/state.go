@@ -239,7 +239,7 @@ nothing.
 					return err
 				}
 				found++
-				if err := printEntry(cmd, &f, s, r); err != nil {
+				if err := printEntry(cmd, &f, s, r, opts); err != nil {
 					return err
 				}
 				said.print(cmd.ErrOrStderr(), r)
@@ -260,9 +260,9 @@ nothing.
 	return cmd
 }
 
-func printEntry(cmd *cobra.Command, f *snapshotFlags, s *offline.Snapshot, r offline.Row) error {
+func printEntry(cmd *cobra.Command, f *snapshotFlags, s *offline.Snapshot, r offline.Row, opts []offline.Option) error {
 	if f.json() {
-		line, err := exchange.Line(r)
+		line, err := exchange.Line(r, opts...)
 		if err == nil {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", line)
 		}
@@ -384,7 +384,7 @@ func scan(cmd *cobra.Command, f *snapshotFlags, s *offline.Snapshot, info checkp
 		n++
 		said.print(cmd.ErrOrStderr(), r)
 		if f.json() {
-			if err := printEntry(cmd, f, s, r); err != nil {
+			if err := printEntry(cmd, f, s, r, opts); err != nil {
 				return err
 			}
 			continue
@@ -570,7 +570,7 @@ func diff(cmd *cobra.Command, f *snapshotFlags, before, after *offline.Snapshot,
 			continue // they are counted
 		}
 		if f.json() {
-			if err := printChange(out, c); err != nil {
+			if err := printChange(out, c, opts); err != nil {
 				return err
 			}
 			continue
@@ -613,7 +613,7 @@ func orNever(r offline.Row) string {
 	return fmt.Sprintf("v%d, never expires", r.Version)
 }
 
-func printChange(w io.Writer, c offline.Change) error {
+func printChange(w io.Writer, c offline.Change, opts []offline.Option) error {
 	var err error
 	o := struct {
 		Change string `json:"change"`
@@ -621,12 +621,12 @@ func printChange(w io.Writer, c offline.Change) error {
 		After  any    `json:"after,omitempty"`
 	}{Change: string(c.What)}
 	if c.What != offline.Added {
-		if o.Before, err = exchange.Line(c.Before); err != nil {
+		if o.Before, err = exchange.Line(c.Before, opts...); err != nil {
 			return err
 		}
 	}
 	if c.What != offline.Removed {
-		if o.After, err = exchange.Line(c.After); err != nil {
+		if o.After, err = exchange.Line(c.After, opts...); err != nil {
 			return err
 		}
 	}

@@ -22,7 +22,7 @@ func Export(ctx context.Context, w io.Writer, f Format, s *offline.Snapshot, sta
 	if len(states) == 1 {
 		l = offline.LayoutOf(states[0], opts...)
 	}
-	out, err := NewWriter(w, f, l)
+	out, err := NewWriter(w, f, l, opts...)
 	if err != nil {
 		return 0, err
 	}

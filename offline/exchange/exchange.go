@@ -52,11 +52,12 @@ type Writer interface {
 	Close() error
 }
 
-// NewWriter writes to w. l is the state that is written; JSON lines take rows of any.
-func NewWriter(w io.Writer, f Format, l offline.Layout) (Writer, error) {
+// NewWriter writes to w. l is the state that is written; JSON lines take rows of any, and
+// the options that they were read with.
+func NewWriter(w io.Writer, f Format, l offline.Layout, opts ...offline.Option) (Writer, error) {
 	switch f {
 	case JSONLines:
-		return newJSONWriter(w), nil
+		return newJSONWriter(w, opts), nil
 	case CSV:
 		return newCSVWriter(w, l)
 	case Parquet:

@@ -2,12 +2,19 @@ package exchange
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/parquet-go/parquet-go"
+	"github.com/parquet-go/parquet-go/deprecated"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offline"
@@ -178,6 +185,105 @@ func TestWhatIsExportedIsImportedAsItWas(t *testing.T) {
 				t.Errorf("%d entries, were %d", len(got), len(want))
 			}
 		})
+	}
+}
+
+func TestMessagesComeBackWithAllTheirFields(t *testing.T) {
+	set := &descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{protodesc.ToFileDescriptorProto(wrapperspb.File_google_protobuf_wrappers_proto)}}
+	files, err := protodesc.NewFiles(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const message = "proto:google.protobuf.StringValue"
+	info := checkpoint.StateInfo{Operator: "op", Name: "messages", Kind: "map", KeyCodec: message, SubCodec: message, ValueCodec: message}
+	store := checkpoint.NewMem()
+	write := func(name string, fill func(b *offline.Builder, l offline.Layout)) []string {
+		b, err := offline.New("app", 8, offline.BuildOptions{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		l, err := b.Declare(info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fill(b, offline.LayoutOf(l.State, offline.Messages(files)))
+		if _, err := b.Write(t.Context(), store, name); err != nil {
+			t.Fatal(err)
+		}
+		s, err := offline.Open(t.Context(), store, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return dump(t, s)
+	}
+	want := write("all", func(b *offline.Builder, l offline.Layout) {
+		for _, raw := range []string{"", "\x0a\x02hi", "\x0a\x02hi\x12\x03new", "\x0a\x01a\x0a\x01b", "\xff"} {
+			for _, r := range []offline.Row{{Key: offline.Datum{Raw: []byte(raw)}}, {MapKey: offline.Datum{Raw: []byte(raw)}}, {Value: offline.Datum{Raw: []byte(raw)}}} {
+				if err := b.PutRow(l, r); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+	s, err := offline.Open(t.Context(), store, "all")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []Format{JSONLines, CSV, Parquet} {
+		var file bytes.Buffer
+		if _, err := Export(t.Context(), &file, f, s, s.States(), offline.Messages(files)); err != nil {
+			t.Fatal(err)
+		}
+		if f == JSONLines && !strings.Contains(file.String(), `"key":"hi"`) {
+			t.Errorf("not decoded: %s", file.String())
+		}
+		got := write(string(f), func(b *offline.Builder, l offline.Layout) {
+			layouts := func(string, string) (offline.Layout, error) { return l, nil }
+			if _, err := Import(t.Context(), b, bytes.NewReader(file.Bytes()), int64(file.Len()), f, layouts, nil); err != nil {
+				t.Errorf("%s: %v", f, err)
+			}
+		})
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
+func TestParquetColumnsOfAnotherMeaningAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		kind, column string
+		node         parquet.Node
+		value        parquet.Value
+		want         string
+	}{
+		{"timers", "time", parquet.Int(64), parquet.Int64Value(5000), ""},
+		{"timers", "time", parquet.Timestamp(parquet.Millisecond), parquet.Int64Value(5000), ""},
+		{"timers", "time", parquet.Timestamp(parquet.Microsecond), parquet.Int64Value(5000), `column "time" has the type TIMESTAMP`},
+		{"timers", "time", parquet.Date(), parquet.Int32Value(5000), `column "time" has the type DATE`},
+		{"value", "value", parquet.Int(64), parquet.Int64Value(5000), ""},
+		{"value", "value", parquet.Decimal(2, 18, parquet.Int64Type), parquet.Int64Value(5000), `column "value" has the type DECIMAL`},
+		{"value", "value", parquet.Timestamp(parquet.Millisecond), parquet.Int64Value(5000), `column "value" has the type TIMESTAMP`},
+		{"value", "value", parquet.Leaf(parquet.Int96Type), parquet.Int96Value(deprecated.Int96{1, 0, 0}), `column "value" has the type INT96`},
+	} {
+		var file bytes.Buffer
+		w := parquet.NewGenericWriter[any](&file, parquet.NewSchema("state", parquet.Group{"key": parquet.String(), c.column: c.node}))
+		if _, err := w.WriteRows([]parquet.Row{{parquet.ByteArrayValue([]byte("a")).Level(0, 0, 0), c.value.Level(0, 0, 1)}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for rec, err := range Read(bytes.NewReader(file.Bytes()), int64(file.Len()), Parquet, layout(c.kind)) {
+			switch {
+			case c.want != "":
+				if err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("%s: %v, want %s", c.node, err, c.want)
+				}
+			case err != nil || rec.Row.Time != 5000 && binary.BigEndian.Uint64(rec.Row.Value.Raw) != 5000:
+				t.Errorf("%s: %+v, %v", c.node, rec, err)
+			}
+		}
 	}
 }
 

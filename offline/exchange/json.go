@@ -35,10 +35,11 @@ type line struct {
 	Deleted   bool            `json:"deleted,omitempty"`
 }
 
-// Line returns the JSON object of a row, as JSON lines have it.
-func Line(r offline.Row) (json.RawMessage, error) {
+// Line returns the JSON object of a row, as JSON lines have it. The options are those that
+// the row was read with.
+func Line(r offline.Row, opts ...offline.Option) (json.RawMessage, error) {
 	var out bytes.Buffer
-	w := newJSONWriter(&out)
+	w := newJSONWriter(&out, opts)
 	if err := errors.Join(w.Write(r), w.Close()); err != nil {
 		return nil, err
 	}
@@ -48,30 +49,27 @@ func Line(r offline.Row) (json.RawMessage, error) {
 type jsonWriter struct {
 	w       *bufio.Writer
 	enc     *json.Encoder
+	opts    []offline.Option
 	layouts map[uint16]offline.Layout
 }
 
-func newJSONWriter(w io.Writer) *jsonWriter {
+func newJSONWriter(w io.Writer, opts []offline.Option) *jsonWriter {
 	b := bufio.NewWriter(w)
 	enc := json.NewEncoder(b)
 	enc.SetEscapeHTML(false)
-	return &jsonWriter{w: b, enc: enc, layouts: map[uint16]offline.Layout{}}
+	return &jsonWriter{w: b, enc: enc, opts: opts, layouts: map[uint16]offline.Layout{}}
 }
 
 func (w *jsonWriter) Write(r offline.Row) error {
 	l, ok := w.layouts[r.State.ID]
 	if !ok {
-		l = offline.LayoutOf(r.State)
+		l = offline.LayoutOf(r.State, w.opts...)
 		w.layouts[r.State.ID] = l
 	}
 	o := line{Operator: r.State.Operator, State: r.State.Name, KeyGroup: &r.KeyGroup, Expired: r.Expired}
 	part := func(has, ordered bool, c offline.AnyCodec, d offline.Datum) (json.RawMessage, *string, error) {
 		if !has {
 			return nil, nil, nil
-		}
-		if raw, ok := d.Value.(json.RawMessage); ok && c.Name != "json" {
-			// A protobuf message. It says all that this program knows of the bytes.
-			return raw, nil, nil
 		}
 		if !faithful(c, d, ordered) {
 			text := hex.EncodeToString(d.Raw)
@@ -106,6 +104,9 @@ func (w *jsonWriter) Write(r offline.Row) error {
 func faithful(c offline.AnyCodec, d offline.Datum, ordered bool) bool {
 	if d.Hex() || forced(c, d, ordered) {
 		return false
+	}
+	if _, ok := d.Value.(json.RawMessage); ok && !c.Known {
+		return false // a message that was read with its descriptor, and is written without
 	}
 	if c.Name != "json" {
 		return true

@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -156,6 +157,8 @@ func typed(d offline.Datum) parquet.Value {
 		return parquet.DoubleValue(v)
 	case bool:
 		return parquet.BooleanValue(v)
+	case json.RawMessage:
+		return parquet.ByteArrayValue(v) // of a protobuf message; Raw is not JSON
 	}
 	return parquet.ByteArrayValue(d.Raw)
 }
@@ -217,6 +220,12 @@ func eachParquet(r io.ReaderAt, size int64, layouts Layouts, visit func(Record) 
 	for name, c := range map[string]offline.AnyCodec{colKey: l.Key, colMapKey: l.MapKey, colValue: l.Data} {
 		raw[name] = !c.Known || c.Name == "bytes"
 	}
+	for _, name := range cols {
+		leaf, _ := f.Schema().Lookup(name)
+		if t := leaf.Node.Type(); !readable(name, t, raw[name]) {
+			return fmt.Errorf("column %q has the type %v, which may mean another value than its bytes say: cast it to plain integers (times are milliseconds since 1970), floating point numbers, booleans, text or bytes, as the codec has them", name, t)
+		}
+	}
 	in := parquet.NewReader(f)
 	defer in.Close()
 	buf := make([]parquet.Row, 64)
@@ -256,6 +265,28 @@ func eachParquet(r io.ReaderAt, size int64, layouts Layouts, visit func(Record) 
 			return fmt.Errorf("row %d: %w", n+1, rerr)
 		}
 	}
+}
+
+// readable tells whether the values of a column are what they look like: not the unscaled
+// numbers of decimals, nor days or microseconds that would be taken for something else.
+func readable(name string, t parquet.Type, raw bool) bool {
+	logical := t.LogicalType()
+	if logical == nil || logical.Value == nil {
+		isBytes := t.Kind() == parquet.ByteArray || t.Kind() == parquet.FixedLenByteArray
+		return t.Kind() != parquet.Int96 && (isBytes || !raw)
+	}
+	switch l := logical.Value.(type) {
+	case *format.StringType, *format.JsonType, *format.EnumType, *format.NullType:
+		return true
+	case *format.IntType:
+		return !raw
+	case *format.BsonType, *format.UUIDType:
+		return raw
+	case *format.TimestampType:
+		_, ms := l.Unit.Value.(*format.MilliSeconds)
+		return ms && l.IsAdjustedToUTC && (name == colTime || name == colExpires)
+	}
+	return false
 }
 
 func isUnsigned(t *format.LogicalType) bool {
