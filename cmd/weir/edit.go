@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -107,7 +108,7 @@ States that --from has keep their codecs. For a new one give --operator, --state
 			if err := f.check(); err != nil {
 				return err
 			}
-			in, err := os.Open(args[0])
+			in, err := openFile(cmd.Context(), args[0], os.O_RDONLY)
 			if err != nil {
 				return fmt.Errorf("import: %w", err)
 			}
@@ -154,6 +155,9 @@ States that --from has keep their codecs. For a new one give --operator, --state
 			given := checkpoint.StateInfo{Operator: st.operator, Name: st.name, Kind: kind, KeyCodec: keyCodec, SubCodec: mapKeyCodec, ValueCodec: valueCodec, ValueVersion: valueVersion}
 			layouts := stateLayouts(b, snapshot, given, opts)
 			n, err := exchange.Import(cmd.Context(), b, in, stat.Size(), format, layouts, nil)
+			if ctx := cmd.Context(); ctx.Err() != nil {
+				err = context.Cause(ctx) // in was closed for it
+			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -462,7 +460,7 @@ What import reads again is the same, byte for byte.`,
 				return err
 			}
 			var n int64
-			err = writeFile(args[0], func(w io.Writer) error {
+			err = writeFile(cmd.Context(), args[0], func(w io.Writer) error {
 				var err error
 				n, err = exchange.Export(cmd.Context(), w, format, s, states, opts...)
 				return err
@@ -482,22 +480,6 @@ What import reads again is the same, byte for byte.`,
 	st.add(cmd.Flags())
 	cmd.Flags().StringVar(&format, "format", "", "jsonl, csv or parquet (default: by the file's name)")
 	return cmd
-}
-
-// writeFile makes a file that is complete or not there.
-func writeFile(name string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".weir-export-")
-	if err != nil {
-		return fmt.Errorf("export: %w", err)
-	}
-	err = errors.Join(write(f), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }
 
 func stateDiffCommand() *cobra.Command {
