@@ -73,17 +73,25 @@ func (b *Batch) Do(name string, args ...any) {
 
 // Transaction applies the commands that f adds in one step: nobody sees some of them
 // without the others. On a cluster their keys must be in one slot. As with MULTI, a
-// command that fails does not undo those before it.
+// command that fails does not undo those before it. If f panics, nothing that it added is
+// applied.
 func (b *Batch) Transaction(f func()) {
 	if b.joined {
 		b.fail(fmt.Errorf("%w: a transaction in a transaction", ErrCommand))
 		return
 	}
-	n := b.count
+	size, count, last := len(b.buf), b.count, b.last
 	b.joined, b.first = true, b.idx
+	returned := false
+	defer func() { // also if f panics: who calls Transaction may recover
+		b.joined = false
+		switch {
+		case !returned:
+			b.buf, b.count, b.last, b.idx = b.buf[:size], count, last, b.first
+		case b.err == nil && b.count > count:
+			b.buf[b.last] &^= flagJoined // the last one ends it
+		}
+	}()
 	f()
-	b.joined = false
-	if b.err == nil && b.count > n {
-		b.buf[b.last] &^= flagJoined // the last one ends it
-	}
+	returned = true
 }

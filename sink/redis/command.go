@@ -152,10 +152,14 @@ func (c *commands) name() string {
 func (c *commands) record(f func()) error {
 	size, count, last := len(c.buf), c.count, c.last
 	c.err, c.joined, c.idx, c.guard = nil, false, 0, nil
+	returned := false
+	defer func() { // also if f panics: the record may be skipped then
+		if !returned || c.err != nil {
+			c.buf, c.count, c.last = c.buf[:size], count, last
+		}
+	}()
 	f()
-	if c.err != nil {
-		c.buf, c.count, c.last = c.buf[:size], count, last
-	}
+	returned = true
 	return c.err
 }
 

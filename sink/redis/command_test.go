@@ -2,6 +2,7 @@ package redis
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -37,5 +38,57 @@ func TestCommandsThatNoServerRunsInAScriptAreKnown(t *testing.T) {
 				t.Errorf("only %d such commands", n)
 			}
 		})
+	}
+}
+
+// TestRecordWhoseFunctionPanicsLeavesNothing: the runtime skips such a record, and keeps
+// what the others of the epoch added.
+func TestRecordWhoseFunctionPanicsLeavesNothing(t *testing.T) {
+	b := &Batch{}
+	add := func(f func()) {
+		defer func() { _ = recover() }()
+		if err := b.record(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(func() { b.IncrBy("before", 1) })
+	want, count := slices.Clone(b.buf), b.count
+	add(func() { b.IncrBy("n", 1); panic("bug") })
+	add(func() { b.Transaction(func() { b.IncrBy("n", 1); panic("bug") }) })
+	if b.count != count || !slices.Equal(b.buf, want) {
+		t.Errorf("%d commands, want %d", b.count, count)
+	}
+	add(func() { b.Transaction(func() { b.IncrBy("after", 1); b.IncrBy("after", 2) }) })
+	if p, err := decodePart(appendPart(nil, nil, b.buf, b.count)); err != nil || p.count != count+2 {
+		t.Errorf("%d operations, %v", p.count, err)
+	}
+}
+
+func TestTransactionWhoseFunctionPanicsLeavesNothing(t *testing.T) {
+	b := &Batch{}
+	err := b.record(func() {
+		b.IncrBy("before", 1)
+		func() {
+			defer func() { _ = recover() }()
+			b.Transaction(func() { b.IncrBy("n", 1); panic("bug") })
+		}()
+		b.IncrBy("after", 1)
+		b.Transaction(func() { b.IncrBy("a", 1); b.IncrBy("b", 1) })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := decodePart(appendPart(nil, nil, b.buf, b.count))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	if err := eachOperation([]part{p}, func(op *operation) {
+		got = append(got, fmt.Sprintf("%s %v", op.args()[1], op.flags&flagJoined != 0))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"before false", "after false", "a true", "b false"}; !slices.Equal(got, want) {
+		t.Errorf("operations %q, want %q", got, want)
 	}
 }
