@@ -57,7 +57,7 @@ func (e *serverError) Error() string {
 func (e *serverError) Unwrap() []error { return []error{e.kind, e.err} }
 
 // classes says how the text of an answer begins, and what that means. The first that fits
-// counts.
+// counts. One word stands for that word: BUSYGROUP is not BUSY.
 var classes = []struct {
 	prefix string
 	kind   error
@@ -128,11 +128,17 @@ func classifyText(text string, err error) error {
 		err = errors.New(text)
 	}
 	for _, c := range classes {
-		if strings.HasPrefix(text, c.prefix) {
+		if begins(text, c.prefix) {
 			return &serverError{kind: c.kind, err: err, hint: c.hint}
 		}
 	}
 	return &serverError{kind: ErrRefused, err: err}
+}
+
+// begins tells whether an answer begins with a prefix of classes.
+func begins(text, prefix string) bool {
+	rest, ok := strings.CutPrefix(text, prefix)
+	return ok && (rest == "" || rest[0] == ' ' || strings.Contains(prefix, " "))
 }
 
 // blamed tells whether the command itself is at fault, so that others may succeed.

@@ -398,6 +398,11 @@ func TestNamedErrorsStopTheSink(t *testing.T) {
 			func(u *Upserts) { u.HSet("k", "f", "v") }, ErrWrongType, `HSET`},
 		{"unknown command", nil, nil, func(u *Upserts) { u.Do("NOSUCH", Key("k")) }, ErrRefused, "NOSUCH"},
 		{"arguments", nil, nil, func(u *Upserts) { u.Do("SET", Key("k")) }, ErrRefused, "SET"},
+		{"group that is there", nil, func(t *testing.T, cl *goredis.Client, o *Options) {
+			cl.XGroupCreateMkStream(t.Context(), o.Prefix+"k", "g", "$")
+		}, func(u *Upserts) { u.Do("XGROUP", "CREATE", Key("k"), "g", "$") }, ErrRefused, "BUSYGROUP"},
+		{"key that is there", nil, func(t *testing.T, cl *goredis.Client, o *Options) { cl.Set(t.Context(), o.Prefix+"k", "x", 0) },
+			func(u *Upserts) { u.Do("RESTORE", Key("k"), 0, "") }, ErrRefused, "BUSYKEY"},
 		{"memory", []string{"--maxmemory", "1mb", "--maxmemory-policy", "noeviction"}, func(t *testing.T, cl *goredis.Client, o *Options) {
 			for i := 0; cl.Set(t.Context(), fmt.Sprint("fill", i), strings.Repeat("x", 1<<16), 0).Err() == nil; i++ {
 			}
