@@ -149,6 +149,12 @@ func blamed(err error) bool {
 // unavailable tells whether Redis may answer otherwise by itself.
 func unavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
 
+// timedOut tells whether an answer was waited for in vain.
+func timedOut(err error) bool {
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
+}
+
 // passing tells whether somebody has to do something, but a failover or an operator may do
 // it without a restart of the app.
 func passing(err error) bool {

@@ -38,7 +38,8 @@ type Options struct {
 	Prefix string
 
 	// Timeout bounds dialing, a read and a write each. A command without an answer by then
-	// has an unknown outcome. Default 3 s.
+	// has an unknown outcome, and is sent again; [Upsert] then sends fewer together. Raise it
+	// if one command alone takes longer. Default 3 s.
 	Timeout time.Duration
 }
 

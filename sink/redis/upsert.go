@@ -119,6 +119,8 @@ type pipeline struct {
 	sink string
 	ctx  context.Context
 
+	atOnce int // how many commands of a batch are sent together; run's own
+
 	batches chan upsertBatch
 	failed  chan struct{} // closed after err is set
 	err     error
@@ -133,7 +135,7 @@ type pipeline struct {
 
 func newPipeline(ctx context.Context, o Options, set settings, name string) *pipeline {
 	p := &pipeline{
-		opts: o, set: set, sink: name, ctx: ctx,
+		opts: o, set: set, sink: name, ctx: ctx, atOnce: math.MaxInt,
 		batches: make(chan upsertBatch, set.inFlight-1), failed: make(chan struct{}), ended: make(chan struct{}), moved: make(chan struct{}),
 	}
 	go p.run()
@@ -211,56 +213,79 @@ func (p *pipeline) run() {
 
 // write writes a batch until all of it is acknowledged. What has an unknown outcome is
 // written again, from its first command on, so that the last one on each key wins.
+//
+// If Redis needs longer for the commands than the client waits for an answer, sending the
+// same ones again would never end: fewer go together then, and more again when they are
+// answered in time.
 func (p *pipeline) write(cl goredis.UniversalClient, b upsertBatch) error {
 	cmds, err := p.commands(b)
 	if err != nil {
 		return err
 	}
 	again := patience{giveUp: p.set.giveUp, unreachable: p.set.unreachable, sink: p.sink}
-	for {
-		sent := make([]*goredis.Cmd, len(cmds))
-		for i := range cmds {
-			sent[i] = cmds[i].command()
-		}
-		answers := execute(p.ctx, cl, sent)
-		err, unloaded, all := error(nil), false, true
-		aside := 0
-		for i, e := range answers {
-			if e == nil {
-				continue
+	for len(cmds) > 0 {
+		n := min(p.atOnce, len(cmds))
+		done, err := p.attempt(cl, cmds[:n])
+		switch {
+		case done:
+			if n == p.atOnce {
+				p.atOnce += (p.atOnce + 3) / 4
 			}
-			if noScript(e) {
-				unloaded, all = true, false
-				continue
-			}
-			e = classify(e)
-			if blamed(e) {
-				if !p.set.deadLetters {
-					return &CommandError{Sink: p.sink, Command: describe(cmds[i].raw), Err: e}
-				}
-				aside++
-				continue
-			}
-			if all = false; err == nil || unavailable(err) {
-				err = e
-			}
-		}
-		if all && aside > 0 {
-			err = p.putAside(cl, cmds, answers)
-			all = err == nil
-		}
-		if all {
-			return nil
-		}
-		if err == nil && unloaded {
-			if err = loadScript(p.ctx, cl, guardScript); err == nil {
-				continue
-			}
+			cmds = cmds[n:]
+			again.progress()
+			continue
+		case err == nil:
+			continue // the script was loaded
+		case timedOut(err) && n > 1:
+			p.atOnce = n / 2
+		case timedOut(err):
+			err = fmt.Errorf("%w; if Redis needs that long for %s, raise Options.Timeout", err, describe(cmds[0].raw))
 		}
 		if err = again.again(p.ctx, err); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// attempt writes commands once and tells whether all of them are acknowledged. If they are
+// not and there is no error, they are to be sent again at once.
+func (p *pipeline) attempt(cl goredis.UniversalClient, cmds []upsertCommand) (done bool, err error) {
+	sent := make([]*goredis.Cmd, len(cmds))
+	for i := range cmds {
+		sent[i] = cmds[i].command()
+	}
+	answers := execute(p.ctx, cl, sent)
+	unloaded, all := false, true
+	aside := 0
+	for i, e := range answers {
+		if e == nil {
+			continue
+		}
+		if noScript(e) {
+			unloaded, all = true, false
+			continue
+		}
+		e = classify(e)
+		if blamed(e) {
+			if !p.set.deadLetters {
+				return false, &CommandError{Sink: p.sink, Command: describe(cmds[i].raw), Err: e}
+			}
+			aside++
+			continue
+		}
+		if all = false; err == nil || unavailable(err) {
+			err = e
+		}
+	}
+	if all && aside > 0 {
+		err = p.putAside(cl, cmds, answers)
+		all = err == nil
+	}
+	if err == nil && unloaded {
+		err = loadScript(p.ctx, cl, guardScript)
+	}
+	return all, err
 }
 
 // putAside appends the commands that failed to the list of dead letters.

@@ -454,6 +454,25 @@ func limited(rules ...string) func(t *testing.T, cl *goredis.Client, o *Options)
 	}
 }
 
+// TestBatchThatTakesLongerThanTheTimeoutIsWritten has Redis sleep in each command, and no
+// time to answer them all.
+func TestBatchThatTakesLongerThanTheTimeoutIsWritten(t *testing.T) {
+	s := redistest.Start(t, "--enable-debug-command", "yes")
+	o := Options{Addrs: []string{s.Addr}, Timeout: 400 * time.Millisecond}
+	sleep := func(u *Upserts, seconds string) { u.Do("DEBUG", "SLEEP", Key(seconds)) }
+	var naps []string
+	for range 60 {
+		naps = append(naps, "0.02")
+	}
+	mustWrite(t, openUpsert(t, t.Context(), Upsert(o, sleep)), naps...)
+
+	o.Timeout = 10 * time.Millisecond
+	w := openUpsert(t, t.Context(), Upsert(o, sleep, UnreachableFor(time.Millisecond)))
+	if err := write(t, w, "0.2"); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "DEBUG") || !strings.Contains(err.Error(), "Options.Timeout") {
+		t.Errorf("a command that takes longer by itself: %v", err)
+	}
+}
+
 func TestMemoryThatIsFreedInTimeIsWaitedFor(t *testing.T) {
 	s := redistest.Start(t, "--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
 	cl := s.Client(t)
