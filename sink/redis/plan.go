@@ -32,8 +32,9 @@ func (e *LostError) Error() string {
 	return fmt.Sprintf("sink %q: Redis lost more than is kept: marker %s says %s (%d such markers), and the logs that are kept begin with checkpoint %d"+
 		"\n  nothing was applied; restore Redis from a backup that is not older than those logs,"+
 		"\n  or go on without what is lost: start once with %s=%s@%d; then what is kept is applied"+
+		"\n  if the app had another name or another Options.Prefix before, %s"+
 		"\n  redis.Keep sets how much is kept",
-		e.Sink, e.Key, e.Marker, e.Lanes, e.Oldest, acceptEnv, e.Sink, e.Restored)
+		e.Sink, e.Key, e.Marker, e.Lanes, e.Oldest, acceptEnv, e.Sink, e.Restored, renameMarkers)
 }
 
 // ForeignError says that a marker in Redis does not belong to the checkpoints of this app:
@@ -54,6 +55,30 @@ func (e *ForeignError) Error() string {
 		"\n  to apply what follows on top of what is there, start once with %s=%s@%d",
 		e.Sink, e.Restored, e.Key, e.Marker, e.Lanes, acceptEnv, e.Sink, e.Restored)
 }
+
+// NoMarkerError says that Redis has no marker of the sink, and yet has applied its logs, or
+// may have: the app has another name than the one whose savepoint it started from, or
+// [Options.Prefix] was changed. It would apply them again.
+type NoMarkerError struct {
+	Sink     string
+	Restored int64  // checkpoint
+	Key      string // the marker that is missing
+	Found    string // one under another prefix; empty: none, but the logs are of another life of the app
+}
+
+func (e *NoMarkerError) Error() string {
+	why := "logs of before the app was begun from a savepoint or from positions that somebody chose are to be applied"
+	if e.Found != "" {
+		why = "Options.Prefix was changed: marker " + e.Found + " says how far these logs are applied"
+	}
+	return fmt.Sprintf("sink %q: Redis has no marker %s, but %s"+
+		"\n  nothing was applied; if the app, or the one that the savepoint is of, used this Redis under another name or prefix, %s;"+
+		"\n  if none of it was applied to this Redis, or Redis was emptied, start once with %s=%s@%d: then all that is kept is applied",
+		e.Sink, e.Key, why, renameMarkers, acceptEnv, e.Sink, e.Restored)
+}
+
+// renameMarkers says how an app goes on with the markers of another name.
+const renameMarkers = "stop that one and give its markers the names of this one: RENAME in Redis, \"weir redis markers\" lists them"
 
 // PartError says that Redis did a part of a batch twice. It does so when it was killed while
 // it wrote a transaction to its append-only file, so that the file ends in the middle of
@@ -230,6 +255,13 @@ func (a *applier) plan(ctx context.Context) error {
 			}
 		}
 	}
+	if err == nil && len(marks) == 0 {
+		err = a.appliedElsewhere(ctx, logs)
+		if _, missing := errors.AsType[*NoMarkerError](err); missing && a.accepted() {
+			a.env.Logger().Warn("taking Redis as it is, as asked", zap.String("sink", a.env.Operator()), zap.Error(err))
+			err = nil
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -373,6 +405,71 @@ func (a *applier) judge(_ context.Context, b base, logs []sink.Log, marks map[la
 		return e
 	}
 	return nil
+}
+
+// appliedElsewhere is asked if Redis has no marker. It returns a [NoMarkerError] if the logs
+// to be applied may have been applied under a marker of another name. A Redis that is
+// empty, or never had anything, has no such marker either.
+func (a *applier) appliedElsewhere(ctx context.Context, logs []sink.Log) error {
+	seen := map[lane]bool{}
+	var (
+		lanes  []lane // that the logs have operations for
+		common []byte // what all their keys begin with
+	)
+	for _, l := range logs {
+		parts, err := readParts(ctx, l)
+		if err != nil {
+			return err
+		}
+		err = eachOperation(parts, func(op *operation) {
+			if n := a.layout.lane(op.slot); !seen[n] {
+				seen[n] = true
+				lanes = append(lanes, n)
+			}
+			args := op.args()
+			if common == nil {
+				common = args[op.keys[0]]
+			}
+			for _, k := range op.keys {
+				common = commonPrefix(common, args[k])
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if len(lanes) > 0 && l.Lineage != a.env.Lineage() {
+			return &NoMarkerError{Sink: a.env.Operator(), Restored: a.restored, Key: a.marker(lanes[0])}
+		}
+	}
+	// The keys have the prefix with which they were logged.
+	for n := range len(common) + 1 {
+		before := layout{string(common[:n]), a.layout.cluster}
+		marker := func(n lane) string { return before.marker(n, a.env.App(), a.env.Operator()) }
+		var e *NoMarkerError
+		err := a.ask(ctx, lanes, "reading marker", marker, func(n lane, reply any) error {
+			if _, ok := reply.(string); ok {
+				e = &NoMarkerError{Sink: a.env.Operator(), Restored: a.restored, Key: a.marker(n), Found: marker(n)}
+			}
+			return nil
+		}, "GET")
+		if e != nil {
+			return e
+		}
+		// Who may not read it has not written there.
+		if err != nil && !errors.Is(err, ErrPermission) {
+			return err
+		}
+	}
+	return nil
+}
+
+// commonPrefix returns what both begin with.
+func commonPrefix(a, b []byte) []byte {
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return a[:n]
 }
 
 // accepted tells whether the operator takes Redis as it is at this checkpoint.

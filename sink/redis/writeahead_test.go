@@ -871,6 +871,67 @@ func TestSavepointThatEverythingWasAppliedOfGoesOnInANewLineage(t *testing.T) {
 	})
 }
 
+// TestLogsThatWereAppliedUnderAnotherMarkerAreALoudStop renames the app that starts from a
+// savepoint, and changes the prefix.
+func TestLogsThatWereAppliedUnderAnotherMarkerAreALoudStop(t *testing.T) {
+	for name, change := range map[string]func(w *world, prefix string){
+		"another name":   func(w *world, _ string) { w.app, w.lineage = fresh(), "00000000000000b2" },
+		"another prefix": func(w *world, prefix string) { w.opts.Prefix = fresh() + ":" },
+		"a part of the prefix": func(w *world, prefix string) {
+			w.opts.Prefix = strings.TrimSuffix(prefix, "x:")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			everywhere(t, func(t *testing.T, o Options) {
+				o.Prefix = fresh() + "x:"
+				w := newWorld(t, o, BatchSize(10, 1<<20))
+				l := w.mustBegin()
+				l.checkpoint(w.pushes(100)...)
+				l.drain()
+				l.kill()
+				cl := rawClient(t, o)
+				was, app := dump(t, cl, o), w.app
+				change(w, o.Prefix)
+				_, err := w.begin()
+				if missing, ok := errors.AsType[*NoMarkerError](err); !ok || missing.Restored != w.last || !strings.Contains(err.Error(), acceptEnv+"=out@1") {
+					t.Fatalf("started with %v", err)
+				}
+				if !maps.Equal(dump(t, cl, o), was) {
+					t.Error("something was applied")
+				}
+				// The remedy: the markers get the new name.
+				now := w.opts.layout()
+				for _, n := range now.lanes() {
+					err := cl.Rename(t.Context(), o.layout().marker(n, app, "out"), now.marker(n, w.app, "out")).Err()
+					if err != nil && !strings.Contains(err.Error(), "no such key") {
+						t.Fatal(err)
+					}
+				}
+				w.mustBegin().drain()
+				checked := *w
+				checked.opts = o
+				checked.verify()
+			})
+		})
+	}
+}
+
+func TestLogsWithoutAnyMarkerAreAppliedIfThatIsAccepted(t *testing.T) {
+	w := newWorld(t, options(redistest.Shared(t).Addr))
+	w.opts.Addrs = []string{"127.0.0.1:1"}
+	l := w.mustBegin() // while Redis is down
+	l.checkpoint(w.pushes(100)...)
+	l.kill()
+	w.opts.Addrs = []string{redistest.Shared(t).Addr}
+	w.lineage = "00000000000000b2" // from a savepoint
+	if _, err := w.begin(); err == nil {
+		t.Fatal("it started")
+	}
+	t.Setenv(acceptEnv, "out@1")
+	w.mustBegin().drain()
+	w.verify()
+}
+
 func TestWrongCommandStopsAndTheNextStartGoesOnBehindWhatWasApplied(t *testing.T) {
 	everywhere(t, func(t *testing.T, o Options) {
 		w := newWorld(t, o, BatchSize(10, 1<<20))
