@@ -42,13 +42,16 @@ func salesToRedis(sales weir.Stream[Sale]) {
 	}))
 }
 
+func writeBalance(u *redis.Upserts, b Balance) {
+	// All accounts share this key and count revisions each for itself: no guard.
+	u.ZAdd("richest", float64(b.Cents), b.Account)
+	u.Guard(b.Revision)
+	u.HSet("balance:"+b.Account, "cents", strconv.FormatInt(b.Cents, 10))
+}
+
 func toRedis(balances weir.Stream[Balance]) {
 	where := redis.Options{Addrs: []string{"localhost:6379"}, Prefix: "shop:"}
-	weir.To(balances, "balances", redis.Upsert(where, func(u *redis.Upserts, b Balance) {
-		u.Guard(b.Revision)
-		u.HSet("balance:"+b.Account, "cents", strconv.FormatInt(b.Cents, 10))
-		u.ZAdd("richest", float64(b.Cents), b.Account)
-	}))
+	weir.To(balances, "balances", redis.Upsert(where, writeBalance))
 }
 
 func TestGuidesRedisSinksCanBeBuilt(t *testing.T) {
@@ -57,6 +60,28 @@ func TestGuidesRedisSinksCanBeBuilt(t *testing.T) {
 	salesToRedis(weir.From(app, "sales-in", source.Values("sales", codec.JSON[Sale]())))
 	if err := app.Validate(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestGuidesBalancesAreAllWritten(t *testing.T) {
+	s := redistest.Shared(t)
+	cl := s.Client(t)
+	if err := cl.FlushDB(t.Context()).Err(); err != nil { // of an earlier run
+		t.Fatal(err)
+	}
+	brokers := cluster(t, "in")
+	produce(t, brokers, "in", `{"Account":"old","Cents":100,"Revision":57}`, `{"Account":"new","Cents":900,"Revision":1}`)
+	app := weir.New("balances", weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.Parallelism(1), weir.Drain())
+	in := weir.From(app, "in", source.Values("in", codec.JSON[Balance]()))
+	weir.To(in, "out", redis.Upsert(redis.Options{Addrs: []string{s.Addr}, Prefix: "shop:"}, writeBalance))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := app.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(cl.ZRange(t.Context(), "shop:richest", 0, -1).Val(), cl.HGet(t.Context(), "shop:balance:old", "cents").Val(), cl.HGet(t.Context(), "shop:balance:new", "cents").Val())
+	if want := "[old new]100900"; got != want {
+		t.Errorf("Redis has %s, want %s", got, want)
 	}
 }
 

@@ -319,7 +319,9 @@ type Upserts struct{ commands }
 // done only if no command on its first key was done under a higher version. So neither a
 // replay nor a process that was replaced shows an older value over a newer one. The
 // version is a number that grows with the values of a key, such as a revision or a time.
-// It is kept in a key beside the guarded one; see [VersionsFor].
+// On a key that several entities share, such as a ranking, versions that each entity counts
+// for itself would leave out whoever has the lower ones: add such commands before Guard.
+// The version is kept in a key beside the guarded one; see [VersionsFor].
 func (u *Upserts) Guard(v int64) { u.guard = &v }
 
 // Do adds any command that may be repeated without harm. One that is known not to be, such
