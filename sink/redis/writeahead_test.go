@@ -1009,6 +1009,38 @@ func TestWrongCommandsArePutAsideOnce(t *testing.T) {
 	})
 }
 
+func TestCommandsArePutAsideWhateverCodeTheirErrorHas(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		w := newWorld(t, o, DeadLetters())
+		cl := rawClient(t, o)
+		cl.XGroupCreateMkStream(t.Context(), o.Prefix+"stream", "g", "$")
+		l, err := w.beginWith(func(b *Batch, p push) {
+			b.Do("XGROUP", "CREATECONSUMER", Key("stream"), "other", "c")
+			b.Do("XGROUP", "CREATE", Key("stream"), "g", "$")
+			b.Do("RESTORE", Key("stream"), 0, "")
+			b.IncrBy("stream", 1)
+			b.Do("SET", Key("stream"))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.checkpoint(push{})
+		l.drain()
+		lay := o.layout()
+		var got []string
+		for _, e := range cl.LRange(t.Context(), lay.dead(lay.lane(slotOf([]byte(o.Prefix+"stream"))), w.app, "out"), 0, -1).Val() {
+			d, err := ParseDeadLetter(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, strings.Fields(d.Err)[0])
+		}
+		if want := []string{"NOGROUP", "BUSYGROUP", "BUSYKEY", "WRONGTYPE", "ERR"}; !slices.Equal(got, want) {
+			t.Errorf("put aside: %q, want %q", got, want)
+		}
+	})
+}
+
 func TestTransactionsAreSeenWholeAndNeverCut(t *testing.T) {
 	everywhere(t, func(t *testing.T, o Options) {
 		w := newWorld(t, o, BatchSize(3, 1<<20))
