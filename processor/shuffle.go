@@ -16,6 +16,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/internal/crashpoint"
+	"github.com/weirstream/weir/internal/freeze"
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/state"
@@ -448,7 +449,7 @@ type keyedRunner[K comparable, T any] struct {
 	finite int64  // its watermark before the end of time
 	alarm  alarm
 
-	freeze    freeze
+	freeze    frozen
 	unaligned int64 // newest checkpoint that is to be unaligned
 	capture   capture[K, T]
 	// captureSize is how many bytes the last capture wrote: what grows is copied as often
@@ -456,9 +457,9 @@ type keyedRunner[K comparable, T any] struct {
 	captureSize int
 }
 
-// freeze is the state of one checkpoint that a subtask encodes, a slice between
+// frozen is the state of one checkpoint that a subtask encodes, a slice between
 // batches.
-type freeze struct {
+type frozen struct {
 	id        int64         // 0: every checkpoint is acknowledged
 	encoded   bool          // nothing is left to encode
 	sliced    time.Time     // end of the last slice
@@ -470,10 +471,10 @@ type freeze struct {
 }
 
 // encoding tells whether there may be something left to encode.
-func (f *freeze) encoding() bool { return f.id != 0 && !f.encoded }
+func (f *frozen) encoding() bool { return f.id != 0 && !f.encoded }
 
 // due tells whether processing has gone on for as long as a slice since the last one.
-func (f *freeze) due() bool { return f.encoding() && time.Since(f.sliced) >= encodeSlice }
+func (f *frozen) due() bool { return f.encoding() && time.Since(f.sliced) >= encodeSlice }
 
 const (
 	// encodeSlice is how long a subtask encodes between two batches. It is enough for about a
@@ -481,8 +482,6 @@ const (
 	// thread that the operating system takes off its core comes back after 4 ms or so: a
 	// shorter slice keeps the whole below 5.
 	encodeSlice = 250 * time.Microsecond
-	// encodeStep is how many cells are encoded between two looks at the clock.
-	encodeStep = 256
 )
 
 func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
@@ -684,7 +683,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 	}
 	r.sub.barrier(id)
 	r.keys.Cut(&r.sub.frozen, id)
-	r.freeze = freeze{id: id, held: time.Since(begun), watermark: r.finite}
+	r.freeze = frozen{id: id, held: time.Since(begun), watermark: r.finite}
 	return nil
 }
 
@@ -693,7 +692,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
 	begun := time.Now()
 	for !r.freeze.encoded {
-		done, err := r.keys.Encode(encodeStep)
+		done, err := r.keys.Encode(freeze.Step)
 		if err != nil {
 			return fatal(fmt.Errorf("freezing state for checkpoint %d: %w", r.freeze.id, err))
 		}
@@ -718,7 +717,7 @@ func (r *keyedRunner[K, T]) acknowledge() {
 	if crashpoint.Hit(crashpoint.InFreeze); r.sub.frozen.Len() > 0 {
 		a.run, a.hasRun = r.sub.frozen.Finish(), true
 	}
-	r.freeze = freeze{}
+	r.freeze = frozen{}
 	r.sub.acked.Store(f.id)
 	r.sub.inc.send(a)
 }

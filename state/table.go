@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -391,7 +392,7 @@ func (h *entryTable[V]) clear() {
 
 // keep encodes an entry now if a checkpoint needs it as it is.
 func (h *entryTable[V]) keep(e *entry[V]) {
-	if e.flags&h.frozen() != 0 {
+	if e.flags&h.frozen() != 0 && !guard.Broken(guard.FrozenValues) {
 		if err := h.encodeEntry(e); err != nil {
 			h.keys.fail(err)
 		}

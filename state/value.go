@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -146,7 +147,7 @@ func (h *OfValue[V]) Clear() {
 
 // keep encodes a cell now if a checkpoint needs it as it is.
 func (h *OfValue[V]) keep(slot uint32, c *cell[V]) {
-	if c.flags&h.frozen() != 0 {
+	if c.flags&h.frozen() != 0 && !guard.Broken(guard.FrozenValues) {
 		if err := h.encodeCell(slot, c); err != nil {
 			h.keys.fail(err)
 		}

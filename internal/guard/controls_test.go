@@ -36,6 +36,7 @@ var controls = map[guard.Guard][]control{
 	guard.Alignment:           {{"processor", "TestEveryOrderOfEventsGivesAConsistentCut"}},
 	guard.HeldOutputs:         {{"processor", "TestOutputsOfTheNextEpochWaitForTheCommitAndKeepTheirOrder"}},
 	guard.CarryOver:           {{"checkpoint", "TestS08_FailedPersistCarriesItsChangesOver"}},
+	guard.FrozenValues:        {{"state", "TestWhatIsChangedInPlaceIsFrozenAsItWasAtTheCut"}},
 	guard.IngestAfterCommit:   {{".", "TestQueryDoesNotSeeACheckpointThatIsBeingCommitted"}},
 	guard.AskUpToEviction:     {{"state", "TestReadNamesTheNewestCheckpointOfWhatIsNotInMemory"}},
 	guard.InUse:               {{"checkpoint", "TestCollectDeletesOnlyOldGarbage"}},

@@ -45,6 +45,8 @@ const (
 	HeldOutputs Guard = "held-outputs"
 	// CarryOver: changes of a checkpoint that was given up are part of the next one.
 	CarryOver Guard = "carry-over"
+	// FrozenValues: what a barrier froze is encoded before it is changed.
+	FrozenValues Guard = "frozen-values"
 	// IngestAfterCommit: the local store takes what is committed and nothing else.
 	IngestAfterCommit Guard = "ingest-after-commit"
 	// AskUpToEviction: a read of what was evicted asks all segments that were written before it was.
@@ -72,6 +74,6 @@ var All = []Guard{
 	DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum,
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 	LookupBeforeBarrier, TimeBehindLookup,
-	CapturedAgain, Alignment, HeldOutputs, CarryOver, IngestAfterCommit, AskUpToEviction, InUse, NewestWins, Tombstones, Timers, Membership,
+	CapturedAgain, Alignment, HeldOutputs, CarryOver, FrozenValues, IngestAfterCommit, AskUpToEviction, InUse, NewestWins, Tombstones, Timers, Membership,
 	SingleOwner, SameMember, WholeAssignment,
 }

@@ -23,7 +23,7 @@ const maxSeeds = 500
 var found = []guard.Guard{
 	guard.DurableBeforeCommit, guard.ReadBack, guard.BarrierPosition, guard.CommitRecord, guard.Checksum, guard.ApplyAfterCommit,
 	guard.LateCapture, guard.RouteByKeyGroup, guard.CapturedAgain, guard.Alignment, guard.HeldOutputs,
-	guard.CarryOver, guard.IngestAfterCommit, guard.AskUpToEviction, guard.InUse, guard.NewestWins, guard.Tombstones, guard.Timers, guard.Membership,
+	guard.CarryOver, guard.FrozenValues, guard.IngestAfterCommit, guard.AskUpToEviction, guard.InUse, guard.NewestWins, guard.Tombstones, guard.Timers, guard.Membership,
 	guard.ReplayFirst, guard.SingleOwner, guard.MarkerInScript, guard.LookupBeforeBarrier,
 }
 

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -218,20 +219,13 @@ func (w *world) checkCut(ctx context.Context, what string, s *offline.Snapshot) 
 	}
 	accounts, _, _ := w.model(input)
 	got := map[string]int64{}
-	for _, name := range []string{"balance", "count"} {
-		for e, err := range offline.Values(ctx, s, "book", name, codec.String, codec.Int64) {
-			if err != nil {
-				w.violate("%s: %v", what, err)
-			}
-			got[fmt.Sprint(name, " of ", e.Key)] = e.Value
-		}
-	}
-	for e, err := range offline.Values(ctx, s, "count", "acc", codec.String, codec.Int64) {
+	set := func(err error, v int64, path ...any) {
 		if err != nil {
 			w.violate("%s: %v", what, err)
 		}
-		got["bucket "+e.Key] = e.Value
+		got[fmt.Sprint(path...)] = v
 	}
+	readSums(ctx, s, set)
 	want := map[string]int64{}
 	for name, a := range accounts {
 		want["balance of "+name], want["count of "+name] = a.balance, a.count
@@ -320,6 +314,19 @@ func (w *world) read(ctx context.Context, topic string) map[string][][]byte {
 		})
 	}
 	return m
+}
+
+// readSums reads balances and counts from a snapshot.
+func readSums(ctx context.Context, s *offline.Snapshot, set func(err error, v int64, path ...any)) {
+	for e, err := range offline.Values(ctx, s, "book", "balance", codec.String, sumCodec) {
+		set(err, cmp.Or(e.Value, &sum{}).n, "balance of ", e.Key)
+	}
+	for e, err := range offline.Values(ctx, s, "book", "count", codec.String, codec.Int64) {
+		set(err, e.Value, "count of ", e.Key)
+	}
+	for e, err := range offline.Values(ctx, s, "count", "acc", codec.String, sumCodec) {
+		set(err, cmp.Or(e.Value, &sum{}).n, "bucket ", e.Key)
+	}
 }
 
 // checkEntries follows each account through its outputs: every entry once, the running
@@ -493,11 +500,7 @@ func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts 
 		}
 		got[k] = v
 	}
-	for _, name := range []string{"balance", "count"} {
-		for e, err := range offline.Values(ctx, s, "book", name, codec.String, codec.Int64) {
-			set(err, e.Value, name, " of ", e.Key)
-		}
-	}
+	readSums(ctx, s, set)
 	for e, err := range offline.Maps(ctx, s, "book", "last", codec.String, codec.String, codec.Int64) {
 		set(err, e.Value, "last of ", e.Key, " by ", e.MapKey)
 	}
@@ -526,9 +529,6 @@ func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts 
 	}
 	for k := range due {
 		w.violate("state: an alarm is set and its timer is not: %s", k)
-	}
-	for e, err := range offline.Values(ctx, s, "count", "acc", codec.String, codec.Int64) {
-		set(err, e.Value, "bucket ", e.Key)
 	}
 	for name, a := range accounts {
 		want[fmt.Sprint("balance of ", name)], want[fmt.Sprint("count of ", name)] = a.balance, a.count

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/freeze"
 	"github.com/weirstream/weir/lookup"
 	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/sink/kafka"
@@ -113,6 +115,37 @@ var entryCodec = codec.Func("entry", 1,
 		return e, err
 	})
 
+// sum is a number that handlers and aggregators change in place.
+type sum struct{ n int64 }
+
+var sumCodec = codec.Func("sum", 1,
+	func(dst []byte, s *sum) ([]byte, error) { return codec.Int64.Append(dst, s.n) },
+	func(b []byte) (*sum, error) {
+		n, err := codec.Int64.Decode(b)
+		return &sum{n}, err
+	})
+
+// slowSumCodec takes its time, so that state is encoded in slices between batches of
+// records, as a lot of it is.
+var slowSumCodec = codec.Func("sum", 1,
+	func(dst []byte, s *sum) ([]byte, error) {
+		time.Sleep(300 * time.Microsecond)
+		return sumCodec.Append(dst, s)
+	},
+	sumCodec.Decode)
+
+func init() { freeze.Step = 2 }
+
+// counted counts in place.
+func counted[T any](c codec.Codec[*sum]) weir.Aggregator[T, *sum, int64] {
+	return weir.Aggregator[T, *sum, int64]{
+		Zero:   func() *sum { return &sum{} },
+		Add:    func(s *sum, _ T) (*sum, error) { s.n++; return s, nil },
+		Result: func(s *sum) int64 { return s.n },
+		Codec:  c,
+	}
+}
+
 func bucketOf(account string) string { return account[len(account)-1:] }
 
 var errOrder = errors.New("out of order")
@@ -136,6 +169,8 @@ type place struct {
 	// ballast is how many bytes more an account has, so that segments become so large that
 	// merges of small ones leave them alone.
 	ballast int
+	// slices says that state takes several slices to encode.
+	slices bool
 	// registry is what transfers are looked up in; nil: they are not.
 	registry lookup.Source[string, int64]
 	// patience is for how long it may not answer.
@@ -165,11 +200,15 @@ func ledger(app *weir.App, at place) {
 		}
 		return nil
 	})
+	sums := sumCodec
+	if at.slices {
+		sums = slowSumCodec
+	}
 	byAccount := weir.KeyBy(entries, "by-account", func(e entry) string { return e.account }, codec.String, weir.ValueCodec(entryCodec))
 	large := weir.Side[weir.KV[string, int64]]("large")
 	rang := weir.Side[weir.KV[string, string]]("alarms")
 	booked := weir.Process(byAccount, "book", func(s *weir.Setup) weir.Handler[string, entry, weir.KV[string, string]] {
-		balance := state.Value(s, "balance", codec.Int64)
+		balance := state.Value(s, "balance", sums)
 		count := state.Value(s, "count", codec.Int64)
 		last := state.Map(s, "last", codec.String, codec.Int64)
 		ballast := state.Value(s, "ballast", codec.String)
@@ -220,7 +259,9 @@ func ledger(app *weir.App, at place) {
 				return fmt.Errorf("%w: account %s: entry %d of %s after %d", errOrder, e.account, e.id, e.from, was)
 			}
 			last.Put(e.from, e.id)
-			balance.Set(balance.Get() + e.amount)
+			sum := cmp.Or(balance.Get(), &sum{})
+			sum.n += e.amount
+			balance.Set(sum)
 			count.Set(count.Get() + 1)
 			if at.ballast > 0 && count.Get()%newBallastEvery == 1 {
 				ballast.Set(noise(uint64(e.id), at.ballast))
@@ -232,7 +273,7 @@ func ledger(app *weir.App, at place) {
 			if e.amount >= largeFrom {
 				large.Emit(c, weir.KV[string, int64]{Key: e.account, Value: e.id})
 			}
-			c.Emit(weir.KV[string, string]{Key: e.account, Value: fmt.Sprintf("%d %d %d %d %d", e.id, e.amount, count.Get(), balance.Get(), e.branch)})
+			c.Emit(weir.KV[string, string]{Key: e.account, Value: fmt.Sprintf("%d %d %d %d %d", e.id, e.amount, count.Get(), sum.n, e.branch)})
 			return nil
 		}).OnTimer(func(c *weir.Context[string, weir.KV[string, string]], t weir.Timer) error {
 			var due []int64
@@ -254,7 +295,7 @@ func ledger(app *weir.App, at place) {
 	weir.To(largeOnes, "receiver", at.receiver)
 	weir.To(rang.From(booked), "alarms", kafka.Sink(alarmTopic, codec.String, codec.String))
 	byBucket := weir.KeyBy(booked, "by-bucket", func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String, weir.ValueCodec(codec.JSON[weir.KV[string, string]]()))
-	weir.To(weir.Aggregate(byBucket, "count", weir.Count[weir.KV[string, string]]()), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))
+	weir.To(weir.Aggregate(byBucket, "count", counted[weir.KV[string, string]](sums)), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))
 }
 
 // options are those of a life.

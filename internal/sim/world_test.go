@@ -649,7 +649,7 @@ func (in *instance) start() *life {
 	if w.sc.seed%2 == 0 {
 		read = l.store.running // so that a slow process has its records in flight
 	}
-	at := place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast}
+	at := place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast, slices: w.sc.seed%5 < 2}
 	if w.sc.lookup {
 		at.registry, at.patience = l.lookUp(), set.timeout/2
 	}
@@ -801,7 +801,7 @@ func (w *world) query(l *life) {
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, time.Second)
 	defer cancel()
-	r, err := weir.Query(ctx, l.app, "book", "balance", "acc-00", codec.String, codec.Int64)
+	r, err := weir.Query(ctx, l.app, "book", "balance", "acc-00", codec.String, sumCodec)
 	if err != nil {
 		return // it may not be active any more
 	}
