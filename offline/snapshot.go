@@ -218,13 +218,24 @@ type UnknownStateError struct {
 
 func (e *UnknownStateError) Error() string {
 	if len(e.States) == 0 {
-		return fmt.Sprintf("checkpoint %d has no state %q of operator %q: it has no keyed state at all", e.Checkpoint, e.Name, e.Operator)
+		return fmt.Sprintf("checkpoint %d has no %s: it has no keyed state at all", e.Checkpoint, e.what())
 	}
 	names := make([]string, len(e.States))
 	for i, s := range e.States {
 		names[i] = s.Operator + "/" + s.Name
 	}
-	return fmt.Sprintf("checkpoint %d has no state %q of operator %q; it has (operator/state): %s", e.Checkpoint, e.Name, e.Operator, strings.Join(names, ", "))
+	return fmt.Sprintf("checkpoint %d has no %s; it has (operator/state): %s", e.Checkpoint, e.what(), strings.Join(names, ", "))
+}
+
+// what was looked for: one of the names may be of no matter.
+func (e *UnknownStateError) what() string {
+	switch {
+	case e.Name == "":
+		return fmt.Sprintf("state of operator %q", e.Operator)
+	case e.Operator == "":
+		return fmt.Sprintf("state %q", e.Name)
+	}
+	return fmt.Sprintf("state %q of operator %q", e.Name, e.Operator)
 }
 
 // CodecError says that a state was written by another codec than the one it was to be

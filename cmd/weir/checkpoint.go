@@ -111,6 +111,9 @@ STATE is the size of all that the checkpoint refers to, NEW of what it added.`,
 					if cmd.Context().Err() != nil {
 						return err
 					}
+					if errors.Is(err, checkpoint.ErrNotFound) {
+						continue // the app has deleted it since
+					}
 					// One damaged manifest should not hide the others.
 					errs = append(errs, err)
 					r := offsets.ManifestRef{Checkpoint: info.Checkpoint, Incarnation: info.Incarnation}
@@ -313,8 +316,8 @@ reads, and may run beside the app.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%v is sound: %s, %s\n", s, plural(int64(i.Segments), "segment"), size(i.Bytes))
-			return nil
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%v is sound: %s, %s\n", s, plural(int64(i.Segments), "segment"), size(i.Bytes))
+			return err
 		},
 	}
 	f.add(cmd.Flags())

@@ -169,8 +169,8 @@ States that --from has keep their codecs. For a new one give --operator, --state
 			if f.json() {
 				return printJSON(cmd.OutOrStdout(), map[string]any{"savepoint": info.Name, "store": target.String(), "put": n.Put, "deleted": n.Deleted, "bytes": info.Bytes})
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "savepoint %s in %s: %d put, %d deleted, %s\n", info.Name, target, n.Put, n.Deleted, size(info.Bytes))
-			return nil
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "savepoint %s in %s: %d put, %d deleted, %s\n", info.Name, target, n.Put, n.Deleted, size(info.Bytes))
+			return err
 		},
 	}
 	f.add(cmd.Flags())

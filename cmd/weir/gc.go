@@ -11,7 +11,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"github.com/weirstream/weir/checkpoint"
-	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/offsets"
 )
 
@@ -34,12 +33,12 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 			if !f.asked() {
 				return errors.New("gc must know which checkpoints are committed, or it might delete one: give --brokers or set WEIR_BROKERS")
 			}
-			s, err := offline.Open(cmd.Context(), store, offline.Latest)
+			app, err := appOf(cmd.Context(), store)
 			if err != nil {
 				return err
 			}
 			// An offset that is staged names a checkpoint that may become the live one.
-			c, err := f.committed(kadm.RequireStable(cmd.Context()), s.Info().App)
+			c, err := f.committed(kadm.RequireStable(cmd.Context()), app)
 			if err != nil {
 				return err
 			}
@@ -72,10 +71,12 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 				verb = "would delete"
 			}
 			for _, d := range r.Deleted {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s %s (%s, %s)\n", verb, d.Name, size(d.Size), ago(d.Modified))
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s (%s, %s)\n", verb, d.Name, size(d.Size), ago(d.Modified)); err != nil {
+					return errors.Join(failed, err)
+				}
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s %s of %s and %s; %d kept\n", verb, plural(int64(len(r.Deleted)), "object"), size(r.Bytes), plural(int64(r.Temps), "temporary file"), r.Kept)
-			return failed
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s of %s and %s; %d kept\n", verb, plural(int64(len(r.Deleted)), "object"), size(r.Bytes), plural(int64(r.Temps), "temporary file"), r.Kept)
+			return errors.Join(failed, err)
 		},
 	}
 	f.add(cmd.Flags())

@@ -240,6 +240,11 @@ savepoint itself, copied out of a store by other means.`,
 			p := newProgress(cmd.ErrOrStderr(), "copy")
 			info, err := checkpoint.CopySavepoint(cmd.Context(), store, from, target, name, p.copied)
 			p.close()
+			if errors.Is(err, checkpoint.ErrNotFound) {
+				if _, oerr := offline.Open(cmd.Context(), store, "savepoint:"+from); oerr != nil {
+					err = oerr // says what there is
+				}
+			}
 			if err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -472,8 +473,8 @@ What import reads again is the same, byte for byte.`,
 			if f.json() {
 				return printJSON(cmd.OutOrStdout(), map[string]any{"checkpoint": s.Info().Checkpoint, "entries": n, "file": args[0], "format": format})
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "wrote %s of %v to %s\n", plural(n, "entry"), s, args[0])
-			return nil
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s of %v to %s\n", plural(n, "entry"), s, args[0])
+			return err
 		},
 	}
 	f.add(cmd.Flags())
@@ -517,15 +518,12 @@ differ or not.`,
 			if err != nil {
 				return err
 			}
-			for _, s := range []*offline.Snapshot{before, after} {
-				if _, err := s.State(st.operator, st.name); err != nil && st.operator != "" && st.name != "" && s == after {
-					if _, berr := before.State(st.operator, st.name); berr != nil {
-						return err
-					}
-				}
-			}
 			want := func(i checkpoint.StateInfo) bool {
 				return (st.operator == "" || st.operator == i.Operator) && (st.name == "" || st.name == i.Name)
+			}
+			if !slices.ContainsFunc(append(before.States(), after.States()...), want) && st != (stateFlags{}) {
+				_, err := after.State(st.operator, st.name)
+				return err
 			}
 			return diff(cmd, &f, before, after, want, limit, opts)
 		},
@@ -576,12 +574,16 @@ func diff(cmd *cobra.Command, f *snapshotFlags, before, after *offline.Snapshot,
 		default:
 			value = "  " + r.Value.Text()
 		}
-		fmt.Fprintf(out, "%s %s%s\n", marks[c.What], oneLine(name), oneLine(value))
+		if _, err := fmt.Fprintf(out, "%s %s%s\n", marks[c.What], oneLine(name), oneLine(value)); err != nil {
+			return err
+		}
 	}
 	if f.json() {
 		return nil
 	}
-	fmt.Fprintf(out, "%d added, %d removed, %d changed from %v to %v\n", counts[offline.Added], counts[offline.Removed], counts[offline.Changed], before, after)
+	if _, err := fmt.Fprintf(out, "%d added, %d removed, %d changed from %v to %v\n", counts[offline.Added], counts[offline.Removed], counts[offline.Changed], before, after); err != nil {
+		return err
+	}
 	if limit > 0 && n > limit {
 		fmt.Fprintf(cmd.ErrOrStderr(), "the first %d are shown; --limit 0 shows all\n", limit)
 	}

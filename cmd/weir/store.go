@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -97,15 +99,19 @@ func (f *storeFlags) snapshot(cmd *cobra.Command, store checkpoint.Store, which 
 	if which != offline.Latest {
 		return offline.Open(ctx, store, which)
 	}
-	s, err := offline.Open(ctx, store, which)
-	if err != nil {
-		return nil, err
-	}
 	if !f.asked() {
+		s, err := offline.Open(ctx, store, which)
+		if err != nil {
+			return nil, err
+		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "checkpoint %d is the newest in the store; may not be committed (--brokers tells)\n", s.Info().Checkpoint)
 		return s, nil
 	}
-	c, err := f.committed(ctx, s.Info().App)
+	app, err := appOf(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	c, err := f.committed(ctx, app)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +124,25 @@ func (f *storeFlags) snapshot(cmd *cobra.Command, store checkpoint.Store, which 
 		return nil, err
 	}
 	return offline.OpenManifest(store, m, ref), nil
+}
+
+// appOf is the app whose checkpoints a store holds. The newest of them may be damaged, and
+// one that was never committed.
+func appOf(ctx context.Context, store checkpoint.Store) (string, error) {
+	infos, err := checkpoint.ListManifests(ctx, store)
+	if err != nil {
+		return "", err
+	}
+	for _, info := range slices.Backward(infos) {
+		if m, _, err := checkpoint.Inspect(ctx, store, info.Name); err == nil {
+			return m.App, nil
+		}
+	}
+	s, err := offline.Open(ctx, store, offline.Latest) // says why there is none
+	if err != nil {
+		return "", err
+	}
+	return s.Info().App, nil
 }
 
 // options are those of reading.

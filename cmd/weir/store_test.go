@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,6 +116,25 @@ func TestADamagedManifestHidesNoOther(t *testing.T) {
 	wantOut(t, mustRun(t, "state", "get", "--state", "total", "alice"), "300")
 }
 
+func TestWhatIsDeletedWhileItIsListedIsNotDamaged(t *testing.T) {
+	dir, refs := payments(t)
+	// It is in the list, and then it is not there.
+	name := filepath.Join(dir, "ckpt", refs[0].Object()+".manifest")
+	if err := errors.Join(os.Remove(name), os.Symlink("gone", name)); err != nil {
+		t.Fatal(err)
+	}
+	store, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if infos, err := checkpoint.ListManifests(t.Context(), store); err != nil || len(infos) != 3 {
+		t.Fatalf("%v, %v: the test says nothing", infos, err)
+	}
+	if out := mustRun(t, "checkpoint", "ls"); strings.Count(out, "\n") != 1+2 || strings.Contains(out, "4709") {
+		t.Error(out)
+	}
+}
+
 func TestBadInputIsRefusedWithARemedy(t *testing.T) {
 	dir, _ := payments(t)
 	file := filepath.Join(dir, "weir-file")
@@ -151,11 +172,13 @@ func TestBadInputIsRefusedWithARemedy(t *testing.T) {
 		{"state import --name x --from latest --format csv " + file, []string{"--operator and --state"}},
 		{"state import --name x --from latest --operator a --state b --format csv " + file, []string{`no state "b"`, "--key-codec"}},
 		{"state diff 4709 1", []string{"does not have checkpoint 1"}},
-		{"state diff 4709 4711 --operator balance --state sum", []string{`no state "sum"`}},
+		{"state diff 4709 4711 --operator balance --state sum", []string{`no state "sum" of operator "balance"`}},
+		{"state diff 4709 4711 --operator ballance", []string{`no state of operator "ballance"`, "balance/total"}},
+		{"state diff 4709 4711 --state sum -o json", []string{`no state "sum"; it has`, "balance/total"}},
 		{"savepoint create --name x other", []string{`checkpoints of app "payments", not of "other"`}},
 		{"savepoint create", []string{"name"}},
 		{"savepoint create --name .x", []string{"--name"}},
-		{"savepoint copy nothing --name y", []string{"nothing"}},
+		{"savepoint copy nothing --name y", []string{"does not have savepoint nothing; it has no savepoints"}},
 		{"savepoint copy x", []string{"where to?"}},
 		{"savepoint rm nothing", []string{"does not have savepoint nothing"}},
 		{"savepoint edit latest --name x --drop balance", []string{"want OPERATOR/STATE"}},
@@ -286,6 +309,26 @@ func TestStateGoesOutAndComesInAgain(t *testing.T) {
 	refused(t, strings.Fields("state import --name bad --from 4711 --operator balance --state total --key-codec int64 fix.jsonl2"), "fix.jsonl2")
 }
 
+// full is a disk that nothing can be written to.
+type full struct{}
+
+var errFull = errors.New("no space left")
+
+func (full) Write([]byte) (int, error) { return 0, errFull }
+
+func TestWhatCannotBePrintedIsAnError(t *testing.T) {
+	payments(t)
+	for _, args := range []string{"state diff 4709 4711", "state diff 4711 4711", "state diff 4709 4711 -o json", "state scan --state total", "state get --state total alice", "checkpoint show", "checkpoint verify"} {
+		cmd := newCommand()
+		cmd.SetArgs(strings.Fields(args))
+		cmd.SetOut(full{})
+		cmd.SetErr(io.Discard)
+		if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, errFull) {
+			t.Errorf("weir %s: %v", args, err)
+		}
+	}
+}
+
 func TestSavepointsAreMadeCopiedChangedAndRemoved(t *testing.T) {
 	dir, refs := payments(t)
 	backups := filepath.Join(t.TempDir(), "backups")
@@ -407,6 +450,16 @@ func TestWithBrokersThePointerDecides(t *testing.T) {
 	wantOut(t, mustRun(t, "savepoint", "create", "--name", "sure", "--brokers", brokers), "of checkpoint 4710")
 	refused(t, []string{"state", "ls", "--brokers", brokers, "--app", "other"}, `app "payments", not of "other"`)
 	refused(t, []string{"state", "ls", "--brokers", brokers, "--group", "other"}, "group other has no offset with a pointer", "nothing was ever committed")
+}
+
+func TestANewestManifestThatIsDamagedAndNotCommittedIsInNobodysWay(t *testing.T) {
+	dir, refs := payments(t)
+	brokers := cluster(t, &refs[1])
+	damage(t, filepath.Join(dir, "ckpt", refs[2].Object()+".manifest"))
+	wantOut(t, mustRun(t, "state", "get", "--state", "total", "alice", "--brokers", brokers), "checkpoint 4710")
+	mustRun(t, "savepoint", "create", "--name", "sure", "--brokers", brokers)
+	mustRun(t, "gc", "--brokers", brokers, "--dry-run")
+	refused(t, []string{"state", "ls"}, refs[2].Object(), "damaged")
 }
 
 func TestGCKeepsWhatThePointersNeed(t *testing.T) {
