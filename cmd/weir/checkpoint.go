@@ -38,6 +38,8 @@ type checkpointJSON struct {
 	Segments    int            `json:"segments"`
 	Watermark   *int64         `json:"watermark,omitempty"`
 	Positions   []positionJSON `json:"positions,omitempty"`
+	// RecordsInFlight is how many an unaligned checkpoint holds beside state.
+	RecordsInFlight int64 `json:"recordsInFlight,omitempty"`
 	// Committed is null if it is not known.
 	Committed *bool  `json:"committed"`
 	PointedAt string `json:"pointedAt,omitempty"`
@@ -62,6 +64,7 @@ func describe(m *checkpoint.Manifest, ref offsets.ManifestRef, c *committed) che
 	j := checkpointJSON{
 		Checkpoint: m.Checkpoint, Incarnation: fmt.Sprintf("%08x", m.Incarnation), Object: ref.Object(), App: m.App, Instance: m.Instance,
 		Lineage: m.Lineage, Created: &m.Created, KeyGroups: m.KeyGroups, StateBytes: m.Bytes(), Segments: len(m.Segments), Positions: sortedPositions(m.Positions),
+		RecordsInFlight: m.RecordsInFlight(),
 	}
 	for _, s := range m.Segments {
 		if s.FirstCheckpoint == m.Checkpoint {
@@ -161,8 +164,9 @@ func checkpointShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show [CHECKPOINT]",
 		Short: "Show what a checkpoint or savepoint consists of",
-		Long: `Show prints a manifest: positions, states and segments. CHECKPOINT is an id, the
-name of a savepoint, or latest, which is the default.`,
+		Long: `Show prints a manifest: positions, states, segments, and how many records an
+unaligned checkpoint holds in flight to which KeyBy. CHECKPOINT is an id, the name of
+a savepoint, or latest, which is the default.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, err := f.open()
@@ -187,7 +191,8 @@ name of a savepoint, or latest, which is the default.`,
 					Hash   string                  `json:"hash"`
 					States []checkpoint.StateInfo  `json:"states"`
 					Chain  []checkpoint.SegmentRef `json:"chain"`
-				}{j, hex.EncodeToString(ref.Hash[:]), s.States(), m.Segments})
+					Flight []checkpoint.InFlight   `json:"inFlight,omitempty"`
+				}{j, hex.EncodeToString(ref.Hash[:]), s.States(), m.Segments, m.InFlight})
 			}
 			return show(cmd, s, j)
 		},
@@ -216,13 +221,16 @@ func show(cmd *cobra.Command, s *offline.Snapshot, j checkpointJSON) error {
 		head.add("watermark", time.UnixMilli(*j.Watermark).UTC().Format(time.RFC3339Nano))
 	}
 	head.add("state", fmt.Sprintf("%s in %s", size(j.StateBytes), plural(int64(j.Segments), "segment")))
+	if j.RecordsInFlight > 0 {
+		head.add("in flight", plural(j.RecordsInFlight, "record"))
+	}
 	if j.Committed != nil {
 		head.add("pointed at", j.PointedAt)
 	}
 	if err := head.print(out); err != nil {
 		return err
 	}
-	var positions, states, segments, logs table
+	var positions, states, segments, logs, flights table
 	positions.add("PARTITION", "OFFSET")
 	for _, p := range j.Positions {
 		positions.add(fmt.Sprintf("%s/%d", p.Topic, p.Partition), strconv.FormatInt(p.Offset, 10))
@@ -253,7 +261,15 @@ func show(cmd *cobra.Command, s *offline.Snapshot, j checkpointJSON) error {
 			logs.add(s.Operator, strconv.Itoa(count), size(bytes), span(max(first, s.From), s.Logs[n-1].Checkpoint))
 		}
 	}
-	for _, t := range []table{positions, states, segments, logs} {
+	flights.add("IN FLIGHT TO", "RECORDS", "SIZE", "KEY-GROUPS")
+	for _, f := range m.InFlight {
+		groups := span(int64(f.MinKG), int64(f.MaxKG))
+		if f.Broadcast() {
+			groups = "all"
+		}
+		flights.add(f.Stage, strconv.FormatInt(f.Records, 10), size(f.Length), groups)
+	}
+	for _, t := range []table{positions, states, segments, logs, flights} {
 		if len(t.rows) == 1 {
 			continue
 		}

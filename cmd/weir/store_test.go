@@ -89,6 +89,34 @@ func TestCheckpointShowTellsTheLogsOfSinks(t *testing.T) {
 	wantOut(t, fields(mustRun(t, "checkpoint", "show", "3", "--store", dir)), "SINK LOGS SIZE CHECKPOINTS scores 3 300 B 1-3")
 }
 
+func TestCheckpointShowCountsRecordsInFlight(t *testing.T) {
+	dir := t.TempDir()
+	store, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := checkpoint.NewWriter(checkpoint.Config{Store: store, App: "payments", KeyGroups: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close(context.Background())
+	_, _, err = w.Persist(t.Context(), checkpoint.Snapshot{Checkpoint: 1, InFlight: []checkpoint.InFlightData{
+		{InFlight: checkpoint.InFlight{Stage: "by-user", Records: 2, Heard: []checkpoint.Heard{{Operator: "totals", Stream: "rules", Codec: "string", Version: 1}}}, Data: make([]byte, 20)},
+		{InFlight: checkpoint.InFlight{Stage: "by-user", Records: 5, MinKG: 2, MaxKG: 3}, Data: make([]byte, 50)},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOut(t, fields(mustRun(t, "checkpoint", "show", "1", "--store", dir)), "in flight 7 records", "IN FLIGHT TO RECORDS SIZE KEY-GROUPS by-user 2 20 B all by-user 5 50 B 2-3")
+	j := parse[map[string]any](t, mustRun(t, "checkpoint", "show", "1", "--store", dir, "-o", "json"))
+	if j["recordsInFlight"] != 7. || len(j["inFlight"].([]any)) != 2 {
+		t.Errorf("%v", j)
+	}
+	if list := parse[[]checkpointJSON](t, mustRun(t, "checkpoint", "ls", "--store", dir, "-o", "json")); list[0].RecordsInFlight != 7 {
+		t.Errorf("%+v", list)
+	}
+}
+
 func TestS04_CheckpointVerifyNamesADamagedSegment(t *testing.T) {
 	dir, refs := payments(t)
 	wantOut(t, mustRun(t, "checkpoint", "verify"), "checkpoint 4711 is sound: 3 segments")
