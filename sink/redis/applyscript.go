@@ -24,8 +24,8 @@ import (
 // The batch is put on the list of open ones first: what refuses all writes (memory,
 // replica, disk) refuses that one, before anything happened, and Redis asks no more once a
 // script has written. What a command itself does wrong is caught, and the marker is set to
-// exactly what was done. Whether the user may take the batch off the list again is asked
-// before, too; Redis 6 can't be asked.
+// exactly what was done. Whether the user may take the batch off the list again, and set the
+// marker, is asked before, too; Redis 6 can't be asked.
 //
 // A command is put aside if its answer is none of [classes] that the command is not to
 // blame for. Redis 6 has no code in front of what the script does wrong, such as a right
@@ -50,6 +50,9 @@ if open then
 end
 if redis.acl_check_cmd and not redis.acl_check_cmd('RPOP', KEYS[3]) then
   return redis.error_reply('NOPERM the script may not run the command rpop')
+end
+if redis.acl_check_cmd and not redis.acl_check_cmd('SET', KEYS[1], '') then
+  return redis.error_reply('NOPERM the script may not run the command set')
 end
 redis.call('RPUSH', KEYS[3], ARGV[2] .. ARGV[3] .. ' ' .. ARGV[4])
 local done = tonumber(ARGV[3])

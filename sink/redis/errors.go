@@ -72,6 +72,7 @@ var classes = []struct {
 	{"WRONGPASS", ErrAuth, "check Options.Username and Options.Password"},
 	{"ERR AUTH", ErrAuth, "check Options.Username and Options.Password"},
 	{"ERR ACL failure", ErrPermission, "see the rights that the sinks need in docs/operations.md"},
+	{"ERR The user executing the script can't", ErrPermission, "see the rights that the sinks need in docs/operations.md"}, // Redis 7.0
 	{"NOPERM", ErrPermission, "see the rights that the sinks need in docs/operations.md"},
 	{"READONLY", ErrReadOnly, "give the address of the primary, or Options.Master to follow it"},
 	{"MISCONF", ErrPersistence, "see Redis's log"},

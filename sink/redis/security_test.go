@@ -254,6 +254,7 @@ func TestDocumentedRightsAreEnoughAndAllAreNeeded(t *testing.T) {
 		also       []string // of commands that only a cluster's client sends, whose lack shows otherwise
 	}{
 		{"server", "ACL SETUSER shop on >PASSWORD ", func(t *testing.T) Options { return options(redistest.Shared(t).Addr) }, nil},
+		{"redis7", "ACL SETUSER shop on >PASSWORD ", func(t *testing.T) Options { return options(server(t, redistest.Redis7).Addr) }, nil},
 		{"valkey", "ACL SETUSER shop on >PASSWORD ", func(t *testing.T) Options { return options(server(t, redistest.Valkey).Addr) }, nil},
 		{"cluster", "ACL SETUSER shop on >PASSWORD ", clusterOptions, []string{"+cluster|slots"}},
 	} {
@@ -279,6 +280,42 @@ func TestDocumentedRightsAreEnoughAndAllAreNeeded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLackingRightIsNoticedBeforeAnythingIsApplied takes one right after another that the
+// script needs behind the commands of the batch.
+func TestLackingRightIsNoticedBeforeAnythingIsApplied(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		admin := rawClient(t, o)
+		rights := append(documentedRights(t, "ACL SETUSER shop on >PASSWORD "), "+hincrby", "+cluster|slots")
+		add := func(b *Batch, p push) { b.HIncrBy("h", p.key, 1) }
+		for _, lacking := range []string{"+set", "+rpop", "+rpush"} {
+			o := o
+			withRights(t, &o, slices.DeleteFunc(slices.Clone(rights), func(r string) bool { return r == lacking }))
+			w := newWorld(t, o)
+			l, err := w.beginWith(add)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.checkpoint(push{key: lacking})
+			if err := l.ended(); !errors.Is(err, ErrPermission) {
+				t.Errorf("without %s: %v", lacking, err)
+			}
+			l.kill()
+			if got := admin.HGet(t.Context(), o.Prefix+"h", lacking).Val(); got != "" {
+				t.Errorf("without %s the batch was refused, and yet applied: %s", lacking, got)
+			}
+			withRights(t, &w.opts, rights)
+			if l, err = w.beginWith(add); err != nil {
+				t.Fatalf("when %s was given: %v", lacking, err)
+			}
+			l.drain()
+			if got := admin.HGet(t.Context(), o.Prefix+"h", lacking).Val(); got != "1" {
+				t.Errorf("when %s was given, it was applied %s times", lacking, got)
+			}
+			l.kill()
+		}
+	})
 }
 
 func TestRightsThatMarkersAreReadWith(t *testing.T) {
