@@ -42,7 +42,6 @@ type applier struct {
 	env    sink.ApplierEnv
 	layout layout
 	cl     goredis.UniversalClient
-	failed *atomic.Pointer[error]
 
 	// Run's, after Recover.
 	restored int64
@@ -76,9 +75,9 @@ type keptLog struct {
 // loggedBase is a base that can be read back: that of checkpoint, in the log of a later one.
 type loggedBase struct{ checkpoint, in int64 }
 
-func newApplier(o Options, set settings, env sink.ApplierEnv, failed *atomic.Pointer[error]) *applier {
+func newApplier(o Options, set settings, env sink.ApplierEnv) *applier {
 	return &applier{
-		opts: o, set: set, env: env, layout: o.layout(), cl: o.client(), failed: failed,
+		opts: o, set: set, env: env, layout: o.layout(), cl: o.client(),
 		changed: make(chan struct{}), arrived: make(chan struct{}, 1),
 	}
 }
@@ -90,9 +89,6 @@ const recoverWait = 5 * time.Second
 // Recover implements [sink.Applier]. It does not wait long for Redis: while that is down an
 // app can start, and runs until too much is pending.
 func (a *applier) Recover(ctx context.Context, restored int64, logs []sink.Log) error {
-	if err := a.failed.Swap(nil); err != nil {
-		return *err
-	}
 	a.restored, a.restore = restored, logs
 	a.mu.Lock()
 	for _, l := range logs {
@@ -141,14 +137,26 @@ const roundBytes = 8 << 20
 // Run implements [sink.Applier].
 func (a *applier) Run(ctx context.Context) error {
 	err := a.run(ctx)
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return nil
+	case lasting(err):
+		return &sink.Fatal{Err: err}
 	}
-	var lost *tailError
-	if !errors.As(err, &lost) {
-		a.failed.Store(&err)
-	}
+	// The next incarnation compares Redis and the logs anew. What is wrong with it then stops
+	// the app.
 	return err
+}
+
+// lasting tells whether an error of run is none that a restart mends, or finds again before
+// the first record.
+func lasting(err error) bool {
+	var (
+		command *CommandError
+		answer  *serverError
+		log     *LogError
+	)
+	return errors.As(err, &command) || errors.As(err, &answer) || errors.As(err, &log)
 }
 
 // run applies until it can't any more, and says why.

@@ -16,9 +16,6 @@ type WriteAheadSink[T any] struct {
 	f    func(b *Batch, v T)
 
 	applier atomic.Pointer[applier] // of the newest incarnation
-	// failed is an error of an applier that a restart can't mend. The next incarnation's
-	// returns it before the first record, which stops the app.
-	failed atomic.Pointer[error]
 }
 
 // WriteAhead makes a sink that applies the commands that f adds for each value once, any
@@ -46,7 +43,7 @@ func (s *WriteAheadSink[T]) String() string { return s.opts.String() + ", write-
 
 // Applier implements [sink.WriteAhead].
 func (s *WriteAheadSink[T]) Applier(env sink.ApplierEnv) (sink.Applier, error) {
-	a := newApplier(s.opts, s.set, env, &s.failed)
+	a := newApplier(s.opts, s.set, env)
 	s.applier.Store(a)
 	return a, nil
 }

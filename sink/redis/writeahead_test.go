@@ -949,12 +949,9 @@ func TestWrongCommandStopsAndTheNextStartGoesOnBehindWhatWasApplied(t *testing.T
 			t.Fatalf("ended with %v", err)
 		}
 		l.kill()
-		// Inside of the process the next incarnation refuses, which stops the app.
-		a, _ := l.sink.Applier(applierEnv{w, t.Context()})
-		if again := a.Recover(t.Context(), w.last, w.logs); again != err {
-			t.Errorf("the next incarnation started with %v", again)
+		if _, ok := errors.AsType[*sink.Fatal](err); !ok {
+			t.Errorf("the app would be restarted after %v", err)
 		}
-		a.Close()
 		for range 3 { // started again with the cause still there
 			l = w.mustBegin(BatchSize(1+w.rng.IntN(20), 1<<20))
 			if err := l.ended(); !errors.Is(err, ErrWrongType) {
@@ -968,6 +965,55 @@ func TestWrongCommandStopsAndTheNextStartGoesOnBehindWhatWasApplied(t *testing.T
 		l.drain()
 		w.verify()
 	})
+}
+
+// TestErrorThatIsMendedDoesNotComeBack has a process wait for partitions, with the sink that
+// failed, while another one goes on.
+func TestErrorThatIsMendedDoesNotComeBack(t *testing.T) {
+	w := newWorld(t, options(redistest.Shared(t).Addr))
+	cl := rawClient(t, w.opts)
+	cl.Set(t.Context(), w.opts.Prefix+"h", "x", 0)
+	first := w.mustBegin()
+	first.checkpoint(w.pushes(1)...)
+	if err := first.ended(); !errors.Is(err, ErrWrongType) {
+		t.Fatalf("ended with %v", err)
+	}
+	first.kill()
+	cl.Del(t.Context(), w.opts.Prefix+"h")
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(10)...)
+	l.drain()
+	l.kill()
+	a, err := first.sink.Applier(applierEnv{w, t.Context()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if err := a.Recover(t.Context(), w.last, w.logs); err != nil {
+		t.Error(err)
+	}
+	w.verify()
+}
+
+// TestStoreThatFailsForAMomentRestartsTheApp: the error is none that stops it.
+func TestStoreThatFailsForAMomentRestartsTheApp(t *testing.T) {
+	w := newWorld(t, options(redistest.Shared(t).Addr))
+	l := w.mustBegin()
+	failure := errors.New("the store fails")
+	l.applier.Committed(sink.Log{Checkpoint: 1, Lineage: w.lineage, Created: time.Now(), Bytes: 1, Read: func(context.Context) ([][]byte, error) { return nil, failure }})
+	err := l.ended()
+	if _, ok := errors.AsType[*sink.Fatal](err); ok || !errors.Is(err, failure) {
+		t.Errorf("ended with %v", err)
+	}
+	l.kill()
+	a, err := l.sink.Applier(applierEnv{w, t.Context()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if err := a.Recover(t.Context(), 0, nil); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestWrongCommandsArePutAsideOnce(t *testing.T) {
