@@ -218,7 +218,8 @@ func (a *applier) cut(l sink.Log, parts []part, batches *[]*batch) (map[lane]pos
 		end := position{l.Lineage, l.Checkpoint, c.operations}
 		ends[n] = end
 		if m := c.at; m.checkpoint == l.Checkpoint && m.compare(end) > 0 {
-			return nil, &ForeignError{Sink: a.env.Operator(), Restored: a.restored, Key: a.marker(n), Marker: m.String() + fmt.Sprintf(", and its log has %d operations", end.operations), Lanes: 1}
+			e := &ForeignError{Sink: a.env.Operator(), Restored: a.restored, Key: a.marker(n), Marker: m.String() + fmt.Sprintf(", and its log has %d operations", end.operations), Lanes: 1}
+			return nil, &sink.Fatal{Err: e} // a start sees it only when it reads the log
 		}
 	}
 	return ends, nil

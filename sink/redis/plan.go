@@ -224,10 +224,9 @@ func (a *applier) plan(ctx context.Context) error {
 		return err
 	}
 	if err := a.openOf(ctx, a.layout.lanes()); err != nil {
-		if _, part := errors.AsType[*PartError](err); !part || !a.accepted() {
+		if err := a.overruled(ctx, err); err != nil {
 			return err
 		}
-		a.env.Logger().Warn("taking Redis as it is, as asked", zap.String("sink", a.env.Operator()), zap.Error(err))
 		if err := a.closeBatches(ctx); err != nil {
 			return err
 		}
@@ -237,15 +236,13 @@ func (a *applier) plan(ctx context.Context) error {
 		return err
 	}
 	b, logs, err := a.origin(ctx, marks)
-	var (
-		lost    *LostError
-		foreign *ForeignError
-	)
 	if err == nil {
 		err = a.judge(ctx, b, logs, marks)
 	}
-	if (errors.As(err, &lost) || errors.As(err, &foreign)) && a.accepted() {
-		a.env.Logger().Warn("taking Redis as it is, as asked", zap.String("sink", a.env.Operator()), zap.Error(err))
+	if err != nil {
+		if err := a.overruled(ctx, err); err != nil {
+			return err
+		}
 		if err := a.accept(ctx, marks); err != nil {
 			return err
 		}
@@ -254,16 +251,16 @@ func (a *applier) plan(ctx context.Context) error {
 				err = a.judge(ctx, b, logs, marks)
 			}
 		}
-	}
-	if err == nil && len(marks) == 0 {
-		err = a.appliedElsewhere(ctx, logs)
-		if _, missing := errors.AsType[*NoMarkerError](err); missing && a.accepted() {
-			a.env.Logger().Warn("taking Redis as it is, as asked", zap.String("sink", a.env.Operator()), zap.Error(err))
-			err = nil
+		if err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		return err
+	if len(marks) == 0 {
+		if err := a.appliedElsewhere(ctx, logs); err != nil {
+			if err := a.overruled(ctx, err); err != nil {
+				return err
+			}
+		}
 	}
 	a.at = map[lane]position{}
 	for n, m := range marks {
@@ -444,6 +441,9 @@ func (a *applier) appliedElsewhere(ctx context.Context, logs []sink.Log) error {
 	// The keys have the prefix with which they were logged.
 	for n := range len(common) + 1 {
 		before := layout{string(common[:n]), a.layout.cluster}
+		if before == a.layout {
+			continue // another process may have begun meanwhile
+		}
 		marker := func(n lane) string { return before.marker(n, a.env.App(), a.env.Operator()) }
 		var e *NoMarkerError
 		err := a.ask(ctx, lanes, "reading marker", marker, func(n lane, reply any) error {
@@ -470,6 +470,29 @@ func commonPrefix(a, b []byte) []byte {
 		n++
 	}
 	return a[:n]
+}
+
+// overruled returns nil if err says that Redis does not fit, and the operator takes it as it
+// is; else what plan ends with. To a process that was replaced, what its successor did
+// looks like another life of the app, so it asks before it believes that.
+func (a *applier) overruled(ctx context.Context, err error) error {
+	var (
+		lost    *LostError
+		foreign *ForeignError
+		missing *NoMarkerError
+		part    *PartError
+	)
+	if !errors.As(err, &lost) && !errors.As(err, &foreign) && !errors.As(err, &missing) && !errors.As(err, &part) {
+		return err
+	}
+	if replaced := a.env.Confirm(ctx); replaced != nil {
+		return &sink.Retriable{Err: fmt.Errorf("%w; %v", replaced, err)}
+	}
+	if !a.accepted() {
+		return err
+	}
+	a.env.Logger().Warn("taking Redis as it is, as asked", zap.String("sink", a.env.Operator()), zap.Error(err))
+	return nil
 }
 
 // accepted tells whether the operator takes Redis as it is at this checkpoint.
@@ -517,7 +540,7 @@ func (a *applier) accept(ctx context.Context, marks map[lane]mark) error {
 			return fmt.Errorf("moving marker %s: %w", a.marker(n), classify(err))
 		}
 		if moved, _ := cmd[0].Val().(int64); moved != 1 {
-			return fmt.Errorf("moving marker %s: somebody else moved it", a.marker(n))
+			return &sink.Retriable{Err: fmt.Errorf("moving marker %s: somebody else moved it", a.marker(n))}
 		}
 	}
 	return nil

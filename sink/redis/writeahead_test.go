@@ -39,6 +39,7 @@ type world struct {
 	lists  map[string][]string
 	counts map[string]int64
 
+	replaced  error            // what Kafka says to a process that asks whether it was replaced
 	onApplier func(a *applier) // before it is used; nil: nothing
 
 	events *applications
@@ -125,7 +126,7 @@ func (e applierEnv) Context() context.Context { return e.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return zap.NewNop() }
 func (e applierEnv) Applied(i event.Applied)  { e.w.events.add(i) }
 
-func (e applierEnv) Confirm(context.Context) error { return nil }
+func (e applierEnv) Confirm(context.Context) error { return e.w.replaced }
 
 // life is one process.
 type life struct {
@@ -612,6 +613,29 @@ func TestZombieThatWakesLateDoesNothing(t *testing.T) {
 	zombie.drain() // it finds everything applied
 	w.verify()
 	l.checkpoint(w.pushes(100)...)
+	l.drain()
+	w.verify()
+}
+
+// TestProcessThatWasReplacedWhileItStartedIsNotStopped has read the last checkpoint before
+// its successor made others.
+func TestProcessThatWasReplacedWhileItStartedIsNotStopped(t *testing.T) {
+	w := newWorld(t, options(redistest.Shared(t).Addr))
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(10)...)
+	l.drain()
+	zombie := *w
+	l.checkpoint(w.pushes(10)...) // the successor
+	l.drain()
+	zombie.replaced = errors.New("another member has the partitions")
+	for _, accepted := range []string{"", "out@1"} {
+		t.Setenv(acceptEnv, accepted)
+		_, err := zombie.begin()
+		if _, ok := errors.AsType[*sink.Retriable](err); !ok || !errors.Is(err, zombie.replaced) {
+			t.Errorf("%s=%s: started with %v", acceptEnv, accepted, err)
+		}
+	}
+	l.checkpoint(w.pushes(10)...) // the markers are where they were
 	l.drain()
 	w.verify()
 }
