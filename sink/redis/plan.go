@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -266,6 +267,7 @@ func (a *applier) plan(ctx context.Context) error {
 	for n, m := range marks {
 		a.at[n] = m.position
 	}
+	a.recent = newest(marks)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.base, a.based = b.clone(), true
@@ -278,6 +280,13 @@ func (a *applier) plan(ctx context.Context) error {
 	close(a.changed)
 	a.changed = make(chan struct{})
 	return nil
+}
+
+// newest lists the lanes whose markers are the newest, as many as are looked at while there
+// is nothing to do.
+func newest(marks map[lane]mark) []lane {
+	lanes := slices.SortedFunc(maps.Keys(marks), func(x, y lane) int { return marks[y].compare(marks[x].position) })
+	return lanes[:min(len(lanes), mostRecent)]
 }
 
 // origin finds the newest base that Redis is not behind, and the logs after it.

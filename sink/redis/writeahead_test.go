@@ -555,6 +555,26 @@ func TestS35_LossIsNoticedWithoutNewInput(t *testing.T) {
 	w.verify()
 }
 
+func TestS35_LossIsNoticedWithoutInputSinceTheStart(t *testing.T) {
+	s := redistest.Start(t)
+	often := option(func(s *settings) { s.lookEvery = 10 * time.Millisecond })
+	w := newWorld(t, options(s.Addr), often)
+	l := w.mustBegin()
+	l.checkpoint(w.pushes(300)...)
+	l.drain()
+	l.kill()
+	l = w.mustBegin()
+	l.drain()
+	s.Kill(t)
+	s.Restart(t)
+	if err := l.ended(); !strings.Contains(fmt.Sprint(err), "lost what was applied") {
+		t.Fatalf("the applier ended with %v", err)
+	}
+	l.kill()
+	w.mustBegin().drain()
+	w.verify()
+}
+
 func TestS35_ReplicaThatLacksTheTailIsBroughtUp(t *testing.T) {
 	primary := redistest.Start(t)
 	host, port, _ := strings.Cut(primary.Addr, ":")
