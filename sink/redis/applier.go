@@ -68,8 +68,8 @@ type applier struct {
 // keptLog is what is remembered of a log.
 type keptLog struct {
 	checkpoint int64
-	created    time.Time
 	bytes      int64
+	applied    time.Time // zero: it is not, or nothing is known of it yet
 }
 
 // loggedBase is a base that can be read back: that of checkpoint, in the log of a later one.
@@ -127,7 +127,7 @@ func (a *applier) Committed(l sink.Log) {
 // keeps notes a log that checkpoints will have.
 func (a *applier) keeps(l sink.Log) {
 	if l.Bytes > 0 {
-		a.kept = append(a.kept, keptLog{l.Checkpoint, l.Created, l.Bytes})
+		a.kept = append(a.kept, keptLog{checkpoint: l.Checkpoint, bytes: l.Bytes})
 	}
 }
 
@@ -281,22 +281,42 @@ func (a *applier) applied(logs []sink.Log, ends []map[lane]position, found []log
 	}
 	a.queue = a.queue[len(logs):]
 	a.bases = append(a.bases, found...)
+	a.stamp()
 	a.trim()
 	close(a.changed)
 	a.changed = make(chan struct{})
 }
 
-// trim gives up logs that retention needs no more.
-func (a *applier) trim() {
-	if len(a.kept) == 0 {
-		return
+// stamp notes when the logs up to the base were applied. Of those that were applied before
+// the start it is not known: they count from the start.
+func (a *applier) stamp() {
+	now := a.set.now()
+	for i := len(a.kept) - 1; i >= 0; i-- {
+		l := &a.kept[i]
+		if l.checkpoint > a.base.checkpoint {
+			continue
+		}
+		if !l.applied.IsZero() {
+			break // and so are those before it
+		}
+		l.applied = now
 	}
-	newest := a.kept[len(a.kept)-1].created
-	var after int64 // bytes of the logs behind
+}
+
+// trim gives up logs that retention needs no more. Time counts from when a log was applied:
+// what was applied a moment ago may be lost, however long ago it was made.
+func (a *applier) trim() {
+	var (
+		newest time.Time // of applied
+		after  int64     // bytes of the logs behind
+	)
 	droppable := int64(-1)
 	for i := len(a.kept) - 1; i >= 0; i-- {
 		l := a.kept[i]
-		if after > a.set.keepBytes || newest.Sub(l.created) > a.set.keep {
+		if newest.IsZero() {
+			newest = l.applied
+		}
+		if after > a.set.keepBytes || !l.applied.IsZero() && newest.Sub(l.applied) > a.set.keep {
 			droppable = min(l.checkpoint, a.base.checkpoint)
 			break
 		}

@@ -151,6 +151,7 @@ type settings struct {
 	keep                 time.Duration
 	keepBytes            int64
 	lookEvery            time.Duration // how often an idle applier looks at its markers
+	now                  func() time.Time
 	errs                 []error
 }
 
@@ -158,7 +159,7 @@ func newSettings(opts []Option) settings {
 	s := settings{
 		batchOps: 512, batchBytes: 256 << 10, inFlight: 4, giveUp: time.Minute,
 		refused: func(err error) error { return err }, versionsFor: 7 * 24 * time.Hour,
-		pendingBytes: 64 << 20, keep: 30 * time.Second, keepBytes: 64 << 20, lookEvery: 5 * time.Second,
+		pendingBytes: 64 << 20, keep: 30 * time.Second, keepBytes: 64 << 20, lookEvery: 5 * time.Second, now: time.Now,
 	}
 	for _, o := range opts {
 		o.apply(&s)
@@ -257,8 +258,8 @@ func MaxPending(bytes int64) Option {
 
 // Keep is how long logs are kept after they were applied, and how many bytes of them at
 // most, for [WriteAhead]: what a Redis may lose, by a failover or a crash, and is brought
-// back. A log is given up when it is older than d or the logs after it have that many
-// bytes. Each manifest lists the logs that are kept. Default 30 s, 64 MiB.
+// back. A log is given up when another one was applied d after it, or the logs after
+// it have that many bytes. Each manifest lists the logs that are kept. Default 30 s, 64 MiB.
 func Keep(d time.Duration, bytes int64) Option {
 	return option(func(s *settings) {
 		if s.keep, s.keepBytes = d, bytes; d < 0 || bytes < 0 {

@@ -271,6 +271,7 @@ func (a *applier) plan(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.base, a.based = b.clone(), true
+	a.stamp()
 	a.queue = append(logs[:len(logs):len(logs)], a.queue...)
 	for _, l := range logs {
 		a.pending.Add(l.Bytes)

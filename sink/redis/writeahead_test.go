@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -728,8 +729,12 @@ func TestS36_LossOfMoreThanIsKeptIsALoudStop(t *testing.T) {
 	})
 }
 
-func TestLogsAreKeptForATime(t *testing.T) {
-	w := newWorld(t, options(redistest.Shared(t).Addr), Keep(time.Minute, 1<<30))
+func TestLogsAreKeptForATimeAfterTheyWereApplied(t *testing.T) {
+	var ahead atomic.Int64 // how much later than now it is
+	clock := option(func(s *settings) {
+		s.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	w := newWorld(t, options(redistest.Shared(t).Addr), Keep(time.Minute, 1<<30), clock)
 	l := w.mustBegin()
 	apply := func(n int) {
 		for range n {
@@ -738,13 +743,16 @@ func TestLogsAreKeptForATime(t *testing.T) {
 		}
 	}
 	const early, late = 10, 4
+	w.later = -time.Hour // Redis was away for so long
 	apply(early)
-	if len(w.logs) != early {
-		t.Fatalf("%d logs are kept within the time, want %d", len(w.logs), early)
-	}
-	w.later = time.Hour
+	w.later = 0
 	apply(late)
-	if first := w.logs[0].Checkpoint; first < early || len(w.logs) > late+1 {
+	if len(w.logs) != early+late {
+		t.Fatalf("%d logs are kept within the time, want %d", len(w.logs), early+late)
+	}
+	ahead.Store(int64(time.Hour))
+	apply(late)
+	if first := w.logs[0].Checkpoint; first < early+late || len(w.logs) > late+1 {
 		t.Errorf("an hour later logs from checkpoint %d on are kept, %d of them", first, len(w.logs))
 	}
 	w.verify()
