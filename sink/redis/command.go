@@ -22,6 +22,7 @@ type Key string
 type commands struct {
 	prefix  string
 	cluster bool
+	direct  bool // commands are sent as they are: the client looks at the first key where to
 
 	buf   []byte // operations
 	count int
@@ -40,6 +41,7 @@ type commands struct {
 	keys    []int
 	slot    uint16
 	crossed bool
+	unnamed bool // the first key is empty
 	idx     int
 }
 
@@ -79,7 +81,7 @@ func (c *commands) key(s string) {
 	c.args = append(append(appendStringHeader(c.args, len(c.prefix)+len(s)), c.prefix...), s...)
 	slot := slotOf(c.args[len(c.args)-len(c.prefix)-len(s):])
 	if len(c.keys) == 0 {
-		c.slot = slot
+		c.slot, c.unnamed = slot, len(c.prefix)+len(s) == 0
 	} else if slot != c.slot {
 		c.crossed = true
 	}
@@ -103,6 +105,10 @@ func (c *commands) end() {
 		return
 	case c.cluster && c.crossed:
 		c.fail(fmt.Errorf("%w: the keys of a %s; give keys that belong together one hash tag: \"{user7}:name\" and \"{user7}:age\" share a slot", ErrCrossSlot, c.name()))
+		return
+	}
+	if c.cluster && c.direct && c.unnamed && c.guard == nil {
+		c.fail(fmt.Errorf("%w: the first key of %s is empty; on a cluster the client sends such commands to any node, and they would overtake each other: give the key a name, or set Options.Prefix", ErrCommand, c.name()))
 		return
 	}
 	var flags byte

@@ -31,7 +31,8 @@ type UpsertSink[T any] struct {
 //
 // Redis shows results before they are committed, and after a failure the ones since the
 // last checkpoint are written again: for a while a reader may see an older value again,
-// unless it is guarded ([Upserts.Guard]).
+// unless it is guarded ([Upserts.Guard]). On a cluster the first key of a command must not
+// be empty.
 func Upsert[T any](o Options, f func(u *Upserts, v T), opts ...Option) *UpsertSink[T] {
 	return &UpsertSink[T]{opts: o, set: newSettings(opts), f: f}
 }
@@ -50,7 +51,7 @@ func (s *UpsertSink[T]) String() string { return s.opts.String() + ", idempotent
 // Open implements [sink.Sink].
 func (s *UpsertSink[T]) Open(env sink.Env) (sink.Writer[T], error) {
 	w := &upserter[T]{sink: s, env: env}
-	w.prefix, w.cluster = s.opts.Prefix, s.opts.Cluster
+	w.prefix, w.cluster, w.direct = s.opts.Prefix, s.opts.Cluster, true
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// What the last incarnation still writes is older than what this one will.

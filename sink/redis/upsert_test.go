@@ -102,6 +102,17 @@ func TestFlushedWritesAreThereInOrder(t *testing.T) {
 	})
 }
 
+func TestWritesOfAnEmptyKeyAreInOrder(t *testing.T) {
+	o := Options{Addrs: []string{redistest.Shared(t).Addr}}
+	mustWrite(t, openUpsert(t, t.Context(), Upsert(o, setPair)), pair{"", "1"}, pair{"", "2"})
+	wantStrings(t, o, map[string]string{"": "2"})
+	// On a cluster where something else leads the client to the node.
+	o = clusterOptions(t)
+	o.Prefix = ""
+	mustWrite(t, openUpsert(t, t.Context(), Upsert(o, func(u *Upserts, p pair) { u.Guard(1); setPair(u, p) })), pair{"", "1"}, pair{"", "2"})
+	wantStrings(t, o, map[string]string{"": "2"})
+}
+
 func TestTypedCommandsDoWhatTheirNamesSay(t *testing.T) {
 	everywhere(t, func(t *testing.T, o Options) {
 		type user struct{ Name string }
@@ -358,11 +369,13 @@ func TestRefusedRecordsWriteNothing(t *testing.T) {
 			u.HSet("h", "a")
 		case "args":
 			u.SAdd("s", make([]string, maxArgs)...)
+		case "empty key":
+			u.Set("", "x")
 		case "own":
 			u.Fail(errOwn)
 		}
 	}
-	for kind, want := range map[string]error{"incr": ErrNotIdempotent, "slots": ErrCrossSlot, "no key": ErrCommand, "type": ErrCommand, "pairs": ErrCommand, "args": ErrCommand, "own": errOwn} {
+	for kind, want := range map[string]error{"incr": ErrNotIdempotent, "slots": ErrCrossSlot, "no key": ErrCommand, "type": ErrCommand, "pairs": ErrCommand, "args": ErrCommand, "empty key": ErrCommand, "own": errOwn} {
 		t.Run(kind, func(t *testing.T) {
 			var refused error
 			s := Upsert(o, f, OnRefused(func(err error) error { refused = err; return nil }))
