@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/weirstream/weir/internal/inside"
+	"github.com/weirstream/weir/lookup"
 	"github.com/weirstream/weir/processor"
 )
 
@@ -53,8 +53,8 @@ type node struct {
 	timed    bool // a source that tells event time
 	states   []string
 	sides    []sideOutlet
-	hears    []*node       // of a KeyBy: broadcast streams that operators behind it hear
-	asks     time.Duration // of a look-up: for how long it may go on
+	hears    []*node         // of a KeyBy: broadcast streams that operators behind it hear
+	asks     lookup.Settings // of a look-up
 }
 
 // New begins an app. The name is its identity: consumer group, transactional ids
@@ -65,7 +65,11 @@ func New(name string, opts ...Option) *App {
 	if name == "" {
 		a.errs = append(a.errs, errors.New("the app has no name: weir.New(name, ...)"))
 	}
-	for _, o := range opts {
+	for i, o := range opts {
+		if o == nil {
+			a.errorf("weir.New: option %d is nil", i+1)
+			continue
+		}
 		o.apply(&a.opts)
 	}
 	return a
@@ -160,6 +164,9 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 	}
 	if a.opts.deadLetters != "" && topics[a.opts.deadLetters] {
 		errs = append(errs, fmt.Errorf("dead-letter topic %q is an input of the app: a bad record would come back for ever", a.opts.deadLetters))
+	}
+	if commits := cfg.CommitTopic; topics[commits] || slices.Contains(a.outputs, commits) || commits == a.opts.deadLetters {
+		errs = append(errs, fmt.Errorf("commit topic %q: the app also has it as an input, an output or its dead-letter topic: give the commits one of their own with weir.CommitTopic", commits))
 	}
 	errs = append(errs, a.checkLookups(cfg)...)
 	if cfg.Unaligned {

@@ -2,6 +2,8 @@ package weir_test
 
 import (
 	"errors"
+	"fmt"
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/pebble"
 )
 
 // wantErrors checks that err is a BuildError that contains each of the texts.
@@ -86,6 +89,51 @@ func TestEveryMistakeOfTheOptionsIsReportedAtOnce(t *testing.T) {
 		`dead-letter topic "in" is an input of the app`,
 		"instance",
 	)
+}
+
+func TestOptionsThatCannotDoWhatTheySayAreRefused(t *testing.T) {
+	for want, opts := range map[string][]weir.Option{
+		`weir.FromSavepoint("", "last"): want the URL of the store`: {weir.FromSavepoint("", "last")},
+		`weir.FromSavepoint: option 2 is nil`:                       {weir.FromSavepoint("mem://", "last", weir.AnyApp(), nil)},
+		`weir.Store(nil): want an open store`:                       {weir.Store(nil)},
+		`weir.New: option 4 is nil`:                                 {nil},
+		`address 2 of ["b:1" "" "c:1"] is empty`:                    {weir.Brokers("b:1", "", "c:1")},
+		`weir.StateBackend: the backend has no directory`:           {weir.StateBackend(pebble.Dir(""))},
+		`weir.AlignmentTimeout(1m0s): a checkpoint is given up`:     {weir.AlignmentTimeout(time.Minute)},
+		`weir.MergeBudget(NaN, 0)`:                                  {weir.MergeBudget(math.NaN(), 0)},
+		`weir.MergeBudget(+Inf, 0)`:                                 {weir.MergeBudget(math.Inf(1), 0)},
+		`weir.CommitTopicReplication(-7): want 1 or more`:           {weir.CommitTopicReplication(-7)},
+		`weir.CommitTopicReplication(0): want 1 or more`:            {weir.CommitTopicReplication(0)},
+		`weir.CommitTopic("my commits"): a topic name has only`:     {weir.CommitTopic("my commits")},
+		`commit topic "in": the app also has it`:                    {weir.CommitTopic("in")},
+		`commit topic "out": the app also has it`:                   {weir.CommitTopic("out")},
+		`commit topic "dead": the app also has it`:                  {weir.CommitTopic("dead"), weir.DeadLetters("dead")},
+		`partition "-3" is no number of 0 or more`:                  {weir.SkipRecords("in/-3@4")},
+		`offset "-4" is no number of 0 or more`:                     {weir.SkipRecords("in/3@-4")},
+	} {
+		t.Run(want, func(t *testing.T) {
+			app := weir.New("app", append([]weir.Option{weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a")}, opts...)...)
+			weir.To(weir.From(app, "in", source.Values("in", codec.String)), "out", kafka.Values("out", kafka.NoKey, codec.String))
+			wantErrors(t, app.Validate(), want)
+		})
+	}
+}
+
+func TestASavepointWithoutItsStoreIsNoReasonToBeginEmpty(t *testing.T) {
+	t.Setenv("WEIR_FROM", "#last")
+	wantErrors(t, weir.New("app", weir.FromEnv()).Validate(), `WEIR_FROM="#last": want url#name`)
+}
+
+func TestAnAppWhoseNameIsNoTopicNameNeedsACommitTopic(t *testing.T) {
+	for _, name := range []string{"my app", "shop/orders", "größe"} {
+		app := weir.New(name, weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"))
+		wantErrors(t, app.Validate(), fmt.Sprintf("app name %q makes the commit topic", name), "choose another name, or a topic with weir.CommitTopic")
+		app = weir.New(name, weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"), weir.CommitTopic("commits"))
+		weir.To(weir.From(app, "in", source.Values("in", codec.String)), "out", kafka.Values("out", kafka.NoKey, codec.String))
+		if err := app.Validate(); err != nil {
+			t.Errorf("%s with a commit topic: %v", name, err)
+		}
+	}
 }
 
 func TestDescribeShowsOperatorsInputsAndStates(t *testing.T) {

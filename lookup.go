@@ -52,7 +52,7 @@ func Lookup[A, B any, K comparable, V any](in Stream[A], id string, from lookup.
 		bad(errors.New("the function that joins a value with what was found is nil"))
 	}
 	bad(how.Check())
-	st.node.asks = how.GiveUpAfter
+	st.node.asks = how
 	l := processor.Lookup[A, K, V]{ID: id, From: from, Key: key, How: how}
 	in.out.add(func(s *processor.Subtask) func(A) {
 		return l.Build(s, func(s *processor.Subtask, op *processor.Operator) func(A, V, bool) {
@@ -76,8 +76,9 @@ func Lookup[A, B any, K comparable, V any](in Stream[A], id string, from lookup.
 // may take.
 func (a *App) checkLookups(cfg processor.Config) (errs []error) {
 	for _, n := range a.nodes {
-		if n.asks > 0 && cfg.CheckpointTimeout > 0 && n.asks >= cfg.CheckpointTimeout {
-			errs = append(errs, fmt.Errorf("operator %q: lookup.GiveUpAfter(%v): barriers wait for look-ups, and a checkpoint may take %v: want less, or a longer weir.CheckpointTimeout (%s)", n.id, n.asks, cfg.CheckpointTimeout, n.where))
+		// The last call may begin just before it is given up.
+		if cfg.CheckpointTimeout > 0 && n.asks.GiveUpAfter >= cfg.CheckpointTimeout-n.asks.Timeout {
+			errs = append(errs, fmt.Errorf("operator %q: lookup.GiveUpAfter(%v) and lookup.Timeout(%v): barriers wait for look-ups, and a checkpoint may take %v: want less, or a longer weir.CheckpointTimeout (%s)", n.id, n.asks.GiveUpAfter, n.asks.Timeout, cfg.CheckpointTimeout, n.where))
 		}
 	}
 	return errs

@@ -553,15 +553,15 @@ func TestMistakesOfALookupAreReportedTogether(t *testing.T) {
 	in := weir.From(app, "in", source.Values("in", codec.String))
 	weir.To(weir.Lookup[string, string, string, string](in, "nil", nil, nil, nil), "out-1", kafka.Values("out", kafka.NoKey, codec.String))
 	weir.To(weir.Lookup(in, "options", lookup.Each[string, string]("", nil), beforeColon, joined,
-		lookup.BatchSize(0), lookup.InFlight(-1), lookup.Waiting(0), lookup.Timeout(0), lookup.GiveUpAfter(-1), lookup.Cache(0, time.Second), lookup.OnError(nil)),
+		lookup.BatchSize(0), lookup.InFlight(-1), lookup.Waiting(0), lookup.Timeout(0), lookup.GiveUpAfter(-1), lookup.Cache(0, time.Second), lookup.OnError(nil), nil),
 		"out-2", kafka.Values("out", kafka.NoKey, codec.String))
-	weir.To(weir.Lookup(in, "long", upper(func() {}), beforeColon, joined), "out-3", kafka.Values("out", kafka.NoKey, codec.String))
+	weir.To(weir.Lookup(in, "long", upper(func() {}), beforeColon, joined, lookup.GiveUpAfter(6*time.Second)), "out-3", kafka.Values("out", kafka.NoKey, codec.String))
 	weir.Lookup(in, "unused", upper(func() {}), beforeColon, joined, lookup.GiveUpAfter(0))
 	wantError(t, app.Validate(),
 		`operator "nil": what it looks up in is nil`, `operator "nil": the key function is nil`, `operator "nil": the function that joins`,
 		`operator "options": lookup: the source has no name`, "the function that looks up is nil",
 		"lookup.BatchSize(0)", "lookup.InFlight(-1)", "lookup.Waiting(0)", "lookup.Timeout(0s)", "lookup.GiveUpAfter(-1ns)", "lookup.Cache(0, 1s)", "lookup.OnError(nil)",
-		`operator "long": lookup.GiveUpAfter(30s): barriers wait for look-ups, and a checkpoint may take 10s`,
+		"lookup: option 8 is nil", `operator "long": lookup.GiveUpAfter(6s) and lookup.Timeout(5s): barriers wait for look-ups, and a checkpoint may take 10s`,
 		`operator "unused": nothing uses its output`, "lookup_test.go:")
 }
 

@@ -3,9 +3,11 @@ package weir
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -179,7 +181,7 @@ func Unaligned() Option {
 
 // AlignmentTimeout makes checkpoints begin aligned and turn unaligned when they are not
 // aligned after d, as with [Unaligned]: what is in flight is stored only where it would
-// take too long to wait for it.
+// take too long to wait for it. d has to be less than [CheckpointTimeout].
 func AlignmentTimeout(d time.Duration) Option {
 	return option(func(o *options) {
 		o.unaligned, o.alignmentTimeout = true, d
@@ -207,7 +209,13 @@ func CheckpointStore(url string) Option {
 
 // Store sets the checkpoint store to one that is already open.
 func Store(s checkpoint.Store) Option {
-	return option(func(o *options) { o.opened, o.store = s, s.String() })
+	return option(func(o *options) {
+		if s == nil {
+			o.errs = append(o.errs, errors.New("weir.Store(nil): want an open store; weir.CheckpointStore takes a URL"))
+			return
+		}
+		o.opened, o.store = s, s.String()
+	})
 }
 
 // StateBackend chooses where keyed state is while the app runs: by default in memory,
@@ -228,7 +236,14 @@ func StateBackend(b pebble.Backend) Option { return option(func(o *options) { o.
 func FromSavepoint(url, name string, opts ...SavepointOption) Option {
 	return option(func(o *options) {
 		o.fromURL, o.from = url, processor.SavepointStart{Name: name}
-		for _, opt := range opts {
+		if url == "" {
+			o.errs = append(o.errs, fmt.Errorf("weir.FromSavepoint(%q, %q): want the URL of the store that the savepoint is in, or the app would begin empty", url, name))
+		}
+		for i, opt := range opts {
+			if opt == nil {
+				o.errs = append(o.errs, fmt.Errorf("weir.FromSavepoint: option %d is nil", i+1))
+				continue
+			}
 			opt(&o.from)
 		}
 	})
@@ -285,12 +300,14 @@ func TransactionTimeout(d time.Duration) Option { return option(func(o *options)
 // to a standby. Default 45s, as Kafka's own.
 func SessionTimeout(d time.Duration) Option { return option(func(o *options) { o.sessionTimeout = d }) }
 
-// CommitTopic sets the compacted topic that mirrors the committed pointer. Default:
-// the app's name and "-checkpoints". It is created if it is missing.
+// CommitTopic sets the compacted topic that mirrors the committed pointer, and that
+// nothing else is written to. Default: the app's name and "-checkpoints", so an app needs
+// the option if its name has characters that Kafka allows in no topic name. The topic is
+// created if it is missing.
 func CommitTopic(name string) Option { return option(func(o *options) { o.commitTopic = name }) }
 
 // CommitTopicReplication sets the replication factor of the commit topic when it is
-// created. Default: the broker's.
+// created. Default: the broker's, which is also -1.
 func CommitTopicReplication(n int16) Option {
 	return option(func(o *options) { o.commitReplication = n })
 }
@@ -388,6 +405,9 @@ func FromEnv() Option {
 		env("WEIR_STORE", func(v string) error { o.store, o.opened = v, nil; return nil })
 		env("WEIR_FROM", func(v string) error {
 			url, name, _ := strings.Cut(v, "#")
+			if url == "" {
+				return errors.New("want url#name: without the URL of the store that the savepoint is in the app would begin empty")
+			}
 			FromSavepoint(url, name).apply(o)
 			return nil
 		})
@@ -428,7 +448,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, MergeFanIn: o.mergeFanIn, BloomBits: o.bloomBits, Backend: o.backend, HeldBytes: o.held,
 		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
 		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
-		CommitTopic:       or(o.commitTopic, app+"-checkpoints"), CommitTopicReplication: o.commitReplication,
+		CommitTopic:       or(o.commitTopic, app+commitTopicSuffix), CommitTopicReplication: o.commitReplication,
 		DeadLetterTopic: o.deadLetters, AllowDropped: dropped(o.allowed),
 		Drain: o.drain, StopTimeout: o.stopTimeout, Restart: o.restart,
 		Logger: o.log, Clock: o.clock,
@@ -445,6 +465,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	cfg.Listener = event.Tee(append([]event.Listener{event.Log(cfg.Logger)}, o.listeners...)...)
 
 	bad(len(o.brokers) == 0, "no brokers: set weir.Brokers or WEIR_BROKERS")
+	bad(slices.Contains(o.brokers, ""), "weir.Brokers or WEIR_BROKERS: address %d of %q is empty: want host:port", slices.Index(o.brokers, "")+1, o.brokers)
 	add(txn.ValidateOptions(o.kafka))
 	cfg.Kafka = append([]kgo.Opt{kgo.SeedBrokers(o.brokers...)}, o.kafka...)
 
@@ -472,6 +493,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		bad(err != nil, "weir.Admin(%q): want host:port, for example localhost:8471", o.admin)
 	}
 	bad(o.recovery == RecoverSavepoint && o.fromURL == "", "weir.OnMismatch(weir.RecoverSavepoint): no savepoint is named: set weir.FromSavepoint")
+	bad(o.backend.Dir == "" && o.backend.MemoryBytes != 0, "weir.StateBackend: the backend has no directory: name one, for example pebble.Dir(\"/var/cache/%s\")", app)
 	bad(o.backend.Dir != "" && o.backend.MemoryBytes <= 0, "weir.StateBackend: %d bytes of memory for state in %s: want more than 0, for example pebble.DefaultMemoryBytes()", o.backend.MemoryBytes, o.backend.Dir)
 	bad(o.keyGroups < 1 || o.keyGroups > keygroup.Max, "weir.KeyGroups(%d): want 1 to %d", o.keyGroups, keygroup.Max)
 	bad(o.parallelism < 1, "weir.Parallelism(%d): want at least 1", o.parallelism)
@@ -479,12 +501,15 @@ func (o options) config(app string) (processor.Config, []error) {
 	bad(o.every <= 0 && o.records <= 0 && o.bytes <= 0, "no checkpoint is ever due: set weir.CheckpointEvery, AfterRecords or AfterBytes")
 	add(cfg.Trigger.Validate())
 	bad(o.checkpointTimeout <= 0, "weir.CheckpointTimeout(%v): want more than 0", o.checkpointTimeout)
+	bad(o.alignmentTimeout > 0 && o.alignmentTimeout >= o.checkpointTimeout && o.checkpointTimeout > 0, "weir.AlignmentTimeout(%v): a checkpoint is given up after %v, before it would turn unaligned: want less, or a longer weir.CheckpointTimeout", o.alignmentTimeout, o.checkpointTimeout)
 	bad(o.tolerable < 0, "weir.TolerableFailures(%d): want 0 or more", o.tolerable)
 	bad(o.retain < 1, "weir.Retain(%d): the checkpoint that the pointer names has to be kept: want 1 or more", o.retain)
 	bad(o.bloomBits < 1 || o.bloomBits > checkpoint.MaxBloomBits, "weir.BloomBits(%d): want 1 to %d bits for each key", o.bloomBits, checkpoint.MaxBloomBits)
 	bad(o.mergeFanIn < 2, "weir.MergeFanIn(%d): want at least 2 segments", o.mergeFanIn)
-	bad(o.mergeCPU <= 0 || o.mergeBandwidth < 0, "weir.MergeBudget(%v, %d): want a share of a core above 0, and bytes a second, or 0 for no bound", o.mergeCPU, o.mergeBandwidth)
+	bad(!(o.mergeCPU > 0) || math.IsInf(o.mergeCPU, 0) || o.mergeBandwidth < 0, "weir.MergeBudget(%v, %d): want a share of a core above 0, and bytes a second, or 0 for no bound", o.mergeCPU, o.mergeBandwidth)
 	bad(o.held < 1, "weir.HeldBytes(%d): want more than 0", o.held)
+	bad(o.commitReplication != -1 && o.commitReplication < 1, "weir.CommitTopicReplication(%d): want 1 or more, or -1 for the broker's default", o.commitReplication)
+	add(checkCommitTopic(app, o.commitTopic))
 	bad(o.stopTimeout <= 0, "weir.StopTimeout(%v): want more than 0", o.stopTimeout)
 	bad(o.sessionTimeout <= 0, "weir.SessionTimeout(%v): want more than 0", o.sessionTimeout)
 	bad(o.restart.Initial <= 0 || o.restart.Max < o.restart.Initial, "weir.Restart: delays from %v to %v: want a positive first delay that is not above the longest", o.restart.Initial, o.restart.Max)
@@ -509,6 +534,43 @@ func (o options) config(app string) (processor.Config, []error) {
 		add(err)
 	}
 	return cfg, errs
+}
+
+// commitTopicSuffix makes the name of the commit topic of the app's.
+const commitTopicSuffix = "-checkpoints"
+
+// checkCommitTopic reports that Kafka would refuse the name of the commit topic.
+func checkCommitTopic(app, topic string) error {
+	if app == "" && topic == "" {
+		return nil // reported by New
+	}
+	if topic != "" {
+		if why := badTopic(topic); why != "" {
+			return fmt.Errorf("weir.CommitTopic(%q): %s", topic, why)
+		}
+		return nil
+	}
+	if why := badTopic(app + commitTopicSuffix); why != "" {
+		return fmt.Errorf("app name %q makes the commit topic %q: %s; choose another name, or a topic with weir.CommitTopic", app, app+commitTopicSuffix, why)
+	}
+	return nil
+}
+
+// badTopic tells why Kafka takes no such topic name; empty if it does.
+func badTopic(name string) string {
+	const most = 249
+	other := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r))
+	}
+	switch {
+	case name == "." || name == "..":
+		return "no topic can have this name"
+	case len(name) > most:
+		return fmt.Sprintf("%d characters, a topic name has at most %d", len(name), most)
+	case strings.ContainsFunc(name, other):
+		return "a topic name has only ASCII letters, digits, '.', '_' and '-'"
+	}
+	return ""
 }
 
 // instanceID returns the instance ID.

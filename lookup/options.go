@@ -44,7 +44,11 @@ func NewSettings(opts []Option) Settings {
 		BatchSize: DefaultBatchSize, Waiting: DefaultWaiting, Timeout: DefaultTimeout, GiveUpAfter: DefaultGiveUpAfter,
 		OnError: func(err error) error { return err },
 	}
-	for _, o := range opts {
+	for i, o := range opts {
+		if o == nil {
+			s.bad("lookup: option %d is nil", i+1)
+			continue
+		}
 		o.apply(&s)
 	}
 	return s
@@ -113,8 +117,9 @@ func Timeout(d time.Duration) Option {
 }
 
 // GiveUpAfter is how long a call is repeated whose errors are [Passing], counted from its
-// first try; then the app restarts from its last checkpoint. A barrier waits as long, so
-// it has to be less than weir.CheckpointTimeout. Default 30 s.
+// first try; then the app restarts from its last checkpoint. A barrier waits as long, and
+// for a last call: together with [Timeout] it has to be less than weir.CheckpointTimeout.
+// Default 30 s.
 func GiveUpAfter(d time.Duration) Option {
 	return option(func(s *Settings) {
 		if s.GiveUpAfter = d; d < 0 {

@@ -93,12 +93,12 @@ func ParseSkip(s string) (map[SkipRecord]bool, error) {
 			return nil, fmt.Errorf("record %q to skip: want topic/partition@offset, for example payments/3@90211", part)
 		}
 		p, err := strconv.ParseInt(where[slash+1:], 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("record %q to skip: partition %q is no number", part, where[slash+1:])
+		if err != nil || p < 0 {
+			return nil, fmt.Errorf("record %q to skip: partition %q is no number of 0 or more", part, where[slash+1:])
 		}
 		o, err := strconv.ParseInt(off, 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("record %q to skip: offset %q is no number", part, off)
+		if err != nil || o < 0 {
+			return nil, fmt.Errorf("record %q to skip: offset %q is no number of 0 or more", part, off)
 		}
 		m[SkipRecord{offsets.Partition{Topic: where[:slash], Partition: int32(p)}, o}] = true
 	}
