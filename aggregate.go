@@ -35,6 +35,10 @@ func Count[T any]() Aggregator[T, int64, int64] {
 // Sum adds up what of returns for the values of each key.
 func Sum[T any](of func(T) int64) Aggregator[T, int64, int64] {
 	a := Count[T]()
+	if of == nil {
+		a.Add = nil // reported by Aggregate
+		return a
+	}
 	a.Add = func(n int64, v T) (int64, error) { return n + of(v), nil }
 	return a
 }
@@ -51,7 +55,7 @@ func Min[T any, A cmp.Ordered](of func(T) A, c codec.Codec[A]) Aggregator[T, *A,
 
 // extreme folds with pick; a nil accumulator has seen nothing.
 func extreme[T any, A cmp.Ordered](of func(T) A, c codec.Codec[A], pick func(a, b A) A) Aggregator[T, *A, A] {
-	return Aggregator[T, *A, A]{
+	a := Aggregator[T, *A, A]{
 		Zero: func() *A { return nil },
 		Add: func(acc *A, v T) (*A, error) {
 			x := of(v)
@@ -63,6 +67,10 @@ func extreme[T any, A cmp.Ordered](of func(T) A, c codec.Codec[A], pick func(a, 
 		Result: func(acc *A) A { return *acc },
 		Codec:  pointer(c),
 	}
+	if of == nil {
+		a.Add = nil // reported by Aggregate
+	}
+	return a
 }
 
 // pointer encodes what a pointer that is not nil points to.
@@ -112,7 +120,7 @@ const stateName = "acc"
 func Aggregate[K comparable, T, A, R any](in Keyed[K, T], id string, agg Aggregator[T, A, R]) Stream[KV[K, R]] {
 	st := newStream[KV[K, R]](in.app, in.app.add("aggregate", id, "", in.node))
 	if agg.Zero == nil || agg.Add == nil || agg.Result == nil || agg.Codec == nil {
-		in.app.errorf("operator %q: the aggregator needs Zero, Add, Result and Codec (%s)", id, st.node.where)
+		in.app.errorf("operator %q: the aggregator needs Zero, Add, Result and Codec; weir.Sum, Max and Min need a function (%s)", id, st.node.where)
 		return st
 	}
 	if c, ok := agg.Codec.(interface{ check() error }); ok {

@@ -80,6 +80,9 @@ func (a *App) Name() string { return a.name }
 
 // add appends an operator to the topology.
 func (a *App) add(kind, id, detail string, inputs ...*node) *node {
+	if a == nil {
+		noApp(kind, id)
+	}
 	n := &node{id: id, kind: kind, detail: detail, where: caller(), inputs: inputs}
 	for _, in := range inputs {
 		in.used = true
@@ -96,6 +99,11 @@ func (a *App) add(kind, id, detail string, inputs ...*node) *node {
 	}
 	a.nodes = append(a.nodes, n)
 	return n
+}
+
+// noApp panics over an operator that no app would know of, and so could not report.
+func noApp(kind, id string) {
+	panic(fmt.Sprintf("weir: %s operator %q is on the zero Stream or Keyed, or on a nil App: want what weir.New, weir.From or an operator returned (%s)", kind, id, caller()))
 }
 
 func (a *App) errorf(format string, args ...any) {

@@ -91,6 +91,87 @@ func TestEveryMistakeOfTheOptionsIsReportedAtOnce(t *testing.T) {
 	)
 }
 
+func TestFunctionsAndOptionsThatAreNilAreReportedWithTheirPlace(t *testing.T) {
+	app := weir.New("app", weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"))
+	read := func(topic string, opts ...weir.SourceOption) weir.Stream[string] {
+		return weir.From(app, topic, source.Values(topic, codec.String), opts...)
+	}
+	out := func(s weir.Stream[string], id string) { weir.To(s, id, kafka.Values("out", kafka.NoKey, codec.String)) }
+	in := read("in")
+	out(weir.Map[string, string](in, "map", nil), "of-map")
+	out(weir.FlatMap[string, string](in, "flatmap", nil), "of-flatmap")
+	out(weir.Filter(in, "filter", nil), "of-filter")
+	out(read("undecodable", weir.OnUndecodable(nil)), "of-undecodable")
+	out(read("option", nil), "of-option")
+	out(read("time", weir.RecordTime(weir.OutOfOrder(0), nil)), "of-time")
+	out(weir.From(app, "codec", source.Values[string]("codec", nil)), "of-codec")
+	weir.To(in, "key", kafka.Values("out", kafka.KeyBy[string, string](nil, codec.String), codec.String))
+	self := func(s string) string { return s }
+	byKey := weir.KeyBy(in, "edge", self, codec.String, nil)
+	var none func(string) int64
+	for id, agg := range map[string]weir.Aggregator[string, *int64, int64]{"max": weir.Max(none, codec.Int64), "min": weir.Min(none, codec.Int64)} {
+		weir.To(weir.Aggregate(byKey, id, agg), "of-"+id, kafka.Sink("out", codec.String, codec.Int64))
+	}
+	weir.To(weir.Aggregate(byKey, "sum", weir.Sum(none)), "of-sum", kafka.Sink("out", codec.String, codec.Int64))
+	out(weir.Process(byKey, "states", func(s *weir.Setup) weir.Handler[string, string, string] {
+		state.Value(s, "value", codec.String, nil)
+		state.Map(s, "map", codec.String, codec.String, state.TTL(time.Hour, nil))
+		return weir.OnRecord(func(*weir.Context[string, string], string) error { return nil })
+	}), "of-states")
+	at := "(app_test.go:"
+	wantErrors(t, app.Validate(),
+		`operator "map": the function is nil `+at, `operator "flatmap": the function is nil `+at, `operator "filter": the function is nil `+at,
+		`operator "undecodable": weir.OnUndecodable: the function is nil`,
+		`operator "option": option 1 of the source is nil `+at, `operator "time": option 2 of event time is nil `+at, `operator "edge": option 1 is nil `+at,
+		`operator "codec": codec for string is nil`, `sink "key": kafka sink for topic "out": the key function is nil`,
+		`operator "max": the aggregator needs`, `operator "min": the aggregator needs`, `operator "sum": the aggregator needs`,
+		`operator "states": state "value": option 1 is nil `+at, `operator "states": state "map": option 1 of the time to live is nil `+at,
+	)
+}
+
+func TestTimeToLiveInEventTimeNeedsASourceThatTellsIt(t *testing.T) {
+	expiring := func(opts ...weir.SourceOption) error {
+		app := weir.New("app", weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"))
+		in := weir.From(app, "in", source.Values("in", codec.String), opts...)
+		byKey := weir.KeyBy(in, "by-key", func(s string) string { return s }, codec.String)
+		weir.To(weir.Process(byKey, "expiring", func(s *weir.Setup) weir.Handler[string, string, string] {
+			state.Value(s, "seen", codec.String, state.TTL(time.Hour, state.InEventTime))
+			state.Map(s, "seen-too", codec.String, codec.String, state.TTL(time.Hour, state.InEventTime))
+			return weir.OnRecord(func(*weir.Context[string, string], string) error { return nil })
+		}), "out", kafka.Values("out", kafka.NoKey, codec.String))
+		return app.Validate()
+	}
+	wantErrors(t, expiring(), `operator "expiring": state "seen" would never expire`, `operator "expiring": state "seen-too" would never expire`, "(app_test.go:")
+	if err := expiring(weir.RecordTime()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStreamsOfNoAppAndOfTwoAreReportedWithTheirPlace(t *testing.T) {
+	app := weir.New("app", weir.Brokers("b:1"), weir.CheckpointStore("mem://"))
+	in := weir.From(app, "in", source.Values("in", codec.String))
+	weir.Merge("none", in, weir.Stream[string]{})
+	weir.Merge("two", in, weir.From(weir.New("other"), "in", source.Values("in", codec.String)))
+	wantErrors(t, app.Validate(), `operator "none": stream 2 is the zero Stream: want one that weir.From or an operator returned (app_test.go:`,
+		`operator "two": merges streams of two apps (app_test.go:`)
+	for id, build := range map[string]func(){
+		"map":       func() { weir.Map(weir.Stream[string]{}, "map", func(s string) (string, error) { return s, nil }) },
+		"aggregate": func() { weir.Aggregate(weir.Keyed[string, string]{}, "aggregate", weir.Count[string]()) },
+		"side":      func() { weir.Side[string]("side").From(weir.Stream[string]{}) },
+		"broadcast": func() { weir.Broadcast(weir.Stream[string]{}) },
+		"from":      func() { weir.From(nil, "from", source.Values("in", codec.String)) },
+	} {
+		t.Run(id, func(t *testing.T) {
+			defer func() {
+				if said := fmt.Sprint(recover()); !strings.Contains(said, "weir: "+id+" operator") || !strings.Contains(said, "(app_test.go:") {
+					t.Errorf("it panics with %s", said)
+				}
+			}()
+			build()
+		})
+	}
+}
+
 func TestOptionsThatCannotDoWhatTheySayAreRefused(t *testing.T) {
 	for want, opts := range map[string][]weir.Option{
 		`weir.FromSavepoint("", "last"): want the URL of the store`: {weir.FromSavepoint("", "last")},

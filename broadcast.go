@@ -19,6 +19,9 @@ type BroadcastStream[R any] struct {
 // one input partition come in the same order everywhere; those of different partitions
 // may not, so what belongs together should have one key.
 func Broadcast[R any](s Stream[R], opts ...EdgeOption[R]) BroadcastStream[R] {
+	if s.app == nil {
+		noApp("broadcast", "")
+	}
 	return BroadcastStream[R]{s, edge(s.app, s.node, opts)}
 }
 

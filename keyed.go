@@ -35,7 +35,11 @@ func ValueCodec[T any](c codec.Codec[T]) EdgeOption[T] {
 // edge applies options of the operator that n is.
 func edge[T any](app *App, n *node, opts []EdgeOption[T]) codec.Codec[T] {
 	var o edgeOptions[T]
-	for _, opt := range opts {
+	for i, opt := range opts {
+		if opt == nil {
+			app.errorf("operator %q: option %d is nil (%s)", n.id, i+1, n.where)
+			continue
+		}
 		opt(&o)
 	}
 	if o.values != nil {
@@ -193,6 +197,11 @@ func declareStates[K comparable, T any](in Keyed[K, T], n *node, setup func(*sta
 	setup(scope)
 	for _, err := range scope.Errors() {
 		in.app.errorf("%w (%s)", err, n.where)
+	}
+	for _, name := range scope.InEventTime() {
+		if !n.hasEventTime() {
+			in.app.errorf("operator %q: state %q would never expire: its time to live is in event time, and no source that the operator reads from tells it; give one of them weir.EventTime or weir.RecordTime (%s)", n.id, name, n.where)
+		}
 	}
 	keyCodec := ""
 	if in.codec != nil {

@@ -47,6 +47,9 @@ func (n *node) buildSides(s *processor.Subtask) []sideFunc {
 // From returns the stream of what the operator behind s emits to the side output.
 func (o *SideOutput[T]) From(s Sided) Stream[T] {
 	app, parent := s.origin()
+	if parent == nil {
+		noApp("side", o.name)
+	}
 	st := newStream[T](app, app.add("side", parent.id+"."+o.name, "", parent))
 	if parent.kind != "process" {
 		app.errorf("side output %q: operator %q is a %s and emits to no side output; weir.Process does (%s)", o.name, parent.id, parent.kind, st.node.where)

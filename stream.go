@@ -21,7 +21,8 @@ type KV[K, V any] = record.KV[K, V]
 type Meta = record.Meta
 
 // Stream is a stream of values of type T at one place of the topology. It may be
-// used any number of times: each use sees every value.
+// used any number of times: each use sees every value. The zero Stream belongs to no app:
+// an operator on it panics.
 type Stream[T any] struct {
 	app  *App
 	node *node
@@ -76,11 +77,12 @@ type sourceOptions struct {
 	undecodable func(error) error
 	eventTime   any // func(T) time.Time, or nil: the Kafka timestamp
 	watermarks  *processor.Watermarks
+	bad         error // an option of event time
 }
 
 // OnUndecodable sets what happens to a record that can't be decoded: [Skip],
 // [DeadLetter], or any function that turns the decoder's error into the one that
-// counts; nil skips the record. Default: the app stops and names the record.
+// counts; where that returns nil the record is skipped. Default: the app stops and names the record.
 func OnUndecodable(f func(error) error) SourceOption {
 	return sourceOption(func(o *sourceOptions) { o.undecodable = f })
 }
@@ -88,10 +90,17 @@ func OnUndecodable(f func(error) error) SourceOption {
 // From begins a stream with the records of a topic.
 func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption) Stream[T] {
 	o := sourceOptions{undecodable: func(err error) error { return err }}
-	for _, opt := range opts {
+	st := newStream[T](app, app.add("from", id, "topic "+src.Topic))
+	for i, opt := range opts {
+		if opt == nil {
+			app.errorf("operator %q: option %d of the source is nil (%s)", id, i+1, st.node.where)
+			continue
+		}
 		opt.applySource(&o)
 	}
-	st := newStream[T](app, app.add("from", id, "topic "+src.Topic))
+	if o.undecodable == nil {
+		app.errorf("operator %q: weir.OnUndecodable: the function is nil; without the option the app stops at a record that can't be decoded (%s)", id, st.node.where)
+	}
 	if src.Topic == "" {
 		app.errorf("operator %q: the source has no topic (%s)", id, st.node.where)
 	}
@@ -100,7 +109,9 @@ func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption
 		app.errorf("operator %q: %w (%s)", id, err, st.node.where)
 	}
 	st.node.timed = o.watermarks != nil
-	if src.Decode == nil {
+	if err := src.Check(); err != nil {
+		app.errorf("operator %q: %w (%s)", id, err, st.node.where)
+	} else if src.Decode == nil {
 		app.errorf("operator %q: the source of topic %q cannot decode; use source.Values, source.KeyValues or source.Records (%s)", id, src.Topic, st.node.where)
 	}
 	app.inputs = append(app.inputs, inside.Input{ID: id, Topic: src.Topic, Type: st.node.values, Record: recordOf(src)})
@@ -131,6 +142,9 @@ func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption
 // Map turns each value into another one.
 func Map[A, B any](in Stream[A], id string, f func(A) (B, error)) Stream[B] {
 	st := newStream[B](in.app, in.app.add("map", id, "", in.node))
+	if f == nil {
+		in.app.errorf("operator %q: the function is nil (%s)", id, st.node.where)
+	}
 	in.out.add(func(s *processor.Subtask) func(A) {
 		op, next := s.Operator(id), st.out.build(s)
 		return func(a A) {
@@ -151,6 +165,9 @@ func Map[A, B any](in Stream[A], id string, f func(A) (B, error)) Stream[B] {
 // before it returns. What was emitted before an error counts.
 func FlatMap[A, B any](in Stream[A], id string, f func(a A, emit func(B)) error) Stream[B] {
 	st := newStream[B](in.app, in.app.add("flatmap", id, "", in.node))
+	if f == nil {
+		in.app.errorf("operator %q: the function is nil (%s)", id, st.node.where)
+	}
 	in.out.add(func(s *processor.Subtask) func(A) {
 		op, next := s.Operator(id), st.out.build(s)
 		emit := func(b B) {
@@ -172,6 +189,9 @@ func FlatMap[A, B any](in Stream[A], id string, f func(a A, emit func(B)) error)
 // Filter keeps the values for which keep returns true.
 func Filter[T any](in Stream[T], id string, keep func(T) bool) Stream[T] {
 	st := newStream[T](in.app, in.app.add("filter", id, "", in.node))
+	if keep == nil {
+		in.app.errorf("operator %q: the function is nil (%s)", id, st.node.where)
+	}
 	in.out.add(func(s *processor.Subtask) func(T) {
 		op, next := s.Operator(id), st.out.build(s)
 		return func(v T) {
@@ -189,17 +209,23 @@ func Filter[T any](in Stream[T], id string, keep func(T) bool) Stream[T] {
 // Merge unites streams of the same type. Values that came through different
 // streams have no order among each other.
 func Merge[T any](id string, first Stream[T], more ...Stream[T]) Stream[T] {
-	nodes := []*node{first.node}
-	for _, m := range more {
-		nodes = append(nodes, m.node)
+	var nodes []*node
+	ins := append([]Stream[T]{first}, more...)
+	for _, in := range ins {
+		if in.app == first.app {
+			nodes = append(nodes, in.node)
+		}
 	}
 	st := newStream[T](first.app, first.app.add("merge", id, "", nodes...))
-	for _, in := range append([]Stream[T]{first}, more...) {
-		if in.app != first.app {
-			first.app.errorf("operator %q: merges streams of two apps", id)
-			continue
+	for i, in := range ins {
+		switch in.app {
+		case first.app:
+			in.out.add(st.out.build)
+		case nil:
+			first.app.errorf("operator %q: stream %d is the zero Stream: want one that weir.From or an operator returned (%s)", id, i+1, st.node.where)
+		default:
+			first.app.errorf("operator %q: merges streams of two apps (%s)", id, st.node.where)
 		}
-		in.out.add(st.out.build)
 	}
 	return st
 }

@@ -39,7 +39,11 @@ func RecordTime(opts ...EventTimeOption) SourceOption {
 
 func (o *sourceOptions) tellTime(f any, opts []EventTimeOption) {
 	o.eventTime, o.watermarks = f, &processor.Watermarks{}
-	for _, opt := range opts {
+	for i, opt := range opts {
+		if opt == nil {
+			o.bad = fmt.Errorf("option %d of event time is nil", i+1)
+			continue
+		}
 		opt.applyEventTime(o.watermarks)
 	}
 }
@@ -62,6 +66,9 @@ func Idle(d time.Duration) EventTimeOption {
 func eventTimeOf[T any](o sourceOptions) (func(*kgo.Record, T) time.Time, error) {
 	if o.watermarks == nil {
 		return nil, nil
+	}
+	if o.bad != nil {
+		return nil, o.bad
 	}
 	if o.watermarks.OutOfOrder < 0 {
 		return nil, fmt.Errorf("weir.OutOfOrder(%v): want 0 or more", o.watermarks.OutOfOrder)

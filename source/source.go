@@ -1,6 +1,7 @@
 package source
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -20,12 +21,18 @@ type Source[T any] struct {
 	// Encode makes a record that Decode turns into the value. Only tests need it: package
 	// weirtest feeds a source with values.
 	Encode func(T) (*kgo.Record, error)
+
+	bad error
 }
+
+// Check reports codecs that can't be used.
+func (s Source[T]) Check() error { return s.bad }
 
 // Values reads the values of a topic and ignores its keys. A record with a null
 // value is decoded from no bytes.
 func Values[T any](topic string, c codec.Codec[T]) Source[T] {
 	return Source[T]{
+		bad:    codec.Check(c),
 		Topic:  topic,
 		Decode: func(r *kgo.Record) (T, error) { return c.Decode(r.Value) },
 		Encode: func(v T) (*kgo.Record, error) {
@@ -38,6 +45,7 @@ func Values[T any](topic string, c codec.Codec[T]) Source[T] {
 // KeyValues reads keys and values of a topic.
 func KeyValues[K, V any](topic string, kc codec.Codec[K], vc codec.Codec[V]) Source[record.KV[K, V]] {
 	return Source[record.KV[K, V]]{
+		bad:   errors.Join(codec.Check(kc), codec.Check(vc)),
 		Topic: topic,
 		Decode: func(r *kgo.Record) (kv record.KV[K, V], err error) {
 			if kv.Key, err = kc.Decode(r.Key); err != nil {

@@ -22,6 +22,7 @@ type Scope struct {
 	operator string
 	columns  []column
 	errs     []error
+	timed    []string // states with a time to live in event time
 }
 
 // NewScope returns a scope for the operator's handles. Without a keyspace it only
@@ -39,6 +40,9 @@ func (s *Scope) Descriptors() []Descriptor {
 
 // Errors lists what is wrong with the declarations.
 func (s *Scope) Errors() []error { return s.errs }
+
+// InEventTime lists the states whose time to live is in event time.
+func (s *Scope) InEventTime() []string { return s.timed }
 
 // add registers a column under its name.
 func (s *Scope) add(c column) {
@@ -65,6 +69,7 @@ type options struct {
 	ttl    time.Duration
 	domain segment.Domain
 	onRead bool
+	bad    error
 }
 
 // TTLOption changes how time to live is counted.
@@ -84,14 +89,19 @@ func (f ttlOption) applyTTL(o *options) { f(o) }
 func TTL(d time.Duration, how ...TTLOption) Option {
 	return option(func(o *options) {
 		o.ttl, o.domain = d, segment.ProcessingTime
-		for _, h := range how {
+		for i, h := range how {
+			if h == nil {
+				o.bad = fmt.Errorf("option %d of the time to live is nil", i+1)
+				continue
+			}
 			h.applyTTL(o)
 		}
 	})
 }
 
 // InEventTime makes a [TTL] count event time: an entry expires when the watermark
-// passes the watermark at which it was written by the time to live.
+// passes the watermark at which it was written by the time to live. A source that the
+// operator reads from must tell event time.
 var InEventTime TTLOption = ttlOption(func(o *options) { o.domain = segment.EventTime })
 
 // OnRead makes a [TTL] count from the last time that the entry was read or written.
@@ -143,9 +153,18 @@ func (o *options) expiry(h segment.Header) int64 {
 	return h.Expires
 }
 
-func optionsOf(opts []Option) (o options, err error) {
-	for _, opt := range opts {
+func (s *Scope) optionsOf(name string, opts []Option) (o options, err error) {
+	for i, opt := range opts {
+		if opt == nil {
+			return o, fmt.Errorf("option %d is nil", i+1)
+		}
 		opt.apply(&o)
+	}
+	if o.bad != nil {
+		return o, o.bad
+	}
+	if o.domain == segment.EventTime {
+		s.timed = append(s.timed, name)
 	}
 	if o.domain != segment.Forever && o.ttl < time.Millisecond {
 		err = errors.New("the time to live must be at least a millisecond")

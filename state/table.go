@@ -91,7 +91,7 @@ func newEntryTable[V any](scope *Scope, kind, name string, c codec.Codec[V], opt
 	h := entryTable[V]{operator: scope.operator, name: name, kind: kind, codec: c, flat: flat(reflect.TypeFor[V]())}
 	err := codec.Check(c)
 	if err == nil {
-		h.opts, err = optionsOf(opts)
+		h.opts, err = scope.optionsOf(name, opts)
 	}
 	if err != nil {
 		scope.errs = append(scope.errs, h.errorf("%w", err))

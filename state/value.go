@@ -50,7 +50,7 @@ func newValue[V any](scope *Scope, kind, name string, c codec.Codec[V], opts []O
 	h := &OfValue[V]{operator: scope.operator, name: name, kind: kind, codec: c, flat: flat(t), reach: reachOf(t)}
 	err := codec.Check(c)
 	if err == nil {
-		h.opts, err = optionsOf(opts)
+		h.opts, err = scope.optionsOf(name, opts)
 	}
 	if err != nil {
 		scope.errs = append(scope.errs, fmt.Errorf("operator %q: state %q: %w", scope.operator, name, err))

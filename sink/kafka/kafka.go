@@ -18,6 +18,9 @@ type KeyFunc[T any] func(dst []byte, v T) (key []byte, has bool, err error)
 
 // KeyBy takes the record key from the value.
 func KeyBy[T, K any](key func(T) K, c codec.Codec[K]) KeyFunc[T] {
+	if key == nil || c == nil {
+		return nil // reported by Values
+	}
 	return func(dst []byte, v T) ([]byte, bool, error) {
 		b, err := c.Append(dst, key(v))
 		return b, true, err
@@ -50,7 +53,7 @@ func Values[T any](topic string, key KeyFunc[T], c codec.Codec[T]) sink.Sink[T] 
 	case err != nil:
 		s.bad = fmt.Errorf("kafka sink for topic %q: %w", topic, err)
 	case key == nil:
-		s.bad = fmt.Errorf("kafka sink for topic %q: the key function is nil; use kafka.NoKey for records without a key", topic)
+		s.bad = fmt.Errorf("kafka sink for topic %q: the key function is nil, or kafka.KeyBy was given no function or no codec; use kafka.NoKey for records without a key", topic)
 	default:
 		s.value = c.Append
 	}
