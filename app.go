@@ -212,14 +212,17 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 // an error that says what is known and what the operator can do. Nothing after the
 // last committed checkpoint was published then.
 //
-// Run must be called once.
+// Run runs an App once: a second call, at the same time or afterwards, is an error and
+// changes nothing.
 func (a *App) Run(ctx context.Context) error {
 	cfg, plan, err := a.build()
 	if err != nil {
 		return err
 	}
 	job := processor.NewJob(cfg, plan)
-	a.job.Store(job)
+	if !a.job.CompareAndSwap(nil, job) {
+		return &RunError{App: a.name, Err: errors.New("its Run was called before, and an App runs once: make another one with weir.New and the same topology")}
+	}
 	if a.opts.admin != "" {
 		end, err := a.serveAdmin(cfg)
 		if err != nil {

@@ -46,6 +46,27 @@ func TestAppThatGivesUpRestartingLeavesTheGroup(t *testing.T) {
 	wantNoMembers(t, brokers, "app")
 }
 
+func TestAnAppRunsOnce(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1")
+	var app *weir.App
+	r := start(t, "app", brokers, func(a *weir.App) { app = a; sums(same)(a) }, weir.Store(checkpoint.NewMem()))
+	consume(t, brokers, "out", 1)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantError(t, app.Run(ended), "app", "Run was called before", "weir.New")
+	produce(t, brokers, "in", "a:2")
+	consume(t, brokers, "out", 2)
+	if s := app.Status().State; s != "running" {
+		t.Errorf("the status is %q, of the call that was refused", s)
+	}
+	r.stop()
+	if err := r.wait(); err != nil {
+		t.Error(err)
+	}
+	wantError(t, app.Run(ended), "Run was called before")
+}
+
 // wantNoMembers wants that nobody has to wait for the session timeout.
 func wantNoMembers(t *testing.T, brokers []string, group string) {
 	t.Helper()
