@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"iter"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -68,7 +67,8 @@ func (d *Dir) File(object string) (path string, ok bool) {
 // Path returns the directory's absolute path.
 func (d *Dir) Path() string { return d.path }
 
-func (d *Dir) String() string { return (&url.URL{Scheme: "file", Path: d.path}).String() }
+// String returns the URL, with the path as it is: OpenStore does not know escapes either.
+func (d *Dir) String() string { return "file://" + d.path }
 
 func (d *Dir) err(op, name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
@@ -354,29 +354,45 @@ func (d *Dir) walk(ctx context.Context, prefix string, visit func(name string, i
 	if i := strings.LastIndexByte(prefix, '/'); i >= 0 {
 		dir = prefix[:i]
 	}
-	root := filepath.Join(d.path, filepath.FromSlash(dir))
+	return d.walkDir(ctx, dir, visit)
+}
+
+// walkDir visits the files below dir. It follows symbolic links, as Get and Put do: a
+// directory may be on another disk.
+func (d *Dir) walkDir(ctx context.Context, dir string, visit func(name string, info fs.FileInfo) error) error {
+	root, err := filepath.EvalSymlinks(filepath.Join(d.path, filepath.FromSlash(dir)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was ever put there
+	}
+	if err != nil {
+		return err
+	}
 	return filepath.WalkDir(root, func(file string, e fs.DirEntry, err error) error {
 		if err == nil {
 			err = ctx.Err()
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // deleted between being read and being looked at, or never made
+			return nil // deleted between being read and being looked at
 		}
 		if err != nil || e.IsDir() {
 			return err
 		}
-		info, err := e.Info()
+		info, err := os.Stat(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(d.path, file)
+		rel, err := filepath.Rel(root, file)
 		if err != nil {
 			return err
 		}
-		return visit(filepath.ToSlash(rel), info)
+		name := path.Join(dir, filepath.ToSlash(rel))
+		if info.IsDir() {
+			return d.walkDir(ctx, name, visit)
+		}
+		return visit(name, info)
 	})
 }
 

@@ -81,7 +81,8 @@ var named = struct {
 }{mem: map[string]*Mem{}}
 
 // OpenStore opens the store at url: file:///absolute/path or a plain path is a
-// directory, which is made if it is missing; mem:// is a new store in memory, and
+// directory, which is made if it is missing, and the path is taken as it is, without
+// escapes such as %20; mem:// is a new store in memory, and
 // mem://name is one that all who name it in this process share. Other schemes are
 // those of RegisterScheme.
 func OpenStore(url string) (Store, error) {

@@ -60,6 +60,56 @@ func TestOpenStore(t *testing.T) {
 	}
 }
 
+func TestURLOfADirectoryOpensIt(t *testing.T) {
+	for _, name := range []string{"my store", "100%", "a%20b", "why?", "#1"} {
+		d, err := checkpoint.OpenDir(filepath.Join(t.TempDir(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := checkpoint.OpenStore(d.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := again.(*checkpoint.Dir).Path(); got != d.Path() {
+			t.Errorf("%s opens %s", d, got)
+		}
+	}
+}
+
+// The directory of a store, or one in it, is on another disk.
+func TestDirectoryThatIsALinkIsListed(t *testing.T) {
+	dir := t.TempDir()
+	link := func(name string) string {
+		path := filepath.Join(dir, name)
+		if err := os.Symlink(t.TempDir(), path); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	d, err := checkpoint.OpenDir(link("store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	link("store/seg")
+	for _, name := range []string{"ckpt/b", "seg/a/c"} {
+		if err := d.Put(t.Context(), name, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for prefix, want := range map[string]string{"": "ckpt/b seg/a/c", "ckpt/": "ckpt/b", "seg/": "seg/a/c", "seg/a/c": "seg/a/c", "none/": ""} {
+		var got []string
+		for o, err := range d.List(t.Context(), prefix) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, o.Name)
+		}
+		if got := strings.Join(got, " "); got != want {
+			t.Errorf("below %q there are %q, want %q", prefix, got, want)
+		}
+	}
+}
+
 func TestMissingDriverIsNamedByItsImport(t *testing.T) {
 	for scheme, pkg := range map[string]string{"s3": "s3", "gs": "gcs", "azblob": "azure"} {
 		_, err := checkpoint.OpenStore(scheme + "://id:hush@bucket/x?token=hush")

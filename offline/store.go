@@ -3,7 +3,6 @@ package offline
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
 
@@ -32,9 +31,5 @@ func directory(at string) (string, bool) {
 	if !strings.Contains(at, "://") {
 		return at, at != ""
 	}
-	u, err := url.Parse(at)
-	if err != nil || u.Scheme != "file" {
-		return "", false
-	}
-	return strings.TrimPrefix(at, "file://"), true
+	return strings.CutPrefix(at, "file://")
 }
