@@ -342,6 +342,38 @@ func TestEntriesInUseStayInMemory(t *testing.T) {
 	}
 }
 
+// What can't be dropped, the keys of timers here, fills the budget. What is read beside it
+// can, and as nothing changes no checkpoint comes that would let Evict look again.
+func TestReadsStayInTheBudgetBesideWhatCannotBeDropped(t *testing.T) {
+	const budget = 100_000
+	var v *state.OfValue[int64]
+	var timers *state.Timers
+	o := newOne(t, newCommitted(), budget, func(s state.Setup) {
+		v, timers = state.Value(s, "v", codec.Int64), state.ProcessingTimers(s)
+	})
+	for i := range 2000 {
+		o.ks.Use(fmt.Sprint("timer-", i), 0)
+		timers.Set(time.UnixMilli(int64(i)))
+	}
+	o.commit()
+	o.commit()
+	if full := o.ks.Evict(); full < 1 {
+		t.Fatalf("the timers take %v of the budget, want more than all of it", full)
+	}
+	begin := o.ks.Memory()
+	for i := range 10_000 {
+		o.ks.Use(fmt.Sprint("key-", i), 0)
+		v.Get()
+		o.ks.Evict()
+		if n := o.ks.Memory(); n > begin+budget/4 {
+			t.Fatalf("%d reads take %d bytes, the budget is %d", i+1, n-begin, budget)
+		}
+	}
+	if o.ks.Pending() {
+		t.Error("reads changed something")
+	}
+}
+
 // What is on its way to the backing is counted as such.
 func TestPinnedEntriesAreCounted(t *testing.T) {
 	var m *state.OfMap[int64, int64]

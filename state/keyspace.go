@@ -96,6 +96,7 @@ type Keyspace[K comparable] struct {
 	pinned  []pinned // slots on their way to the backing, oldest first
 	hand    uint32   // where evict goes on
 	stuck   int64    // one more than the newest checkpoint for which there was not enough to drop
+	stuckAt int64    // what was in memory then
 	keySize mean
 	flatKey bool
 }
@@ -476,15 +477,20 @@ func (ks *Keyspace[K]) Evict() (full float64) {
 	if ks.cfg.Backing == nil || ks.fits() {
 		return 0
 	}
-	if committed := ks.cfg.Committed(); ks.stuck != committed+1 {
+	// Until another checkpoint is committed there is no point in looking again for what
+	// changed. But what was only read since then can be dropped.
+	if committed := ks.cfg.Committed(); ks.stuck != committed+1 || ks.Memory() > ks.stuckAt+ks.cfg.MemoryBytes/stuckGrowth {
 		if ks.evict(uint32(committed)); ks.fits() {
 			return 0
 		}
-		// Until another checkpoint is committed there is no point in looking again.
-		ks.stuck = committed + 1
+		ks.stuck, ks.stuckAt = committed+1, ks.Memory()
 	}
 	return float64(ks.Memory()) / float64(ks.cfg.MemoryBytes)
 }
+
+// stuckGrowth is by which part of the budget memory grows before Evict looks again although
+// no checkpoint was committed since it found too little to drop.
+const stuckGrowth = 8
 
 func (ks *Keyspace[K]) fits() bool { return ks.Memory() <= ks.cfg.MemoryBytes }
 
