@@ -678,6 +678,42 @@ func (h *history) bigCommit(seed uint64) (prev, id ID, seg *Segment) {
 	return prev, id, seg
 }
 
+func TestAScanOfARemoteSegmentReadsAhead(t *testing.T) {
+	b := newRemoteBucket()
+	h := newHistory(t, b, "aa")
+	_, _, big := h.bigCommit(1)
+	var reads atomic.Int64
+	b.hook = func(_ string, _, n int64) error {
+		if n > copyBytes {
+			return errors.New("no") // it can't be copied
+		}
+		reads.Add(1)
+		return nil
+	}
+	s := open(t, vfs.NewMem(), Options{CacheBytes: 8 << 20})
+	h.attach(s)
+	reads.Store(0)
+	it, err := s.Iter(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer it.Close()
+	entries := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		if len(it.Value()) == 0 {
+			t.Fatalf("%x: %v", it.Key(), it.Error())
+		}
+		entries++
+	}
+	if err := it.Error(); err != nil || entries != 3000 {
+		t.Fatalf("%d entries, %v", entries, err)
+	}
+	// 64 KiB are read ahead at first and twice as much each time, after what stands alone.
+	if n := reads.Load(); n > 16 {
+		t.Errorf("%d bytes were read in %d requests", big.Length, n)
+	}
+}
+
 func TestARemoteSegmentIsReadWhereItIsAndReleasedWhenItWasCopied(t *testing.T) {
 	fs := vfs.NewMem()
 	b := newRemoteBucket()
