@@ -14,6 +14,10 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/clock"
+	"github.com/weirstream/weir/sink/kafka"
+	"github.com/weirstream/weir/source"
+	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/pebble"
 )
 
@@ -220,4 +224,48 @@ func TestStandbyFollowsIntoItsLocalStore(t *testing.T) {
 	}
 	produce(t, brokers, "in", "a:3")
 	wantValues(t, brokers, "out", "a:1", "b:1", "c:1", "a:3", "b:3", "c:3", "a:6")
+}
+
+// A new version of the app takes the time to live from a state. What had expired does not
+// come back, and what is read then stays.
+func TestTimeToLiveIsTakenAwayByANewVersion(t *testing.T) {
+	backends(t, func(t *testing.T, backend pebble.Backend) {
+		brokers := broker(t, 1, "in", "out")
+		store, now := checkpoint.NewMem(), clock.NewManual(time.UnixMilli(1_000_000_000_000))
+		life := func(key string, opts ...state.Option) {
+			t.Helper()
+			produce(t, brokers, "in", key)
+			drained(t, "app", brokers, func(a *weir.App) {
+				in := weir.From(a, "in", source.Values("in", codec.String))
+				byKey := weir.KeyBy(in, "by-key", func(k string) string { return k }, codec.String)
+				weir.To(weir.Process(byKey, "keep", func(s *weir.Setup) weir.Handler[string, string, string] {
+					v := state.Value(s, "v", codec.Unit, opts...)
+					return weir.OnRecord(func(c *weir.Context[string, string], k string) error {
+						_, ok := v.Lookup()
+						if !ok {
+							v.Set(codec.Nothing)
+						}
+						c.Emit(fmt.Sprint(k, " ", ok))
+						return nil
+					})
+				}), "out", kafka.Values("out", kafka.NoKey, codec.String))
+			}, weir.Store(store), weir.UseClock(now), weir.StateBackend(backend))
+		}
+		ttl := state.TTL(time.Minute)
+		life("old", ttl)
+		now.Advance(30 * time.Second)
+		life("young", ttl)
+		now.Advance(45 * time.Second)
+		life("old")
+		life("young")
+		now.Advance(time.Hour)
+		life("young")
+		var got []string
+		for _, r := range consume(t, brokers, "out", 5) {
+			got = append(got, string(r.Value))
+		}
+		if want := []string{"old false", "young false", "old false", "young true", "young true"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
 }

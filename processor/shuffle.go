@@ -625,7 +625,7 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 	return nil
 }
 
-// restoreTime begins where event time stood.
+// restoreTime begins where event time stood, and now: what has expired is not restored.
 func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 	r.sub.key = func() any { return r.keys.Key() }
 	at := r.restoredWatermark()
@@ -635,6 +635,7 @@ func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 		r.inputs[i].watermark = noWatermark
 	}
 	r.keys.SetTime(segment.EventTime, at)
+	r.wall()
 }
 
 // restoredWatermark is where event time stood. After an unaligned checkpoint it may have

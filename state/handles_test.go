@@ -536,6 +536,67 @@ func TestTimeToLiveBeginsWhenTimeIsKnown(t *testing.T) {
 	})
 }
 
+// A new version of the app takes the time to live away, or counts it by another clock. What
+// has expired stays away, and what is read stays, over restarts and merges.
+func TestTimeToLiveIsTakenAwayWithTheFirstRead(t *testing.T) {
+	const ttl, now = 1000, 1_700_000_000_000
+	for name, opts := range map[string][]state.Option{
+		"none":          nil,
+		"another clock": {state.TTL(ttl*time.Millisecond, state.InEventTime)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bothWays(t, func(t *testing.T, budget int64) {
+				var v *state.OfValue[int64]
+				var m *state.OfMap[int64, int64]
+				start := func(store *committed, at int64, opts ...state.Option) *one {
+					o := newOne(t, store, budget, func(s state.Setup) {
+						v = state.Value(s, "v", codec.Int64, opts...)
+						m = state.Map(s, "m", codec.Int64, codec.Int64, opts...)
+					})
+					o.ks.SetTime(segment.ProcessingTime, at)
+					o.ks.SetTime(segment.EventTime, now) // stands still
+					if budget == 0 {
+						o.restore()
+					}
+					return o
+				}
+				expect := func(what string, want ...int64) {
+					t.Helper()
+					_, ok := v.Lookup()
+					if got := keysOf(m.All()); !ok || !slices.Equal(got, want) || m.Len() != len(want) || m.Has(0) {
+						t.Errorf("%s: the value is there: %v, the map has %v, want %v", what, ok, got, want)
+					}
+				}
+				o := start(newCommitted(), now, state.TTL(ttl*time.Millisecond))
+				m.Put(0, 0)
+				o.ks.SetTime(segment.ProcessingTime, now+ttl/2)
+				v.Set(1)
+				m.Put(1, 1)
+				m.Put(2, 2)
+				o.commit()
+				o = start(o.store, now+ttl, opts...)
+				expect("the first read", 1, 2)
+				if n := o.commit(); n != 3 {
+					t.Errorf("the first read wrote %d entries, want 3", n)
+				}
+				o.ks.Evict()
+				o.ks.SetTime(segment.ProcessingTime, now+10*ttl)
+				expect("later", 1, 2)
+				if n := o.commit(); n != 0 {
+					t.Errorf("another read wrote %d entries", n)
+				}
+				start(o.store, now+10*ttl, opts...)
+				expect("after a restart", 1, 2)
+				for k, b := range o.store.entries {
+					if h, _, err := segment.CutHeader(b); err != nil || h.Domain == segment.ProcessingTime && h.Expires > now+ttl {
+						t.Errorf("%x is stored with %+v, which a merge would drop: %v", k, h, err)
+					}
+				}
+			})
+		})
+	}
+}
+
 func TestWhatWasWrittenBeforeTimeWasKnownIsReclaimed(t *testing.T) {
 	var v *state.OfValue[int64]
 	var m *state.OfMap[int64, int64]

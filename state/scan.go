@@ -101,11 +101,17 @@ func (h *entryTable[V]) visitStored(slot uint32, s span, b *backingCursor[V], vi
 		return false
 	case h.expired(header):
 		return true
-	case !s.peek && h.opts.domain != segment.Forever && h.opts.moves(h.opts.expiry(header), h.keys.now(h.opts.domain)):
+	case !s.peek && h.rewrites(header):
 		e := h.load(slot, b.key())
 		return e == nil || !h.read(e) || visit(e.key, e, nil)
 	}
 	return visit(b.key(), nil, raw)
+}
+
+// rewrites tells whether reading an entry of the backing changes when it expires.
+func (h *entryTable[V]) rewrites(header segment.Header) bool {
+	return h.opts.outdated(header) ||
+		h.opts.domain != segment.Forever && h.opts.moves(h.opts.expiry(header), h.keys.now(h.opts.domain))
 }
 
 // backingCursor walks through what the backing holds of a slot's entries.

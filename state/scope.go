@@ -86,6 +86,11 @@ func (f ttlOption) applyTTL(o *options) { f(o) }
 // What was written before the handle had a time to live, or in event time before there
 // was a watermark, counts as written when it is read first. Without a backing it need not
 // be read for that.
+//
+// What was written when the handle had another time to live expires when it was to. If a
+// new version of the app takes the time to live away, or counts it by another clock, this
+// holds until the entry is read first: then it counts as written, and without a time to
+// live it stays. Without a backing a start reads all. What had expired does not come back.
 func TTL(d time.Duration, how ...TTLOption) Option {
 	return option(func(o *options) {
 		o.ttl, o.domain = d, segment.ProcessingTime
@@ -151,6 +156,13 @@ func (o *options) expiry(h segment.Header) int64 {
 		return unstamped // the handle got its time to live, or another clock, since then
 	}
 	return h.Expires
+}
+
+// outdated tells whether an entry was stored with h when the handle had a time to live by
+// a clock that is not, or no more, its own. Reading it writes it anew: what is read must not
+// vanish with a restart or with a merge of segments, which go by what is stored.
+func (o *options) outdated(h segment.Header) bool {
+	return h.Domain != segment.Forever && h.Domain != o.domain
 }
 
 func (s *Scope) optionsOf(name string, opts []Option) (o options, err error) {

@@ -233,8 +233,9 @@ func (h *entryTable[V]) load(slot uint32, sub string) *entry[V] {
 		return nil
 	}
 	var e *entry[V]
+	var outdated bool
 	if ok {
-		if e, err = h.decode(slot, sub, b[len(k):]); err != nil {
+		if e, outdated, err = h.decode(slot, sub, b[len(k):]); err != nil {
 			h.keys.fail(err)
 			return nil
 		}
@@ -247,19 +248,24 @@ func (h *entryTable[V]) load(slot uint32, sub string) *entry[V] {
 	}
 	p, _ := g.live.seek(sub)
 	g.live.insert(p, e)
+	if outdated {
+		h.change(e)
+		h.renew(e)
+	}
 	return e
 }
 
-// decode makes an entry of what a segment holds, or none if it has expired.
-func (h *entryTable[V]) decode(slot uint32, sub string, b []byte) (*entry[V], error) {
+// decode makes an entry of what a segment holds, or none if it has expired. If it is
+// outdated it is to be written anew.
+func (h *entryTable[V]) decode(slot uint32, sub string, b []byte) (e *entry[V], outdated bool, err error) {
 	header, v, ok, err := h.decodeValue(b)
 	if !ok || err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	e := h.newEntry(slot, sub, cellSet|cellStored|entryUsed)
+	e = h.newEntry(slot, sub, cellSet|cellStored|entryUsed)
 	e.v = v
 	e.expires = h.opts.expiry(header)
-	return e, nil
+	return e, h.opts.outdated(header), nil
 }
 
 // decodeValue decodes what a segment holds. ok is false if it has expired.
@@ -555,7 +561,7 @@ func (h *entryTable[V]) split(userKey []byte) (key, rest []byte, ok bool) {
 }
 
 func (h *entryTable[V]) restore(slot uint32, rest, value []byte) error {
-	e, err := h.decode(slot, view(rest), value)
+	e, outdated, err := h.decode(slot, view(rest), value)
 	if err != nil {
 		return err
 	}
@@ -572,6 +578,10 @@ func (h *entryTable[V]) restore(slot uint32, rest, value []byte) error {
 		g.live.leaves[p.leaf][p.at] = e
 	} else {
 		g.live.insert(p, e)
+	}
+	if outdated {
+		h.change(e)
+		h.renew(e)
 	}
 	return nil
 }

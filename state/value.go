@@ -252,6 +252,12 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 	if h.opts.domain != segment.Forever {
 		h.expires[slot>>chunkBits][slot&chunkMask] = h.opts.expiry(header)
 	}
+	if h.opts.outdated(header) {
+		h.change(slot, c)
+		if h.opts.domain != segment.Forever {
+			h.renew(slot)
+		}
+	}
 	return nil
 }
 
