@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strings"
@@ -193,7 +194,7 @@ func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 const maxDeleteErrors = 8
 
 // deleteAll deletes objects and says which ones it deleted. One that can't be deleted, as it
-// may be locked, does not keep the others.
+// may be locked, does not keep the others; a store that is away ends it.
 func deleteAll(ctx context.Context, store Store, names []string, deleted func(i int)) error {
 	var errs []error
 	more := 0
@@ -202,7 +203,7 @@ func deleteAll(ctx context.Context, store Store, names []string, deleted func(i 
 		switch {
 		case err == nil:
 			deleted(i)
-		case ctx.Err() != nil:
+		case !answers(ctx, store, name):
 			return errors.Join(append(errs, err)...)
 		case len(errs) < maxDeleteErrors:
 			errs = append(errs, err)
@@ -214,6 +215,12 @@ func deleteAll(ctx context.Context, store Store, names []string, deleted func(i 
 		errs = append(errs, fmt.Errorf("%d more objects in %s could not be deleted", more, store))
 	}
 	return errors.Join(errs...)
+}
+
+// answers tells whether a store can be read.
+func answers(ctx context.Context, store Store, object string) bool {
+	_, err := store.GetRange(ctx, object, 0, 1)
+	return err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // recoverGarbage finds the checkpoints that are retained before base, by way of

@@ -388,12 +388,31 @@ func TestAnObjectThatCannotBeDeletedDoesNotKeepTheOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	report, err := checkpoint.Collect(t.Context(), s, checkpoint.CollectOptions{Live: []offsets.ManifestRef{ref}, Retain: 1, Now: later})
+	o := checkpoint.CollectOptions{Live: []offsets.ManifestRef{ref}, Retain: 1, Now: later}
+	report, err := checkpoint.Collect(t.Context(), s, o)
 	if !errors.Is(err, errStore) || len(report.Deleted) != len(orphans) {
 		t.Errorf("%+v, %v", report, err)
 	}
 	if got := names(t, s); !slices.Equal(got, want) {
 		t.Errorf("left by Collect: %v, want %v", got, want)
+	}
+	for _, name := range orphans {
+		if err := s.Put(t.Context(), name, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tried := 0
+	s.Before(func(_ ctx.Context, op faultstore.Op, _ string) error {
+		if op == faultstore.Delete {
+			tried++
+		}
+		if tried > 0 {
+			return errStore
+		}
+		return nil
+	})
+	if _, err := checkpoint.Collect(t.Context(), s, o); !errors.Is(err, errStore) || tried != 1 {
+		t.Errorf("a store that went away was asked to delete %d objects: %v", tried, err)
 	}
 }
 
