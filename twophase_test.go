@@ -19,10 +19,12 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/crashpoint"
 	"github.com/weirstream/weir/sink/file"
 	"github.com/weirstream/weir/sink/twophase"
+	"github.com/weirstream/weir/source"
 )
 
 // treasury is a receiver with prepared transactions that outlives every app.
@@ -622,6 +624,29 @@ func (d directory) list() []string {
 // sink is a sink that writes to a directory.
 func (d directory) sink() *twophase.Sink[string] {
 	return file.Lines(file.Options{Dir: string(d)}, func(dst []byte, v string) ([]byte, error) { return append(dst, v...), nil })
+}
+
+// Behind a merge of a source and a keyed stream the source's subtask and the keyed one
+// prepare in any order, so the files of each are counted for themselves.
+func TestFilesOfMergedStreamsAreCountedApart(t *testing.T) {
+	brokers := broker(t, 1, "in")
+	produce(t, brokers, "in", "a", "b")
+	dir := directory(t.TempDir())
+	r := start(t, "app", brokers, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		byValue := weir.KeyBy(in, "by-value", func(v string) string { return v }, codec.String)
+		keyed := weir.Process(byValue, "keyed", func(*weir.Setup) weir.Handler[string, string, string] {
+			return weir.OnRecord(func(c *weir.Context[string, string], v string) error { c.Emit("keyed " + v); return nil })
+		})
+		weir.To(weir.Merge("all", in, keyed), "files", dir.sink())
+	}, weir.Store(checkpoint.NewMem()), weir.Parallelism(1), weir.Drain())
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(string(dir), "*-000001"))
+	if err != nil || len(files) != 2 || len(dir.list()) != 4 {
+		t.Fatalf("files %q, %v; they hold %q", files, err, dir.list())
+	}
 }
 
 // TestS38_TwoPhaseSinkIsExactAfterAKillAtEachPoint kills a process that writes files at each

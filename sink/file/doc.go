@@ -16,8 +16,11 @@
 // Whoever reads the files may take them away, also right after the commit and before the
 // app knows of it. The commit is repeated then, and must not be taken for a loss. So before
 // a file is renamed a mark is made, an empty file whose name says up to which number the
-// files of one subtask are committed, which they are in the order of their numbers. The
-// mark is durable before the rename. If neither the prepared file nor the one in the
-// directory is there, it says whether the file was committed. A mark replaces the one
-// before it, and is removed at a start that has no use for it.
+// files of one subtask are committed, which they are in the order of their numbers. (Where
+// streams are merged in front of the sink each has subtasks of its own.) The mark is durable
+// before the rename. If neither the prepared file nor the one in the directory is there, it
+// says whether the file was committed.
+//
+// A mark replaces the one before it. The last one of a subtask in an incarnation stays: a
+// savepoint may name its files, and an app may start from that at any time.
 package file

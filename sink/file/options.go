@@ -15,7 +15,8 @@ type Options struct {
 	Dir string
 	// Prefix and Suffix of the names of files. Between them stands when the file was
 	// prepared, in UTC, and what makes it unique: TIME-SUBTASK-INCARNATION-NUMBER. The number
-	// orders the files of one subtask in one incarnation of the app.
+	// orders the files of one subtask in one incarnation of the app. Where streams are merged
+	// in front of the sink, their subtasks are numbered through all of them.
 	Prefix, Suffix string
 	// Mode is the mode of files, before the process's umask. Default 0o644.
 	Mode fs.FileMode

@@ -92,7 +92,7 @@ type handle struct {
 	In      string `json:"in"`            // its folder, from there
 	File    string `json:"file"`
 	Bytes   int64  `json:"bytes,omitempty"`
-	Subtask string `json:"subtask,omitempty"` // INCARNATION-SUBTASK
+	Subtask string `json:"subtask,omitempty"` // INCARNATION-SUBTASK; the subtask is the writer's number
 	Number  int64  `json:"number,omitempty"`  // of the subtask's files: they are committed in this order
 }
 
@@ -229,8 +229,7 @@ func (r *receiver[T]) commitIn(dir string, h handle) error {
 	case info.Size() != h.Bytes:
 		return fmt.Errorf("%w: %s has %d bytes, and %d were prepared: the file was damaged", twophase.ErrGone, from, info.Size(), h.Bytes)
 	}
-	older, err := mark(in, h)
-	if err != nil {
+	if err := mark(in, h); err != nil {
 		return passing(err)
 	}
 	if err := os.Rename(from, to); errors.Is(err, fs.ErrNotExist) {
@@ -241,9 +240,9 @@ func (r *receiver[T]) commitIn(dir string, h handle) error {
 	if err := errors.Join(syncDir(dir), syncDir(in)); err != nil {
 		return passing(err)
 	}
-	for _, name := range older {
-		_ = os.Remove(filepath.Join(in, name)) // another process may have done it; a start does it again
-	}
+	before := h
+	before.Number--
+	_ = os.Remove(filepath.Join(in, before.mark())) // there may be none; a start removes what stays
 	return nil
 }
 
@@ -271,24 +270,17 @@ func committed(in, to string, h handle) error {
 // marked begins the name of a mark.
 const marked = "committed-"
 
-// mark notes, durably, that the file is going to be in the directory. It returns the marks
-// that this one replaces. A mark is made under a new name, so a process that was replaced
-// can't set it back.
-func mark(in string, h handle) (older []string, err error) {
-	entries, err := os.ReadDir(in)
+// mark is the name of the mark that the file is committed, and those before it.
+func (h handle) mark() string { return fmt.Sprintf("%s%s-%d", marked, h.Subtask, h.Number) }
+
+// mark notes, durably, that the file is going to be in the directory. A mark is made under a
+// new name, so a process that was replaced can't set it back.
+func mark(in string, h handle) error {
+	f, err := os.OpenFile(filepath.Join(in, h.mark()), os.O_CREATE|os.O_WRONLY, defaultMode)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, e := range entries {
-		if subtask, number, ok := parseMark(e.Name()); ok && subtask == h.Subtask && number < h.Number {
-			older = append(older, e.Name())
-		}
-	}
-	f, err := os.OpenFile(filepath.Join(in, fmt.Sprintf("%s%s-%d", marked, h.Subtask, h.Number)), os.O_CREATE|os.O_WRONLY, defaultMode)
-	if err != nil {
-		return nil, err
-	}
-	return older, errors.Join(f.Close(), syncDir(in))
+	return errors.Join(f.Close(), syncDir(in))
 }
 
 // parseMark returns of which subtask, and up to which number, files are committed.
@@ -302,25 +294,34 @@ func parseMark(name string) (subtask string, number int64, ok bool) {
 	return name[:at], number, err == nil
 }
 
-// Leftovers implements [twophase.Receiver]. Among them are the marks of subtasks of which
-// nothing is named: nobody will ask for them.
+// Leftovers implements [twophase.Receiver]. Among them are marks that a later one replaces.
+// The last one of a subtask stays, also if nothing that is named needs it: a savepoint may.
 func (r *receiver[T]) Leftovers(_ context.Context, named [][]byte) ([][]byte, error) {
-	var files, subtasks []string
+	var files []string
 	for _, b := range named {
 		h, err := decode(b)
 		if err != nil {
 			return nil, err
 		}
-		files, subtasks = append(files, h.File), append(subtasks, h.Subtask)
+		files = append(files, h.File)
 	}
 	entries, err := os.ReadDir(r.folder())
 	if err != nil {
 		return nil, passing(err)
 	}
+	last := map[string]int64{}
+	for _, e := range entries {
+		if subtask, number, ok := parseMark(e.Name()); ok {
+			last[subtask] = max(last[subtask], number)
+		}
+	}
+	if err := syncDir(r.folder()); err != nil { // who made them may have died
+		return nil, passing(err)
+	}
 	var left [][]byte
 	for _, e := range entries {
-		subtask, _, isMark := parseMark(e.Name())
-		if isMark && slices.Contains(subtasks, subtask) || slices.Contains(files, e.Name()) {
+		subtask, number, isMark := parseMark(e.Name())
+		if isMark && number == last[subtask] || slices.Contains(files, e.Name()) {
 			continue
 		}
 		b, err := handle{In: r.in, File: e.Name()}.encode()

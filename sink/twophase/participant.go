@@ -38,11 +38,13 @@ type Env struct {
 // checkpoint. Any other error stops the app; of Commit only if it is repeated when the app
 // was restarted.
 type Receiver[T any] interface {
-	// Begin begins a transaction for one subtask, the sink's only open one there but for
-	// those of other streams that are merged in front of the sink. Those that are prepared
-	// and not committed yet stay beside it: it must not need anything that they hold, as
-	// locks of the same rows.
-	Begin(ctx context.Context, subtask int) (Transaction[T], error)
+	// Begin begins a transaction for one writer, its only open one. A subtask has a writer,
+	// and one for each stream where several are merged in front of the sink; they are
+	// numbered from 0 through all of them. The transactions of a writer are prepared and
+	// committed in the order in which they began. Those that are prepared and not committed
+	// yet stay beside the open one: it must not need anything that they hold, as locks of the
+	// same rows.
+	Begin(ctx context.Context, writer int) (Transaction[T], error)
 	// Commit commits a prepared transaction, of this process or any earlier one. It is
 	// idempotent: it is called again for what is committed already, in any later process,
 	// also after a start from an old savepoint, and by two processes at once. If the

@@ -78,9 +78,9 @@ func (s *Sink[T]) Open(env sink.Env) (sink.Writer[T], error) {
 	if !ok {
 		return nil, errors.New("twophase: the runtime gives the sink no applier")
 	}
-	w := &writer[T]{a: a, env: env}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	w := &writer[T]{a: a, env: env, number: len(a.writers)}
 	a.writers = append(a.writers, w)
 	return w, nil
 }
@@ -89,6 +89,7 @@ func (s *Sink[T]) Open(env sink.Env) (sink.Writer[T], error) {
 type writer[T any] struct {
 	a      *applier[T]
 	env    sink.Env
+	number int            // subtasks of several operators may have the same index
 	open   Transaction[T] // nil: nothing was written since the last barrier
 	handle []byte         // of what was prepared at this barrier
 }
@@ -97,7 +98,7 @@ type writer[T any] struct {
 // after Recover: so nothing that Recover finds is ours.
 func (w *writer[T]) Write(v T) error {
 	if w.open == nil {
-		tx, err := w.a.to.Begin(w.env.Context(), w.env.Subtask())
+		tx, err := w.a.to.Begin(w.env.Context(), w.number)
 		if err != nil {
 			return fmt.Errorf("beginning a transaction: %w", err)
 		}

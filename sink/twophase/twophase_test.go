@@ -58,12 +58,12 @@ func (p *told) heard() string {
 
 type toldReceiver struct{ p *told }
 
-func (r toldReceiver) Begin(_ context.Context, subtask int) (Transaction[string], error) {
+func (r toldReceiver) Begin(_ context.Context, writer int) (Transaction[string], error) {
 	r.p.mu.Lock()
 	r.p.begun++
 	tx := toldTransaction{r.p, fmt.Sprint("tx", r.p.begun)}
 	r.p.mu.Unlock()
-	return tx, r.p.say(fmt.Sprint("begin ", tx.id, " ", subtask))
+	return tx, r.p.say(fmt.Sprint("begin ", tx.id, " ", writer))
 }
 
 func (r toldReceiver) Commit(_ context.Context, h []byte) error {
@@ -228,10 +228,10 @@ func TestOrderOfCalls(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.heard("begin tx1 3; write tx1 x; write tx1 y; prepare tx1")
+		r.heard("begin tx1 0; write tx1 x; write tx1 y; prepare tx1")
 		r.write("z")
 		synctest.Wait()
-		r.heard("begin tx2 3; write tx2 z") // nothing is committed before the commit point
+		r.heard("begin tx2 0; write tx2 z") // nothing is committed before the commit point
 		r.a.Committed(l)
 		synctest.Wait()
 		r.heard("commit tx1")
@@ -250,6 +250,22 @@ func TestOrderOfCalls(t *testing.T) {
 		}
 		r.heard("rollback tx2; close")
 	})
+}
+
+// Behind a merge of a source and a keyed stream two subtasks of the same index write, and
+// neither knows of the other.
+func TestWritersOfMergedStreamsHaveNumbersOfTheirOwn(t *testing.T) {
+	p := &told{}
+	r := begin(t, p)
+	merged, err := To[string](p).Open(writerEnv{runtime: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("x")
+	if err := merged.Write("y"); err != nil {
+		t.Fatal(err)
+	}
+	r.heard("begin tx1 0; write tx1 x; begin tx2 1; write tx2 y")
 }
 
 func TestNothingIsRolledBackByWhoWasReplaced(t *testing.T) {
@@ -421,7 +437,7 @@ func TestErrorsEndTheIncarnation(t *testing.T) {
 			t.Errorf("Recover, %s fails: %v", call, err)
 		}
 	}
-	for _, call := range []string{"begin tx1 3", "write tx1 v", "prepare tx1"} {
+	for _, call := range []string{"begin tx1 0", "write tx1 v", "prepare tx1"} {
 		p := &told{}
 		r := begin(t, p)
 		p.answer = func(c string) error {
@@ -441,7 +457,7 @@ func TestErrorsEndTheIncarnation(t *testing.T) {
 		if err := r.a.Close(); err != nil {
 			t.Error(err)
 		}
-		if want := "rollback tx1; close"; call != "begin tx1 3" && p.heard() != want {
+		if want := "rollback tx1; close"; call != "begin tx1 0" && p.heard() != want {
 			t.Errorf("%s failed, and the transaction was not rolled back", call)
 		}
 	}

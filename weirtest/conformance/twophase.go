@@ -340,7 +340,7 @@ func (w *ledgers[T]) subtasks() {
 	errs := make([]error, n)
 	var txs []twophase.Transaction[T]
 	for i := range n {
-		txs = append(txs, w.begin(r, i%2)) // merged streams share a subtask
+		txs = append(txs, w.begin(r, i))
 	}
 	var all sync.WaitGroup
 	for i, tx := range txs {
