@@ -109,8 +109,10 @@ func TestFullMemoryLetsACheckpointComplete(t *testing.T) {
 func TestFullMemoryLetsTheCheckpointAfterAFailedOneBegin(t *testing.T) {
 	store := faultstore.Wrap(checkpoint.NewMem())
 	var manifests atomic.Int64
+	var failed atomic.Bool
 	store.Before(func(_ context.Context, op faultstore.Op, name string) error {
 		if op == faultstore.Put && strings.HasPrefix(name, "ckpt/") && manifests.Add(1) == 2 {
+			failed.Store(true)
 			return errOnce
 		}
 		return nil
@@ -118,7 +120,13 @@ func TestFullMemoryLetsTheCheckpointAfterAFailedOneBegin(t *testing.T) {
 	backend := pebble.Dir(t.TempDir())
 	backend.MemoryBytes = 4 << 20
 	runUnderPressure(t, 1000, func(app *weir.App) {
-		in := weir.From(app, "in", source.Values("in", codec.String))
+		var n int
+		in := weir.Filter(weir.From(app, "in", source.Values("in", codec.String)), "wait", func(string) bool {
+			if n++; n > 3000 && !failed.Load() {
+				time.Sleep(time.Millisecond) // the rest is for after that
+			}
+			return true
+		})
 		setLarge(weir.KeyBy(in, "by-value", func(s string) string { return s }, codec.String))
 	}, weir.StateBackend(backend), weir.Store(store), weir.RetryPause(10*time.Millisecond))
 	if manifests.Load() < 3 {
