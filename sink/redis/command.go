@@ -333,7 +333,7 @@ func (u *Upserts) Guard(v int64) { u.guard = &v }
 // Do adds any command that may be repeated without harm. One that is known not to be, such
 // as INCR, is the record's error. Which arguments are keys is said by [Key].
 func (u *Upserts) Do(name string, args ...any) {
-	if slices.Contains(repeats, strings.ToUpper(name)) {
+	if addsUp(strings.ToUpper(name), args) {
 		u.fail(fmt.Errorf("%w: an idempotent sink cannot run %s, which a replay would repeat; use redis.WriteAhead", ErrNotIdempotent, strings.ToUpper(name)))
 		return
 	}
@@ -362,9 +362,50 @@ func (c *commands) refuseUnscripted(name string) bool {
 
 // repeats are commands whose effect adds up if they are repeated.
 var repeats = strings.Fields(`
-	APPEND BITFIELD BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN DECR DECRBY EVAL EVALSHA FCALL GETDEL
-	HINCRBY HINCRBYFLOAT INCR INCRBY INCRBYFLOAT LINSERT LMOVE LMPOP LPOP LPUSH LPUSHX LTRIM PUBLISH RENAME RENAMENX RPOP RPOPLPUSH
-	RPUSH RPUSHX SMOVE SPOP SPUBLISH XADD XREADGROUP ZINCRBY ZMPOP ZPOPMAX ZPOPMIN`)
+	APPEND BITFIELD BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN CF.ADD CF.DEL CF.INSERT CMS.INCRBY DECR DECRBY
+	EVAL EVALSHA FCALL GETDEL HINCRBY HINCRBYFLOAT INCR INCRBY INCRBYFLOAT JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM
+	JSON.NUMINCRBY JSON.NUMMULTBY JSON.NUMPOWBY JSON.STRAPPEND JSON.TOGGLE LINSERT LMOVE LMPOP LPOP LPUSH LPUSHX LTRIM MOVE PUBLISH
+	RENAME RENAMENX RPOP RPOPLPUSH RPUSH RPUSHX SMOVE SPOP SPUBLISH SWAPDB TDIGEST.ADD TDIGEST.MERGE TOPK.ADD TOPK.INCRBY TS.DECRBY
+	TS.INCRBY XADD XAUTOCLAIM XCLAIM XREADGROUP ZINCRBY ZMPOP ZPOPMAX ZPOPMIN ZREMRANGEBYRANK`)
+
+// combines are commands whose effect adds up if what they make is also what they make it of.
+var combines = strings.Fields(`BITOP CMS.MERGE ZINTERSTORE ZRANGESTORE ZUNIONSTORE`)
+
+// addsUp tells whether a command is known to have another effect if it is repeated.
+func addsUp(name string, args []any) bool {
+	switch {
+	case slices.Contains(repeats, name):
+		return true
+	case name == "LREM": // removes all of an element if the count is 0
+		return len(args) < 2 || fmt.Sprint(args[1]) != "0"
+	case name == "ZADD":
+		return increments(args)
+	case slices.Contains(combines, name):
+		var keys []Key
+		for _, a := range args {
+			if k, ok := a.(Key); ok {
+				keys = append(keys, k)
+			}
+		}
+		return len(keys) > 0 && slices.Contains(keys[1:], keys[0])
+	}
+	return false
+}
+
+// increments tells whether a ZADD has the option INCR. Options stand between the key and
+// the first score.
+func increments(args []any) bool {
+	for _, a := range args[min(1, len(args)):] {
+		switch option, _ := a.(string); strings.ToUpper(option) {
+		case "INCR":
+			return true
+		case "NX", "XX", "GT", "LT", "CH":
+		default:
+			return false
+		}
+	}
+	return false
+}
 
 // Errors of commands that can't be written, found when the record is processed. Match
 // them with errors.Is.

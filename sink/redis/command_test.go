@@ -92,3 +92,34 @@ func TestTransactionWhoseFunctionPanicsLeavesNothing(t *testing.T) {
 		t.Errorf("operations %q, want %q", got, want)
 	}
 }
+
+func TestUpsertsRefuseWhatAddsUp(t *testing.T) {
+	for _, c := range []struct {
+		args []any
+		want error
+	}{
+		{[]any{"INCR", Key("k")}, ErrNotIdempotent},
+		{[]any{"lrem", Key("k"), 1, "x"}, ErrNotIdempotent},
+		{[]any{"LREM", Key("k"), "0", "x"}, nil},
+		{[]any{"LREM", Key("k"), int64(0), "x"}, nil},
+		{[]any{"ZADD", Key("k"), "xx", "incr", 1, "m"}, ErrNotIdempotent},
+		{[]any{"ZADD", Key("k"), "XX", 1, "INCR"}, nil},
+		{[]any{"ZADD", Key("k"), "1", "INCR"}, nil},
+		{[]any{"ZREMRANGEBYRANK", Key("k"), 0, 0}, ErrNotIdempotent},
+		{[]any{"ZREMRANGEBYSCORE", Key("k"), 0, 0}, nil},
+		{[]any{"ZUNIONSTORE", Key("k"), 2, Key("j"), Key("k")}, ErrNotIdempotent},
+		{[]any{"ZUNIONSTORE", Key("k"), 2, Key("i"), Key("j")}, nil},
+		{[]any{"BITOP", "NOT", Key("k"), Key("k")}, ErrNotIdempotent},
+		{[]any{"BITOP", "NOT", Key("k"), Key("j")}, nil},
+		{[]any{"MOVE", Key("k"), 1}, ErrNotIdempotent},
+		{[]any{"JSON.NUMINCRBY", Key("k"), "$", 1}, ErrNotIdempotent},
+		{[]any{"JSON.SET", Key("k"), "$", "1"}, nil},
+		{[]any{"TS.INCRBY", Key("k"), 1}, ErrNotIdempotent},
+		{[]any{"CMS.INCRBY", Key("k"), "a", 1}, ErrNotIdempotent},
+	} {
+		u := &Upserts{}
+		if err := u.record(func() { u.Do(c.args[0].(string), c.args[1:]...) }); !errors.Is(err, c.want) {
+			t.Errorf("%v: %v, want %v", c.args, err, c.want)
+		}
+	}
+}
