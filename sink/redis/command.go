@@ -107,9 +107,16 @@ func (c *commands) end() {
 		c.fail(fmt.Errorf("%w: the keys of a %s; give keys that belong together one hash tag: \"{user7}:name\" and \"{user7}:age\" share a slot", ErrCrossSlot, c.name()))
 		return
 	}
-	if c.cluster && c.direct && c.unnamed && c.guard == nil {
-		c.fail(fmt.Errorf("%w: the first key of %s is empty; on a cluster the client sends such commands to any node, and they would overtake each other: give the key a name, or set Options.Prefix", ErrCommand, c.name()))
-		return
+	if c.cluster && c.direct && c.guard == nil {
+		const why = "on a cluster the client sends such commands to any node, and they would overtake each other"
+		if c.unnamed {
+			c.fail(fmt.Errorf("%w: the first key of %s is empty; %s: give the key a name, or set Options.Prefix", ErrCommand, c.name(), why))
+			return
+		}
+		if k := c.keys[0]; k > maxFirstKey {
+			c.fail(fmt.Errorf("%w: the first key of %s is argument %d; behind argument %d %s", ErrCommand, c.name(), k, maxFirstKey, why))
+			return
+		}
 	}
 	var flags byte
 	if c.joined {

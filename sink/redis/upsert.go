@@ -32,7 +32,7 @@ type UpsertSink[T any] struct {
 // Redis shows results before they are committed, and after a failure the ones since the
 // last checkpoint are written again: for a while a reader may see an older value again,
 // unless it is guarded ([Upserts.Guard]). On a cluster the first key of a command must not
-// be empty.
+// be empty, nor stand behind its 127th argument.
 func Upsert[T any](o Options, f func(u *Upserts, v T), opts ...Option) *UpsertSink[T] {
 	return &UpsertSink[T]{opts: o, set: newSettings(opts), f: f}
 }
@@ -357,7 +357,7 @@ func (p *pipeline) commands(b upsertBatch) ([]upsertCommand, error) {
 			end := begin + len(op.command) - len(left)
 			box(text[end-len(arg) : end])
 		}
-		c := upsertCommand{args: boxes[first:len(boxes):len(boxes)], firstKey: int8(min(op.keys[0], math.MaxInt8)), slot: op.slot, raw: op.command}
+		c := upsertCommand{args: boxes[first:len(boxes):len(boxes)], firstKey: int8(min(op.keys[0], maxFirstKey)), slot: op.slot, raw: op.command}
 		if op.flags&flagGuarded != 0 {
 			keys := []any{l.version(op.slot, *c.args[op.keys[0]].(*string))}
 			if p.opts.Cluster {

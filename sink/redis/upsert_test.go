@@ -371,11 +371,13 @@ func TestRefusedRecordsWriteNothing(t *testing.T) {
 			u.SAdd("s", make([]string, maxArgs)...)
 		case "empty key":
 			u.Set("", "x")
+		case "far key":
+			u.Do("X", append(slices.Repeat([]any{"x"}, 127), Key("k"))...)
 		case "own":
 			u.Fail(errOwn)
 		}
 	}
-	for kind, want := range map[string]error{"incr": ErrNotIdempotent, "slots": ErrCrossSlot, "no key": ErrCommand, "type": ErrCommand, "pairs": ErrCommand, "args": ErrCommand, "empty key": ErrCommand, "own": errOwn} {
+	for kind, want := range map[string]error{"incr": ErrNotIdempotent, "slots": ErrCrossSlot, "no key": ErrCommand, "type": ErrCommand, "pairs": ErrCommand, "args": ErrCommand, "empty key": ErrCommand, "far key": ErrCommand, "own": errOwn} {
 		t.Run(kind, func(t *testing.T) {
 			var refused error
 			s := Upsert(o, f, OnRefused(func(err error) error { refused = err; return nil }))
