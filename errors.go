@@ -7,7 +7,8 @@ import (
 )
 
 // HandlerError is a user function's error or panic: operator, topic, partition and
-// offset. [App.Run] returns it wrapped.
+// offset; or the panic of a codec, and for which state and checkpoint it was called.
+// [App.Run] returns it wrapped.
 type HandlerError = processor.HandlerError
 
 // UnappliedError says that a clean stop could not wait until a write-ahead sink had

@@ -32,6 +32,7 @@ import (
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/txn"
+	"github.com/weirstream/weir/weirtest"
 )
 
 // deadline bounds every wait in these tests.
@@ -240,6 +241,64 @@ func TestPanicOfAHandlerIsAnErrorWithItsPlace(t *testing.T) {
 	produce(t, brokers, "in", "a:1", "panic:1")
 	r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()))
 	wantError(t, r.wait(), `operator "sum" panicked on in/0 at offset 1: runtime error: integer divide by zero`, "WEIR_SKIP=in/0@1", "run_test.go:")
+}
+
+func TestPanicOfACodecIsAnErrorThatNamesOperatorAndState(t *testing.T) {
+	var unreadable bool
+	moody := codec.Func("moody", 1, func(dst []byte, v string) ([]byte, error) {
+		if v == "bad" {
+			panic("it can't be written")
+		}
+		return append(dst, v...), nil
+	}, func(b []byte) (string, error) {
+		if unreadable {
+			panic("it can't be read")
+		}
+		return string(b), nil
+	})
+	self := func(s string) string { return s }
+	seen := func(keys codec.Codec[string]) func(*weir.App) {
+		return func(app *weir.App) {
+			byKey := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by-key", self, keys)
+			weir.To(weir.Process(byKey, "remember", func(s *weir.Setup) weir.Handler[string, string, string] {
+				last := state.Value(s, "last", codec.String)
+				all := state.Map(s, "all", codec.String, moody)
+				return weir.OnRecord(func(_ *weir.Context[string, string], v string) error {
+					last.Set(v)
+					all.Put("x", v)
+					return nil
+				})
+			}), "out", kafka.Values("out", kafka.NoKey, codec.String))
+		}
+	}
+	for name, c := range map[string]struct {
+		keys codec.Codec[string]
+		fail func(h *weirtest.Harness)
+		want string
+	}{
+		"of state when it is written": {codec.String, func(h *weirtest.Harness) {
+			weirtest.In[string](h, "in").Send("bad")
+			h.Checkpoint()
+		}, `operator "remember" panicked while encoding state "all" for checkpoint 1: it can't be written`},
+		"of state when it is read": {codec.String, func(h *weirtest.Harness) {
+			weirtest.In[string](h, "in").Send("good")
+			h.Checkpoint()
+			unreadable = true
+			h.Crash()
+		}, `operator "remember" panicked while decoding state "all" of checkpoint 1: it can't be read`},
+		"of keys": {moody, func(h *weirtest.Harness) { weirtest.In[string](h, "in").Send("good", "bad") },
+			`operator "by-key" panicked on in/0 at offset 1: it can't be written`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			unreadable = false
+			h := weirtest.New(t, seen(c.keys))
+			err := h.Fails(func() { c.fail(h) })
+			wantError(t, err, c.want, "run_test.go:")
+			if he, ok := errors.AsType[*weir.HandlerError](err); !ok || !he.Panic || he.Doing != "" && strings.Contains(err.Error(), "WEIR_SKIP") {
+				t.Errorf("got %#v", err)
+			}
+		})
+	}
 }
 
 func TestSkippedRecordIsDroppedAndReported(t *testing.T) {

@@ -27,8 +27,8 @@ func (e *DeadLetter) Unwrap() error { return e.Err }
 // under the restart policy.
 type Retriable = sink.Retriable
 
-// HandlerError is a user function's error or panic, with the place where it
-// happened.
+// HandlerError is a user function's error or panic, or the panic of a codec, with the place
+// where it happened.
 type HandlerError struct {
 	App       string
 	Operator  string
@@ -44,6 +44,10 @@ type HandlerError struct {
 	Timer         time.Time
 	TimerOperator string
 	Key           string
+	// Doing is what a codec of the operator was called for when it panicked, such as
+	// "encoding state \"total\" for checkpoint 7"; empty if its error or panic is that of a
+	// function. Partition and Offset say nothing then.
+	Doing string
 	// Checkpoint is the last committed checkpoint; 0 if there is none.
 	Checkpoint int64
 	// Panic tells that the function panicked; Stack is where.
@@ -59,6 +63,8 @@ func (e *HandlerError) Error() string {
 		verb = "panicked"
 	}
 	switch {
+	case e.Doing != "":
+		fmt.Fprintf(&b, "operator %q %s while %s: %v", e.Operator, verb, e.Doing, e.Err)
 	case e.Barrier != 0:
 		fmt.Fprintf(&b, "sink %q %s at the barrier of checkpoint %d: %v", e.Operator, verb, e.Barrier, e.Err)
 	case e.Timer.IsZero():
@@ -68,6 +74,8 @@ func (e *HandlerError) Error() string {
 	}
 	b.WriteString("\n  " + published(e.Checkpoint))
 	switch {
+	case e.Doing != "":
+		b.WriteString("\n  there is no record to skip: mend the codec, and start again")
 	case e.Barrier != 0:
 		// There is nothing to skip.
 	case e.Timer.IsZero():

@@ -487,8 +487,8 @@ func (r *keyedRunner[K, T]) captureRestored() error {
 		}
 		w := r.stage.flightWriter()
 		for len(left) > 0 && left[0].input == part {
-			if err := w.batch(left[0].items[from:], left[0].time); err != nil {
-				return r.captureError(err)
+			if err := r.storing(func() error { return w.batch(left[0].items[from:], left[0].time) }); err != nil {
+				return err
 			}
 			left, from = left[1:], 0
 		}
@@ -516,8 +516,8 @@ func (r *keyedRunner[K, T]) captureBatch(bt *batch[K, T], from int, skip bool) e
 	m.watermark = max(m.watermark, c.now.watermark)
 	items := bt.items[min(from, len(bt.items)):]
 	if (len(items) > 0 || m != c.now) && !skip {
-		if err := c.writer.batch(items, m); err != nil {
-			return r.captureError(err)
+		if err := r.storing(func() error { return c.writer.batch(items, m) }); err != nil {
+			return err
 		}
 	}
 	c.now = m
@@ -536,14 +536,19 @@ func (r *keyedRunner[K, T]) captureCasts(casts []cast) error {
 	if !r.keepsBroadcast() {
 		return nil
 	}
-	if err := r.capture.casts.add(r.stage.hearings, casts); err != nil {
-		return r.captureError(err)
-	}
-	return nil
+	return r.storing(func() error { return r.capture.casts.add(r.stage.hearings, casts) })
 }
 
-func (r *keyedRunner[K, T]) captureError(err error) error {
-	return fatal(fmt.Errorf("storing a record in flight to operator %q with checkpoint %d: %w", r.sub.stage, r.capture.id, err))
+// storing calls f to encode what is in flight.
+func (r *keyedRunner[K, T]) storing(f func() error) error {
+	return r.sub.inc.codecs(func() error {
+		if err := f(); err != nil {
+			return fatal(fmt.Errorf("storing a record in flight to operator %q with checkpoint %d: %w", r.sub.stage, r.capture.id, err))
+		}
+		return nil
+	}, func() (operator, doing string) {
+		return r.sub.stage, fmt.Sprintf("storing a record in flight to it with checkpoint %d", r.capture.id)
+	})
 }
 
 // captured ends the capture: the barrier came on every input.
@@ -638,8 +643,16 @@ func (inc *incarnation) loadInFlight(ctx context.Context, m *checkpoint.Manifest
 		}
 		for _, r := range inc.runners {
 			if r, ok := r.(replayer); ok && r.subtask().stage == f.Stage {
-				if err := r.restoreInFlight(f, data); err != nil {
-					return fatal(fmt.Errorf("restoring checkpoint %d: records in flight to operator %q: %w", m.Checkpoint, f.Stage, err))
+				err := inc.codecs(func() error {
+					if err := r.restoreInFlight(f, data); err != nil {
+						return fatal(fmt.Errorf("restoring checkpoint %d: records in flight to operator %q: %w", m.Checkpoint, f.Stage, err))
+					}
+					return nil
+				}, func() (operator, doing string) {
+					return f.Stage, fmt.Sprintf("decoding a record in flight to it of checkpoint %d", m.Checkpoint)
+				})
+				if err != nil {
+					return err
 				}
 			}
 		}

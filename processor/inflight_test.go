@@ -279,6 +279,28 @@ func TestUnalignedCutFallsBetweenTwoRecordsOfABatch(t *testing.T) {
 	n.wantLog("a 1", "a 2", "a 3", "a 4")
 }
 
+func TestPanicOfACodecOfWhatIsInFlightIsAnErrorThatNamesTheOperator(t *testing.T) {
+	refuse := func([]byte, any) ([]byte, error) { panic("it can't be written") }
+	broadcast := []Hearing{{Operator: "op", Stream: "rules", Values: &CastValues{Codec: "moody", Version: 1, Append: refuse}}}
+	for name, emit := range map[string]func(n *notes){
+		"a record":           func(n *notes) { n.emit(0, "a", 1) },
+		"a broadcast record": func(n *notes) { n.casts[0]("rule"); n.senders[0].idle() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := buildNotes(t, 1, 1, nil, nil, broadcast)
+			r := n.runners[0]
+			r.stage.InFlight(codec.Func("moody", 1, func(b []byte, v note) ([]byte, error) { return refuse(b, v) }, func([]byte) (v note, err error) { return v, nil }))
+			emit(n)
+			n.unalign(1)
+			n.senders[0].barrier(1)
+			he, ok := errors.AsType[*HandlerError](r.settle())
+			if !ok || !he.Panic || he.Operator != "stage" || he.Doing != "storing a record in flight to it with checkpoint 1" || !strings.Contains(he.Stack, "inflight_test.go") {
+				t.Errorf("got %v", he)
+			}
+		})
+	}
+}
+
 func TestAlignmentThatTurnsUnalignedReleasesWhatItHeld(t *testing.T) {
 	n := newNotes(t, 2, 1, nil, nil)
 	n.emit(0, "a", 1)

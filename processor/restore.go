@@ -540,7 +540,16 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		inc.points = checkpoint.NewPoints(inc.ctx, inc.cfg.Store)
 	}
 	if inc.local == nil && at.manifest != nil {
-		if info.Entries, err = inc.fill(ctx, at.manifest); err != nil {
+		var reading uint16
+		err := inc.codecs(func() (err error) {
+			info.Entries, err = inc.fill(ctx, at.manifest, &reading)
+			return err
+		}, func() (operator, doing string) {
+			i := slices.IndexFunc(inc.base.States, func(s checkpoint.StateInfo) bool { return s.ID == reading })
+			s := inc.base.States[max(i, 0)]
+			return s.Operator, fmt.Sprintf("decoding state %q of checkpoint %d", s.Name, at.manifest.Checkpoint)
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -560,8 +569,9 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 	return nil
 }
 
-// fill loads every entry of the manifest into the keyspace that owns its key-group.
-func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entries int64, err error) {
+// fill loads every entry of the manifest into the keyspace that owns its key-group. at is
+// the state of the entry that it has come to.
+func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest, at *uint16) (entries int64, err error) {
 	targets := map[uint16][]ownedSpace{} // by state id, the stage's spaces by subtask
 	everywhere := map[uint16]bool{}      // states that all subtasks have
 	stageOf := map[string]string{}
@@ -595,6 +605,7 @@ func (inc *incarnation) fill(ctx context.Context, m *checkpoint.Manifest) (entri
 		if !ok {
 			continue // dropped, as allowed
 		}
+		*at = e.State
 		if !everywhere[e.State] {
 			i := keygroup.Subtask(int(e.KeyGroup), len(owners), inc.cfg.KeyGroups)
 			owners = owners[i : i+1]

@@ -255,8 +255,8 @@ type sender[K comparable, T any] struct {
 func (e *sender[K, T]) send(v T) {
 	outer := e.op.Enter()
 	k := e.stage.key(v)
-	e.op.Leave(outer)
 	b, err := e.stage.codec.Append(e.scratch[:0], k)
+	e.op.Leave(outer)
 	if err != nil {
 		e.op.Fail(fmt.Errorf("encoding the key: %w", err))
 		return
@@ -692,15 +692,24 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 // the checkpoint when all is encoded.
 func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
 	begun := time.Now()
-	for !r.freeze.encoded {
-		done, err := r.keys.Encode(freeze.Step)
-		if err != nil {
-			return fatal(fmt.Errorf("freezing state for checkpoint %d: %w", r.freeze.id, err))
+	err := r.sub.inc.codecs(func() error {
+		for !r.freeze.encoded {
+			done, err := r.keys.Encode(freeze.Step)
+			if err != nil {
+				return fatal(fmt.Errorf("freezing state for checkpoint %d: %w", r.freeze.id, err))
+			}
+			r.freeze.encoded = done
+			if time.Since(begun) >= budget {
+				break
+			}
 		}
-		r.freeze.encoded = done
-		if time.Since(begun) >= budget {
-			break
-		}
+		return nil
+	}, func() (operator, doing string) {
+		d := r.keys.Encoding()
+		return d.Operator, fmt.Sprintf("encoding state %q for checkpoint %d", d.Name, r.freeze.id)
+	})
+	if err != nil {
+		return err
 	}
 	r.freeze.sliced = time.Now()
 	r.freeze.held = max(r.freeze.held, r.freeze.sliced.Sub(begun))

@@ -241,6 +241,19 @@ func (s *Subtask) guarded(f func()) {
 	f()
 }
 
+// codecs calls f, which calls codecs, and makes a panic of theirs an error that says whose
+// they are and what for. For what no function of an operator is to blame for.
+func (inc *incarnation) codecs(f func() error, what func() (operator, doing string)) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			he := &HandlerError{App: inc.cfg.App, Checkpoint: inc.committed.Load(), Panic: true, Stack: string(debug.Stack()), Err: asError(p)}
+			he.Operator, he.Doing = what()
+			err = fatal(he)
+		}
+	}()
+	return f()
+}
+
 // idle is called before the subtask waits for input: what it has goes out.
 func (s *Subtask) idle() {
 	if s.inc.stepped {

@@ -396,6 +396,14 @@ func (ks *Keyspace[K]) Encode(n int) (done bool, err error) {
 	return true, nil
 }
 
+// Encoding describes the state that Encode goes on with.
+func (ks *Keyspace[K]) Encoding() Descriptor {
+	if ks.encoding == len(ks.columns) {
+		return Descriptor{}
+	}
+	return ks.columns[ks.encoding].describe()
+}
+
 // Freeze is Cut and Encode in one.
 func (ks *Keyspace[K]) Freeze(b *segment.Builder, checkpoint int64) error {
 	ks.Cut(b, checkpoint)
