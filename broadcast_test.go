@@ -2,6 +2,7 @@ package weir_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/pebble"
+	"github.com/weirstream/weir/weirtest"
 )
 
 // rated emits each event with the rate that the rules name, from a table that is fed by
@@ -179,6 +181,52 @@ func TestBroadcastMisuseIsNamed(t *testing.T) {
 			weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
 			if err := app.Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestWhatABroadcastHandlerSkipsIsReportedOnce(t *testing.T) {
+	key := func(string) string { return "k" }
+	topology := func(hear func(string) error) func(*weir.App) {
+		return func(app *weir.App) {
+			// Each value goes to who hears it, and so does one that a timer emits.
+			byKey := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by-key", key, codec.String)
+			rules := weir.Broadcast(weir.Process(byKey, "rules", func(s *weir.Setup) weir.Handler[string, string, string] {
+				timers := state.ProcessingTimers(s)
+				return weir.OnRecord(func(c *weir.Context[string, string], v string) error {
+					c.Emit(v)
+					timers.Set(time.UnixMilli(0))
+					return nil
+				}).OnTimer(func(c *weir.Context[string, string], _ weir.Timer) error {
+					c.Emit("of a timer")
+					return nil
+				})
+			}))
+			events := weir.KeyBy(weir.From(app, "events", source.Values("events", codec.String)), "by-event", key, codec.String)
+			weir.To(weir.Process(events, "rate", func(s *weir.Setup) weir.Handler[string, string, string] {
+				rules.On(s, hear)
+				return weir.OnRecord(func(*weir.Context[string, string], string) error { return nil })
+			}), "out", kafka.Values("out", kafka.NoKey, codec.String))
+		}
+	}
+	for name, c := range map[string]struct {
+		hear func(string) error
+		want int
+	}{
+		"an error": {func(string) error { return weir.Skip(errors.New("no")) }, 2},
+		"a panic of a record to skip": {func(v string) error {
+			if v == "of a timer" {
+				return nil
+			}
+			panic("no")
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := weirtest.New(t, topology(c.hear), weir.Parallelism(3), weir.SkipRecords("in/0@0"))
+			weirtest.In[string](h, "in").Send("rule")
+			if got := h.Skipped(); len(got) != c.want {
+				t.Errorf("%d reports, want %d", len(got), c.want)
 			}
 		})
 	}

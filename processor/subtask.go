@@ -105,13 +105,13 @@ func (o *Operator) Leave(outer *Operator) { o.sub.op = outer }
 func (o *Operator) Hears(number int, f func(any) error) {
 	o.sub.hearing[number] = func(v any) {
 		outer := o.Enter()
+		o.sub.echo = o.sub.index > 0
 		err := f(v)
 		o.Leave(outer)
 		if err != nil {
-			o.sub.echo = o.sub.index > 0
 			o.Fail(err)
-			o.sub.echo = false
 		}
+		o.sub.echo = false // after a panic guarded does it
 	}
 }
 
@@ -165,6 +165,7 @@ func (s *Subtask) failTimer(op string, err error) {
 	)
 	he := s.handlerError(op, err)
 	switch {
+	case errors.As(err, &skip) && s.echo:
 	case errors.As(err, &skip):
 		s.inc.cfg.Listener.Skipped(event.Skipped{App: he.App, Operator: op, Partition: he.Partition, Offset: he.Offset, Timer: he.Timer, Key: he.Key, Err: skip.Err})
 	case errors.As(err, &dead):
@@ -232,8 +233,10 @@ func (s *Subtask) guarded(f func()) {
 		he := s.handlerError(op, asError(p))
 		he.Panic, he.Stack = true, string(debug.Stack())
 		if s.raw != nil && s.inc.cfg.Skip[SkipRecord{he.Partition, he.Offset}] {
-			s.inc.skipped(op, he.Partition, he.Offset, he)
-			s.op = nil
+			if !s.echo {
+				s.inc.skipped(op, he.Partition, he.Offset, he)
+			}
+			s.op, s.echo = nil, false
 			return
 		}
 		s.err = fatal(he)
