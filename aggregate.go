@@ -98,8 +98,8 @@ func (c pointerTo[A]) Decode(b []byte) (*A, error) {
 func (c pointerTo[A]) Name() string { return c.to.Name() }
 func (c pointerTo[A]) Version() int { return c.to.Version() }
 
-// check reports what makes the codec unusable, which codec.Check does not see.
-func (c pointerTo[A]) check() error { return codec.Check(c.to) }
+// Check reports what makes the codec unusable, for codec.Check.
+func (c pointerTo[A]) Check() error { return codec.Check(c.to) }
 
 // migratingPointer also reads what other versions wrote.
 type migratingPointer[A any] struct {
@@ -122,12 +122,6 @@ func Aggregate[K comparable, T, A, R any](in Keyed[K, T], id string, agg Aggrega
 	if agg.Zero == nil || agg.Add == nil || agg.Result == nil || agg.Codec == nil {
 		in.app.errorf("operator %q: the aggregator needs Zero, Add, Result and Codec; weir.Sum, Max and Min need a function (%s)", id, st.node.where)
 		return st
-	}
-	if c, ok := agg.Codec.(interface{ check() error }); ok {
-		if err := c.check(); err != nil {
-			in.app.errorf("operator %q: %w (%s)", id, err, st.node.where)
-			return st
-		}
 	}
 	fold(in, id, st, agg.Codec, func(acc A, has bool, v T) (A, error) {
 		if !has {

@@ -34,3 +34,15 @@ func TestMaxReadsWhatAnOlderVersionOfItsCodecWrote(t *testing.T) {
 	type kv = weir.KV[string, int64]
 	weirtest.Out[kv](h, "out").WantNext(kv{Key: "all", Value: 5}, kv{Key: "all", Value: 500})
 }
+
+// embedded lacks the method Clone of the codec in it.
+type embedded struct{ codec.Codec[string] }
+
+func TestMaxAndMinReportACodecThatCannotBeUsed(t *testing.T) {
+	app := weir.New("app", weir.Brokers("b:1"), weir.CheckpointStore("mem://"))
+	self := func(s string) string { return s }
+	byKey := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by-key", self, codec.String)
+	weir.Aggregate(byKey, "max", weir.Max(self, codec.Codec[string](embedded{codec.String})))
+	weir.Aggregate(byKey, "min", weir.Min(self, codec.Func[string]("lacks functions", 1, nil, nil)))
+	wantErrors(t, app.Validate(), `operator "max": state "acc": codec string: weir_test.embedded embeds a codec.stringCodec`, `operator "min": state "acc": `, "(aggregate_test.go:")
+}

@@ -89,13 +89,14 @@ func (e *VersionError) Error() string {
 
 // Check reports everything that makes c unusable: no codec at all, no name, a name
 // that a manifest can't carry, a version below 1, a [Cloner] that it embeds without being
-// one, and what [Func] and [Proto] found wrong with their arguments.
+// one, and what its own method Check() error reports, if it has one: such as what [Func] and
+// [Proto] found wrong with their arguments, or the Check of a codec that it is made of.
 func Check[T any](c Codec[T]) error {
 	if c == nil {
 		return fmt.Errorf("codec for %s is nil: pass one, such as codec.String or codec.JSON", reflect.TypeFor[T]())
 	}
-	if b, ok := c.(broken); ok {
-		if err := b.defect(); err != nil {
+	if b, ok := c.(checker); ok {
+		if err := b.Check(); err != nil {
 			return err
 		}
 	}
@@ -145,8 +146,8 @@ func embedded(v reflect.Value, want reflect.Type) reflect.Type {
 	return nil
 }
 
-// broken is implemented by codecs whose constructor can be given nonsense.
-type broken interface{ defect() error }
+// checker is implemented by codecs whose constructor can be given nonsense.
+type checker interface{ Check() error }
 
 // wrongSize is the error of a codec with a fixed size.
 func wrongSize(name string, want int, b []byte) error {

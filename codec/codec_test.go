@@ -281,7 +281,7 @@ func unusable[T any](t *testing.T, c Codec[T], want string) {
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("Check = %v, want %q", err, want)
 	}
-	if b, ok := c.(broken); ok && b.defect() != nil {
+	if b, ok := c.(checker); ok && b.Check() != nil {
 		var zero T
 		if _, got := c.Append(nil, zero); got == nil || got.Error() != err.Error() {
 			t.Errorf("Append = %v, want %v", got, err)

@@ -23,7 +23,7 @@ type funcCodec[T any] struct {
 	version int
 	append  func([]byte, T) ([]byte, error)
 	decode  func([]byte) (T, error)
-	err     error // a function is missing; see defect
+	err     error // a function is missing; see Check
 }
 
 func (c *funcCodec[T]) Append(dst []byte, v T) ([]byte, error) {
@@ -40,6 +40,6 @@ func (c *funcCodec[T]) Decode(b []byte) (T, error) {
 	}
 	return c.decode(b)
 }
-func (c *funcCodec[T]) Name() string  { return c.name }
-func (c *funcCodec[T]) Version() int  { return c.version }
-func (c *funcCodec[T]) defect() error { return c.err }
+func (c *funcCodec[T]) Name() string { return c.name }
+func (c *funcCodec[T]) Version() int { return c.version }
+func (c *funcCodec[T]) Check() error { return c.err }

@@ -64,6 +64,6 @@ func (c *protoCodec[T]) Decode(b []byte) (T, error) {
 	}
 	return v, nil
 }
-func (c *protoCodec[T]) Name() string  { return c.name }
-func (c *protoCodec[T]) Version() int  { return 1 }
-func (c *protoCodec[T]) defect() error { return c.err }
+func (c *protoCodec[T]) Name() string { return c.name }
+func (c *protoCodec[T]) Version() int { return 1 }
+func (c *protoCodec[T]) Check() error { return c.err }
