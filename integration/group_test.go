@@ -10,6 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/weirstream/weir/internal/crashpoint"
 )
 
 // TestS13_StaticMemberKilledAndRestartedCausesNoRebalance also says how long it is
@@ -87,6 +89,25 @@ func (w *world) firstNewOutput() <-chan time.Time {
 		}
 	}()
 	return seen
+}
+
+// TestS11_InstanceKilledInItsFirstCommitIsFencedByTheNextOne kills an instance with offsets
+// staged before it committed anything: no pointer names it, and its transaction may be open
+// for ten minutes.
+func TestS11_InstanceKilledInItsFirstCommitIsFencedByTheNextOne(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, []string{needBroker(t)}, 50)
+	w.args = []string{"-session", "6s", "-transaction", "10m"}
+	w.feedOn(30, 10*time.Millisecond)
+	p := w.launch()
+	p.await("committed", 2, progressTime)
+	p.kill()
+	p = w.launch("WEIR_INSTANCE_ID=two", fmt.Sprintf("%s=%s:1", crashEnv, crashpoint.AfterOffsets))
+	p.diesOfItself(crashpoint.AfterOffsets, progressTime)
+	p = w.launch("WEIR_INSTANCE_ID=three")
+	p.await("committed", 2, progressTime)
+	w.quench()
+	w.finish(p)
 }
 
 // TestS15_SecondProcessWithTheSameInstanceIDIsTold starts a twin.
