@@ -186,6 +186,7 @@ func TestOptionsThatCannotDoWhatTheySayAreRefused(t *testing.T) {
 		`weir.CommitTopicReplication(-7): want 1 or more`:           {weir.CommitTopicReplication(-7)},
 		`weir.CommitTopicReplication(0): want 1 or more`:            {weir.CommitTopicReplication(0)},
 		`weir.CommitTopic("my commits"): a topic name has only`:     {weir.CommitTopic("my commits")},
+		`250 characters, a topic name has at most 249`:              {weir.CommitTopic(strings.Repeat("c", 250))},
 		`commit topic "in": the app also has it`:                    {weir.CommitTopic("in")},
 		`commit topic "out": the app also has it`:                   {weir.CommitTopic("out")},
 		`commit topic "dead": the app also has it`:                  {weir.CommitTopic("dead"), weir.DeadLetters("dead")},
