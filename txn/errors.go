@@ -85,6 +85,10 @@ func known(last, attempted int64) string {
 
 func (e *Error) remedy() string {
 	switch e.Kind {
+	case Transient:
+		if errors.Is(e.Err, kerr.ConcurrentTransactions) {
+			return "its markers can't be written as long as a partition that it wrote to has no leader: kafka-topics --describe --unavailable-partitions"
+		}
 	case Fenced:
 		return fmt.Sprintf("another process took over instance id %q (transactional id %q): if both are meant to run, give each its own WEIR_INSTANCE_ID; after a pause or a takeover a restart is right", e.Instance, e.TransactionalID)
 	case Lost:

@@ -1,6 +1,7 @@
 package txn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,7 +113,7 @@ func (s *Session) takeOver(ctx context.Context, standby bool) error {
 	if s.cleared.Swap(true) {
 		return nil
 	}
-	if err := s.fence(ctx, s.txnID); err != nil {
+	if err := s.fence(ctx, s.txnID, s.cfg.TransactionTimeout/2); err != nil {
 		return s.errorf("take over transactional id "+s.txnID, err)
 	}
 	return nil
@@ -120,7 +121,7 @@ func (s *Session) takeOver(ctx context.Context, standby bool) error {
 
 // begin takes the transactional id over and opens the first transaction.
 func (s *Session) begin(ctx context.Context) error {
-	if _, _, err := s.cl.ProducerID(ctx); err != nil {
+	if err := s.producerID(ctx); err != nil {
 		return s.errorf("take over transactional id "+s.txnID, err)
 	}
 	if err := s.loadFeatures(ctx); err != nil {
@@ -131,6 +132,19 @@ func (s *Session) begin(ctx context.Context) error {
 	}
 	s.began.Store(true)
 	return nil
+}
+
+// producerID has the client get its producer id, which takes the end of the predecessor's
+// transaction. The client would wait for that without a limit, and tell nobody.
+func (s *Session) producerID(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, s.cfg.TransactionTimeout/2)
+	defer cancel()
+	_, _, err := s.cl.ProducerID(limited)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		// Asked once more by ourselves, the brokers say what it waited for.
+		return cmp.Or(s.fence(ctx, s.txnID, 0), err)
+	}
+	return err
 }
 
 // onFetched hands what is committed to the handler, which restores it.

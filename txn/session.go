@@ -471,9 +471,10 @@ func (s *Session) Rejoin() { s.cl.ForceRebalance() }
 
 // Fence ends the open transaction of another instance of the app and makes its
 // producer fail, which restarts it if it is alive. It is for an instance that owns
-// nothing any more.
+// nothing any more. An error after ten seconds may mean that the transaction was ended, but
+// that the brokers can't write its markers.
 func (s *Session) Fence(ctx context.Context, instance string) error {
-	return s.fence(ctx, TransactionalID(s.cfg.App, instance))
+	return s.fence(ctx, TransactionalID(s.cfg.App, instance), fenceWait)
 }
 
 // Confirm asks the group whether this session still has what it was assigned. If it returns

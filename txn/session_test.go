@@ -594,6 +594,55 @@ func TestUnstableOffsetsThatCannotBeInspectedAreWaitedForAsLongAsBrokersAllow(t 
 	})
 }
 
+// A transaction that is decided, but whose markers can't be written, can't be ended by anybody:
+// the leader of an output is down.
+func TestTransactionThatCannotBeEndedHoldsNobodyUpForEver(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		pausedBeforeItsFirstCommit(t, r, oneActive)
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.InitProducerID}, TxnID: TransactionalID(testApp, "a"), Err: kerr.ConcurrentTransactions, Count: -1})
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: inTopic, Err: kerr.UnstableOffsetCommit, Count: -1})
+		b := r.start("b", oneActive)
+		select {
+		case <-b.Failed():
+		case <-time.After(10 * time.Minute):
+			t.Fatal("waits for ever, and says nothing")
+		}
+		var u *UnstableError
+		if !errors.As(b.Err(), &u) {
+			t.Errorf("error %v (%T)", b.Err(), b.Err())
+		}
+		if err := b.Fence(t.Context(), "a"); !errors.Is(err, kerr.ConcurrentTransactions) {
+			t.Errorf("fencing it: %v", err)
+		}
+	})
+}
+
+func TestTakeoverOfATransactionThatCannotBeEndedIsGivenUpByName(t *testing.T) {
+	for _, active := range []bool{true, false} {
+		inBubble(t, func(t *testing.T, r *rig) {
+			if !active {
+				r.start("b", oneActive).up()
+			}
+			r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.InitProducerID}, TxnID: TransactionalID(testApp, "a"), Err: kerr.ConcurrentTransactions, Count: -1})
+			a := r.start("a", oneActive)
+			select {
+			case <-a.Failed():
+			case <-time.After(10 * time.Minute):
+				t.Fatal("waits for ever, and says nothing")
+			}
+			var e *Error
+			if !errors.As(a.Err(), &e) || e.Kind != Transient || !errors.Is(e, kerr.ConcurrentTransactions) {
+				t.Fatalf("error %v (%T)", a.Err(), a.Err())
+			}
+			for _, want := range []string{"app/a", "no leader", "--unavailable-partitions"} {
+				if !strings.Contains(e.Error(), want) {
+					t.Errorf("error doesn't say %q: %v", want, e)
+				}
+			}
+		})
+	}
+}
+
 func TestUnstableOffsetsThatSettleAreWaitedFor(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.feed(0, 2)

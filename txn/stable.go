@@ -33,6 +33,11 @@ const (
 	// partitions, so a hand-over in good order must never come near.
 	fenceAfter = 500 * time.Millisecond
 
+	// fenceWait bounds the wait for the end of another instance's transaction. To fence it
+	// takes one request; its end takes a leader for each partition that it wrote to, which
+	// there may not be.
+	fenceWait = 10 * time.Second
+
 	// watchPoll is the pause between two looks once stableWait is over.
 	watchPoll = 500 * time.Millisecond
 
@@ -205,7 +210,7 @@ func (s *Session) fenceCommitters(ctx context.Context, parts []offsets.Partition
 		if id == s.txnID {
 			continue // ours was ended by InitProducerId
 		}
-		if err := s.fence(ctx, id); err != nil {
+		if err := s.fence(ctx, id, stableWait); err != nil {
 			s.log.Warn("fence transactional id", zap.String("transactional_id", id), zap.Error(err))
 			continue
 		}
@@ -269,8 +274,10 @@ func (s *Session) openOfApp(ctx context.Context) ([]string, error) {
 }
 
 // fence ends the open transaction of another transactional id and makes its producer
-// fail. InitProducerId also sets that id's timeout, so it has to be the app's own.
-func (s *Session) fence(ctx context.Context, txnID string) error {
+// fail. InitProducerId also sets that id's timeout, so it has to be the app's own. It waits
+// for the end that long: a decided transaction whose markers can't be written has none.
+func (s *Session) fence(ctx context.Context, txnID string, wait time.Duration) error {
+	start := time.Now()
 	req := kmsg.NewPtrInitProducerIDRequest()
 	req.TransactionalID = &txnID
 	req.TransactionTimeoutMillis = int32(s.cfg.TransactionTimeout.Milliseconds())
@@ -287,6 +294,9 @@ func (s *Session) fence(ctx context.Context, txnID string) error {
 		// The abort that the first request started is being written.
 		if !errors.Is(err, kerr.ConcurrentTransactions) && !errors.Is(err, kerr.CoordinatorLoadInProgress) {
 			return err
+		}
+		if time.Since(start) >= wait {
+			return fmt.Errorf("its last transaction did not end within %v: %w", wait, err)
 		}
 		if !sleep(ctx, 2*stablePoll) {
 			return ctx.Err()
