@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 	"go.uber.org/zap"
 
 	"github.com/weirstream/weir/internal/crashpoint"
@@ -31,6 +33,9 @@ const (
 	// implicitGroupVersion is the transaction.version from which TxnOffsetCommit adds
 	// the group to the transaction by itself.
 	implicitGroupVersion = 2
+
+	// implicitGroupRequest is the version of TxnOffsetCommit that does so.
+	implicitGroupRequest = 5
 )
 
 // Commit says what a checkpoint is.
@@ -513,7 +518,21 @@ func (s *Session) loadFeatures(ctx context.Context) error {
 			s.tv.transactionVersion = f.MaxVersionLevel
 		}
 	}
+	if spoken(s.cl, kmsg.TxnOffsetCommit) < implicitGroupRequest {
+		s.tv.transactionVersion = min(s.tv.transactionVersion, implicitGroupVersion-1)
+	}
 	return nil
+}
+
+// spoken returns the newest version of a request that the client's options let it send, -1
+// if none.
+func spoken(cl *kgo.Client, key kmsg.Key) int16 {
+	limit, ok := cl.OptValue(kgo.MaxVersions).(*kversion.Versions)
+	if !ok || limit == nil {
+		return math.MaxInt16
+	}
+	v, _ := limit.LookupMaxKeyVersion(int16(key))
+	return v
 }
 
 // keep remembers r for redo. Only reached where a test took out the guard ReadBack.

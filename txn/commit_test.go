@@ -31,14 +31,20 @@ func asError(t *testing.T, err error, kind Kind) *Error {
 }
 
 func TestCommitPublishesOutputsOffsetsAndRecordTogether(t *testing.T) {
-	for name, opts := range map[string][]kfake.Opt{
-		"transaction version 2": nil,
-		"transaction version 1": {kfake.MaxVersions(kversion.V3_9_0())},
+	for name, opts := range map[string]struct {
+		broker []kfake.Opt
+		client []kgo.Opt
+	}{
+		"transaction version 2": {},
+		"transaction version 1": {broker: []kfake.Opt{kfake.MaxVersions(kversion.V3_9_0())}},
+		// Then TxnOffsetCommit does not add the group by itself, whatever the brokers can do.
+		"transaction version 2 with a client of 1": {client: []kgo.Opt{kgo.MaxVersions(kversion.V3_9_0())}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r *rig) {
+				as := func(c *Config, _ *worker) { c.Opts = append(c.Opts, opts.client...) }
 				r.feed(0, 4)
-				w := r.start("a").up()
+				w := r.start("a", as).up()
 				w.take(4)
 				if len(r.committed(outTopic)) != 0 || len(r.groupOffsets()) != 0 {
 					t.Error("something is visible before the commit")
@@ -58,7 +64,7 @@ func TestCommitPublishesOutputsOffsetsAndRecordTogether(t *testing.T) {
 				w.die()
 
 				// The next incarnation finds the pointers.
-				w = r.start("a").up()
+				w = r.start("a", as).up()
 				for p, c := range w.committed {
 					ptr, err := offsets.ParsePointer(c.Metadata)
 					if err != nil || ptr.Manifest.Checkpoint != 2 || ptr.Offset != c.Offset || ptr.Instance != "a" || c.Offset != 3 {
@@ -69,7 +75,7 @@ func TestCommitPublishesOutputsOffsetsAndRecordTogether(t *testing.T) {
 				w.take(1)
 				w.mustCommit(3)
 				r.want(outTopic, "0", "1", "2", "3", "4", "5", "6")
-			}, opts...)
+			}, opts.broker...)
 		})
 	}
 }
