@@ -30,7 +30,7 @@ const (
 )
 
 // Check finds out before the first record what would fail later: brokers that don't
-// answer, topics that don't exist, rights that are missing, a transaction timeout
+// answer or are too old, topics that don't exist, rights that are missing, a transaction timeout
 // that the brokers refuse. It reports everything at once and changes nothing. cl is
 // any client of the cluster; outputs are the topics that the app writes to.
 func Check(ctx context.Context, cl *kgo.Client, cfg Config, outputs ...string) error {
@@ -40,6 +40,7 @@ func Check(ctx context.Context, cl *kgo.Client, cfg Config, outputs ...string) e
 	}
 	adm := kadm.NewClient(cl)
 	return errors.Join(
+		checkVersions(ctx, cl),
 		checkTopics(ctx, cl, cfg, outputs),
 		checkGroup(ctx, cl, cfg),
 		checkTransactionalID(ctx, cl, cfg),
@@ -56,6 +57,41 @@ func checkReach(ctx context.Context, cl *kgo.Client) error {
 	}
 	seeds, _ := cl.OptValue(kgo.SeedBrokers).([]string)
 	return fmt.Errorf("reach Kafka at %s: %w\n  check the address (WEIR_BROKERS), that the broker is up, and that TLS and SASL are set as it expects", strings.Join(seeds, ", "), err)
+}
+
+// oldest are the versions of requests that the guarantee takes: a commit that carries member
+// and generation, and offsets that are told only once they are decided. The client would
+// leave out what an older version has no field for, and say nothing.
+var oldest = []struct {
+	key     kmsg.Key
+	version int16
+}{
+	{kmsg.TxnOffsetCommit, 3},
+	{kmsg.OffsetFetch, 7},
+}
+
+func checkVersions(ctx context.Context, cl *kgo.Client) error {
+	req := kmsg.NewPtrApiVersionsRequest()
+	req.ClientSoftwareName, req.ClientSoftwareVersion = "weir", "1"
+	resp, err := req.RequestWith(ctx, cl)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err != nil {
+		return fmt.Errorf("ask the brokers for their versions: %w", err)
+	}
+	var errs []error
+	for _, need := range oldest {
+		if v := spoken(cl, need.key); v < need.version {
+			errs = append(errs, fmt.Errorf("kgo.MaxVersions lets the client send %s up to version %d, and exactly-once needs %d\n  allow the requests of Kafka 2.5 at least", need.key.Name(), v, need.version))
+		}
+		for _, k := range resp.ApiKeys {
+			if k.ApiKey == int16(need.key) && k.MaxVersion < need.version {
+				errs = append(errs, fmt.Errorf("the brokers know %s up to version %d, and exactly-once needs %d\n  upgrade them: Weir needs Kafka 2.5 or later", need.key.Name(), k.MaxVersion, need.version))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func checkTopics(ctx context.Context, cl *kgo.Client, cfg Config, outputs []string) error {

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 )
 
@@ -44,6 +45,36 @@ func TestCheckReportsEverythingAtOnce(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Brokers before 2.5 take a commit that carries no member from a process that was replaced.
+func TestCheckRefusesVersionsThatCannotFence(t *testing.T) {
+	for name, tc := range map[string]struct {
+		broker []kfake.Opt
+		client []kgo.Opt
+		want   string
+	}{
+		"brokers": {broker: []kfake.Opt{kfake.MaxVersions(kversion.V2_4_0())}, want: "upgrade them"},
+		"client":  {client: []kgo.Opt{kgo.MaxVersions(kversion.V2_4_0())}, want: "kgo.MaxVersions"},
+		"neither": {broker: []kfake.Opt{kfake.MaxVersions(kversion.V2_5_0())}, client: []kgo.Opt{kgo.MaxVersions(kversion.V2_5_0())}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				err := Check(t.Context(), r.plain(tc.client...), checkConfig(inTopic), outTopic)
+				if tc.want == "" {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				for _, want := range []string{"TxnOffsetCommit", "OffsetFetch", "Kafka 2.5", tc.want} {
+					if err == nil || !strings.Contains(err.Error(), want) {
+						t.Errorf("error doesn't say %q: %v", want, err)
+					}
+				}
+			}, tc.broker...)
+		})
+	}
 }
 
 func TestCheckNamesMissingRights(t *testing.T) {
