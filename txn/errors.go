@@ -92,6 +92,9 @@ func (e *Error) remedy() string {
 	case Fenced:
 		return fmt.Sprintf("another process took over instance id %q (transactional id %q): if both are meant to run, give each its own WEIR_INSTANCE_ID; after a pause or a takeover a restart is right", e.Instance, e.TransactionalID)
 	case Lost:
+		if errors.Is(e.Err, kerr.InconsistentGroupProtocol) {
+			return fmt.Sprintf("group %q has members that are no instances of this app, and assign partitions in another way: stop them, or give the app a group of its own; a restart tries again", e.Group)
+		}
 		return fmt.Sprintf("group %q gave the partitions of instance %q to others, because it was silent for longer than the session timeout or a rebalance took too long: a restart rejoins", e.Group, e.Instance)
 	case Expired:
 		return "the transaction was open for longer than its timeout: a restart replays it; if this repeats, commit more often or raise the transaction timeout"

@@ -334,6 +334,19 @@ func TestS15_SecondProcessWithTheSameInstanceIDStopsTheFirst(t *testing.T) {
 	})
 }
 
+func TestGroupOfOtherConsumersIsNamed(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 1)
+		other := r.plain(kgo.ConsumerGroup(testGroup), kgo.ConsumeTopics(inTopic))
+		other.PollRecords(t.Context(), 1)
+		w := r.start("a", oneActive)
+		<-w.Failed()
+		if err := w.Err(); !strings.Contains(err.Error(), "a group of its own") || strings.Contains(err.Error(), "silent") {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
 func TestLeaveHandsOverAtOnce(t *testing.T) {
 	for name, with := range map[string]setup{"classic": func(*Config, *worker) {}, "next generation": nextGen, "single active": oneActive} {
 		t.Run(name, func(t *testing.T) {
