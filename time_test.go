@@ -235,6 +235,21 @@ func TestS32_IdlePartitionHoldsTimeBackUntilItIsIdleAlsoAfterARestore(t *testing
 	wantValues(t, brokers, "out", "a fired 1100", "b fired 1600", "b fired 1601", "late late@2900")
 }
 
+// A partition that was idle when the app stopped counts again for one that knows no idleness.
+func TestPartitionThatWasIdleCountsOnceIdleIsTakenAway(t *testing.T) {
+	h := weirtest.New(t, reminders(nil, weir.Idle(time.Minute)))
+	send := func(values ...string) {
+		for _, v := range values {
+			weirtest.In[sighting](h, "in").SendRecords(&kgo.Record{Value: []byte(v)})
+		}
+	}
+	send("a@1000")
+	h.Advance(time.Minute)
+	h.Upgrade(reminders(nil))
+	send("b@2000", "b@3000")
+	weirtest.Out[string](h, "out").Want("a fired 1100", "b fired 2100")
+}
+
 // A partition that has no records after a restore counts with the watermark it had.
 func TestS32_WatermarkOfAPartitionSurvivesARestart(t *testing.T) {
 	brokers := broker(t, 2, "in", "out")

@@ -662,12 +662,13 @@ func (inc *incarnation) assign(positions map[offsets.Partition]offsets.Position)
 				undrained++
 			}
 		}
+		chain := owner.chains[id.Topic]
 		p.time = partitionTime{newest: noWatermark, watermark: noWatermark}
 		if t, ok := inc.base.EventTime.Partitions[id]; ok {
-			p.time.watermark, p.time.idle = t.Watermark, t.Idle
+			// If the source has no idleness any more, nothing would ever wake the partition.
+			p.time.watermark, p.time.idle = t.Watermark, t.Idle && chain.how != nil && chain.how.Idle > 0
 		}
 		owner.parts = append(owner.parts, p)
-		chain := owner.chains[id.Topic]
 		chain.parts = append(chain.parts, p)
 		inc.parts[id] = p
 	}
