@@ -597,6 +597,9 @@ func (r *keyedRunner[K, T]) restoreInFlight(f checkpoint.InFlight, data []byte) 
 		r.replay = slices.Insert(r.replay, 0, &batch[K, T]{restored: true, input: castPart, casts: casts, time: mark{watermark: noWatermark}})
 		return nil
 	}
+	if !f.Overlaps(r.lo, r.hi) && !guard.Broken(guard.RouteByKeyGroup) {
+		return nil // time on a subtask that this one does not replace holds nothing back here
+	}
 	reader := flightReader[K, T]{keys: r.stage.codec, values: r.stage.values, version: f.ValueVersion, keyGroups: r.sub.inc.cfg.KeyGroups, sourceReader: sourceReader{buf: data}}
 	keep := func(kg int) bool { return kg >= r.lo && kg < r.hi }
 	if guard.Broken(guard.RouteByKeyGroup) {

@@ -557,6 +557,41 @@ func TestTimeOfWhatWasInFlightGoesOnWhereItStood(t *testing.T) {
 	n.wantLog("a 5 late", "a 6")
 }
 
+// What was in flight to another subtask, where time stood elsewhere, holds no time back.
+func TestTimeOfWhatWasInFlightIsThatOfItsOwnSubtask(t *testing.T) {
+	n := newNotes(t, 1, 2, nil, nil)
+	n.senders[0].time(mark{watermark: 10})
+	n.emit(0, "a", 1)
+	n.emit(0, "b", 1)
+	n.all()
+	n.wantLog("b 1", "a 1") // one on each subtask
+	n.senders[0].at = 60
+	n.emit(0, "a", 2)
+	n.emit(0, "b", 2)
+	n.senders[0].time(mark{watermark: 100})
+	n.senders[0].idle()
+	n.emit(0, "a", 3)
+	n.emit(0, "b", 3)
+	n.unalign(1)
+	n.senders[0].barrier(1)
+	n.look()
+	n.freeze()
+	base := &checkpoint.Manifest{EventTime: checkpoint.EventTime{Stages: map[string]int64{"stage": 10}}}
+	var parts []checkpoint.InFlightData
+	for _, a := range n.acks() {
+		for _, p := range a.inFlight {
+			base.InFlight, parts = append(base.InFlight, p.InFlight), append(parts, p)
+		}
+	}
+	want := []string{"b 2", "b 3 late", "a 2", "a 3 late"}
+	n.all()
+	n.wantLog(want...)
+
+	n = newNotes(t, 1, 2, base, parts)
+	n.all()
+	n.wantLog(want...)
+}
+
 func TestSubtasksBeginAtTheLeastWatermarkOfThoseTheyReplace(t *testing.T) {
 	at := func(ms int64) *int64 { return &ms }
 	base := &checkpoint.Manifest{
