@@ -366,7 +366,6 @@ type capture[K comparable, T any] struct {
 	writer flightWriter[K, T]
 	inputs []mark // where event time stands on the inputs behind what was captured
 	now    mark   // and on the subtask
-	parts  []checkpoint.InFlightData
 	casts  castWriter
 }
 
@@ -465,34 +464,32 @@ func (r *keyedRunner[K, T]) captureAll(id int64) error {
 }
 
 // captureRestored captures what is left of the records that were in flight when the job
-// was restored. They lie in front of everything else, so they come first, each part of
-// them by itself as it was.
+// was restored. They lie in front of everything else, so they come first, with the time at
+// which this subtask would have stood behind them.
 func (r *keyedRunner[K, T]) captureRestored() error {
 	if guard.Broken(guard.CapturedAgain) {
 		return nil
 	}
-	left := r.replay[r.replayed:]
-	from := 0
+	c, marks := &r.capture, slices.Clone(r.restored)
+	left, from := r.replay[r.replayed:], 0
 	if r.current != nil && r.current.restored {
 		left, from = r.replay[r.replayed-1:], r.done
 	}
-	for len(left) > 0 {
-		part := left[0].input
-		if part == castPart {
-			if err := r.captureCasts(left[0].casts[from:]); err != nil {
+	for ; len(left) > 0; left, from = left[1:], 0 {
+		b := left[0]
+		if b.input == castPart {
+			if err := r.captureCasts(b.casts[from:]); err != nil {
 				return err
 			}
-			left, from = left[1:], 0
 			continue
 		}
-		w := r.stage.flightWriter()
-		for len(left) > 0 && left[0].input == part {
-			if err := r.storing(func() error { return w.batch(left[0].items[from:], left[0].time) }); err != nil {
-				return err
-			}
-			left, from = left[1:], 0
+		marks[b.input] = b.time
+		m := merge(marks)
+		m.watermark = max(m.watermark, c.now.watermark)
+		if err := r.storing(func() error { return c.writer.batch(b.items[from:], m) }); err != nil {
+			return err
 		}
-		r.capture.parts = append(r.capture.parts, r.part(&w, r.restored[part].watermark))
+		c.now = m
 	}
 	return nil
 }
@@ -555,7 +552,7 @@ func (r *keyedRunner[K, T]) storing(f func() error) error {
 func (r *keyedRunner[K, T]) captured() {
 	c := &r.capture
 	r.captureSize = len(c.writer.buf)
-	r.freeze.inFlight = append(c.parts, r.part(&c.writer, r.freeze.watermark))
+	r.freeze.inFlight = []checkpoint.InFlightData{r.part(&c.writer, r.freeze.watermark)}
 	if c.casts.records > 0 {
 		r.freeze.inFlight = append(r.freeze.inFlight, c.casts.part(r.sub.stage, r.stage.hearings))
 	}
