@@ -597,6 +597,63 @@ func TestTimeToLiveIsTakenAwayWithTheFirstRead(t *testing.T) {
 	}
 }
 
+// What is removed stays away, also if it had expired when it was: timers that fire in a
+// drain are ahead of event time, which goes on where the records left it.
+func TestWhatIsRemovedAfterItExpiredStaysAwayWhenTimeGoesBack(t *testing.T) {
+	bothWays(t, func(t *testing.T, budget int64) {
+		var v *state.OfValue[int64]
+		var m *state.OfMap[int64, int64]
+		var l *state.OfList[int64]
+		start := func(store *committed, at int64) *one {
+			ttl := state.TTL(time.Second, state.InEventTime)
+			o := newOne(t, store, budget, func(s state.Setup) {
+				v = state.Value(s, "v", codec.Int64, ttl)
+				m = state.Map(s, "m", codec.Int64, codec.Int64, ttl)
+				l = state.List(s, "l", codec.Int64, ttl)
+			})
+			o.ks.SetTime(segment.EventTime, at)
+			if budget == 0 {
+				o.restore()
+			}
+			return o
+		}
+		for name, remove := range map[string]func(){
+			"cleared": func() { v.Clear(); m.Clear(); l.Clear() },
+			"deleted": func() { v.Clear(); m.Delete(1); m.Delete(2); l.Clear() },
+			"set and cleared": func() {
+				v.Set(2)
+				m.Put(1, 2)
+				v.Clear()
+				m.Clear()
+				l.Append(3)
+				l.Clear()
+			},
+		} {
+			o := start(newCommitted(), 0)
+			v.Set(1)
+			m.Put(1, 1)
+			m.Put(2, 1)
+			l.AppendAll(1, 2)
+			o.commit()
+			o = start(o.store, 100)
+			o.ks.SetTime(segment.EventTime, 5000)
+			if _, ok := v.Lookup(); ok || m.Has(1) || m.Len() != 0 || l.Len() != 0 {
+				t.Fatalf("%s: what expired is there", name)
+			}
+			for range l.All() {
+				t.Fatalf("%s: an element that expired is there", name)
+			}
+			remove()
+			o.ks.SetTime(segment.EventTime, 100)
+			o.commit()
+			o = start(o.store, 100)
+			if _, ok := v.Lookup(); ok || m.Len() != 0 || l.Len() != 0 {
+				t.Errorf("%s: the value is there: %v, so are %d entries and %d elements", name, ok, m.Len(), l.Len())
+			}
+		}
+	})
+}
+
 func TestWhatWasWrittenBeforeTimeWasKnownIsReclaimed(t *testing.T) {
 	var v *state.OfValue[int64]
 	var m *state.OfMap[int64, int64]

@@ -242,8 +242,12 @@ func (h *entryTable[V]) load(slot uint32, sub string) *entry[V] {
 	}
 	g := h.ensure(slot)
 	if e == nil {
+		flags := entryUsed
+		if ok { // it has expired; to remove it needs a tombstone, as time may go back
+			flags |= cellStored
+		}
 		p, _ := g.masks.seek(sub)
-		g.masks.insert(p, h.newEntry(slot, sub, entryUsed))
+		g.masks.insert(p, h.newEntry(slot, sub, flags))
 		return nil
 	}
 	p, _ := g.live.seek(sub)
@@ -345,11 +349,19 @@ func (h *entryTable[V]) del(sub string) {
 	g = h.ensure(slot)
 	p, ok := g.masks.seek(sub)
 	if ok {
+		h.bury(g.masks.leaves[p.leaf][p.at])
 		return
 	}
 	e := h.newEntry(slot, sub, cellStored) // perhaps
 	g.masks.insert(p, e)
 	h.change(e)
+}
+
+// bury sees to it that a mask gets a tombstone if the backing holds something under it.
+func (h *entryTable[V]) bury(e *entry[V]) {
+	if e.flags&(cellStored|cellBusy) == cellStored {
+		h.change(e)
+	}
 }
 
 // unset takes the value from an entry that is in live no more.
@@ -388,6 +400,9 @@ func (h *entryTable[V]) clear() {
 	g := h.at(slot)
 	if g == nil {
 		return
+	}
+	for e := range g.masks.all {
+		h.bury(e)
 	}
 	live := g.live
 	g.live.clear()

@@ -136,7 +136,7 @@ func (h *OfValue[V]) Clear() {
 		return
 	}
 	c := h.at(slot)
-	if c.flags&(cellSet|cellUnknown) == 0 {
+	if c.flags&(cellSet|cellUnknown) == 0 && c.flags&(cellStored|cellBusy) != cellStored {
 		return
 	}
 	h.change(slot, c)
@@ -239,6 +239,8 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 	if header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain) {
 		if h.keys.backing() == nil {
 			h.keys.emptied(slot)
+		} else {
+			h.at(slot).flags |= cellStored // to clear it needs a tombstone: time may go back
 		}
 		return nil
 	}
