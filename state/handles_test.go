@@ -654,6 +654,44 @@ func TestWhatIsRemovedAfterItExpiredStaysAwayWhenTimeGoesBack(t *testing.T) {
 	})
 }
 
+// A list whose elements have expired goes on behind them, also when a merge of segments
+// has dropped what the list still knew of.
+func TestAListGoesOnWhenItsExpiredElementsWereMergedAway(t *testing.T) {
+	var l *state.OfList[int64]
+	start := func(store *committed) *one {
+		o := newOne(t, store, 100_000, func(s state.Setup) {
+			l = state.List(s, "l", codec.Int64, state.TTL(time.Second, state.InEventTime))
+		})
+		o.ks.SetTime(segment.EventTime, 0)
+		return o
+	}
+	o := start(newCommitted())
+	l.Append(0)
+	o.commit()
+	o.ks.SetTime(segment.EventTime, 900)
+	l.AppendAll(1, 2)
+	o.commit()
+	o = start(o.store)
+	o.ks.SetTime(segment.EventTime, 1500)
+	if n := len(keysOf(l.All())); n != 2 { // from here on it is known where the list begins
+		t.Fatalf("%d elements, want 2", n)
+	}
+	o.ks.SetTime(segment.EventTime, 5000)
+	for k := range o.store.entries { // as a merge does
+		delete(o.store.entries, k)
+	}
+	o.store.keys = nil
+	l.AppendAll(3, 4)
+	var got []int64
+	for _, v := range l.All() {
+		got = append(got, v)
+	}
+	first, ok := l.PopFront()
+	if !slices.Equal(got, []int64{3, 4}) || !ok || first != 3 || l.Len() != 1 {
+		t.Errorf("the list has %v, the first is %d, %v, and %d are left", got, first, ok, l.Len())
+	}
+}
+
 func TestWhatWasWrittenBeforeTimeWasKnownIsReclaimed(t *testing.T) {
 	var v *state.OfValue[int64]
 	var m *state.OfMap[int64, int64]

@@ -255,7 +255,9 @@ func (h *OfList[V]) tail(slot uint32) uint64 {
 	if g == nil || !g.hasTail {
 		tail := h.outermost(slot, true)
 		g = h.ensure(slot)
-		g.tail, g.hasTail = tail, true
+		// What has expired may be gone by now, and what is appended before the known begin
+		// would not be seen.
+		g.tail, g.hasTail = max(tail, g.head), true
 	}
 	return g.tail
 }
