@@ -310,7 +310,8 @@ func (r *keyedRunner[K, T]) tick(wall int64) (fired bool, err error) {
 }
 
 // fire fires timers that follow event time or the wall clock up to now. Event time was
-// at before so far; while a timer fires it is the timer's.
+// at before so far; while a timer fires it is the timer's, unless one for a later time of
+// the operator fired already.
 func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err error) {
 	for i := range r.sub.firings {
 		t := &r.sub.firings[i]
@@ -318,7 +319,11 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 			continue
 		}
 		r.sub.guarded(func() {
-			call := func(at state.Timer) bool { return r.call(t, at, before) }
+			reached := before
+			call := func(at state.Timer) bool {
+				reached = max(reached, at.At.UnixMilli())
+				return r.call(t, at, reached)
+			}
 			if now == endOfTime {
 				fired += t.timers.FireLast(call)
 			} else {
@@ -340,7 +345,7 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 }
 
 // call calls a timer's function.
-func (r *keyedRunner[K, T]) call(t *firing, at state.Timer, before int64) bool {
+func (r *keyedRunner[K, T]) call(t *firing, at state.Timer, reached int64) bool {
 	s, ms := r.sub, at.At.UnixMilli()
 	if s.inc.over.Load() {
 		s.err = context.Cause(s.inc.ctx)
@@ -351,7 +356,7 @@ func (r *keyedRunner[K, T]) call(t *firing, at state.Timer, before int64) bool {
 	}
 	s.firing, s.at = t, ms
 	if at.EventTime {
-		r.keys.SetTime(segment.EventTime, max(before, ms))
+		r.keys.SetTime(segment.EventTime, reached)
 	}
 	outer := t.op.Enter()
 	err := t.f(at)

@@ -119,6 +119,49 @@ func TestTimersFireBetweenTheRecordsBeforeAWatermarkAndThoseBehindIt(t *testing.
 	e.take("value 10", "fires 10", "value 20", "fires 20")
 }
 
+// A timer that fires sets one for an earlier time. For the operator's state time doesn't go
+// back: what had expired would be there again.
+func TestTimeOfStateDoesNotGoBackBetweenTimers(t *testing.T) {
+	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1}, &Plan{}, nil, nil)
+	inc.gate = newGate(1, 0)
+	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: state.EventTimersName}, {ID: 2, Operator: "op", Name: "v"}}
+	inc.base.EventTime.Stages = map[string]int64{"stage": 0}
+	st := NewKeyedStage("stage", func(v int64) int64 { return v }, codec.Int64)
+	var log []string
+	st.Add(KeyedOperator[int64, int64]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[int64]) (*state.Scope, func(int64)) {
+		scope, op := state.NewScope("op"), s.Operator("op")
+		timers := state.EventTimers(setup{scope})
+		v := state.Value(setup{scope}, "v", codec.Int64, state.TTL(100*time.Millisecond, state.InEventTime))
+		op.Fires(timers, func(at state.Timer) error {
+			_, ok := v.Lookup()
+			log = append(log, fmt.Sprint(at.At.UnixMilli(), " ", ok))
+			if at.At.UnixMilli() == 200 {
+				timers.Set(time.UnixMilli(60))
+			}
+			return nil
+		})
+		return scope, func(n int64) {
+			v.Set(n)
+			timers.Set(time.UnixMilli(50))
+			timers.Set(time.UnixMilli(200))
+		}
+	}})
+	from := inc.newSubtask(SourcesID, 0)
+	from.raw = &kgo.Record{Topic: "in"}
+	send := st.Send(from)
+	rs, err := st.Build(inc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(1)
+	from.time(mark{watermark: 300})
+	from.idle()
+	takeAll(t, rs[0].(*keyedRunner[int64, int64]))
+	if want := []string{"50 true", "200 false", "60 false"}; !slices.Equal(log, want) {
+		t.Errorf("the timers fired with %q, want %q", log, want)
+	}
+}
+
 // Who ends the incarnation waits for the timer that fires, not for all that are due.
 func TestEndOfTheIncarnationIsNoticedBetweenTwoTimers(t *testing.T) {
 	e := newTimedEdge(t, 1, noWatermark)
