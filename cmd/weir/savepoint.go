@@ -248,7 +248,11 @@ savepoint itself, copied out of a store by other means.`,
 			if err != nil {
 				return err
 			}
-			return reportSavepoint(cmd, &f, target, info, "savepoint "+from)
+			what := "savepoint " + from
+			if from == "" {
+				what = store.String()
+			}
+			return reportSavepoint(cmd, &f, target, info, what)
 		},
 	}
 	f.add(cmd.Flags())

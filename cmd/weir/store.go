@@ -99,6 +99,14 @@ func (f *storeFlags) snapshot(cmd *cobra.Command, store checkpoint.Store, which 
 	if which != offline.Latest {
 		return offline.Open(ctx, store, which)
 	}
+	infos, err := checkpoint.ListManifests(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	if len(infos) == 0 {
+		// A savepoint that was copied out of a store stands alone: no offset points into it.
+		return offline.Open(ctx, store, which)
+	}
 	if !f.asked() {
 		s, err := offline.Open(ctx, store, which)
 		if err != nil {

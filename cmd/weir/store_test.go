@@ -487,6 +487,19 @@ func TestWithBrokersThePointerDecides(t *testing.T) {
 	refused(t, []string{"state", "ls", "--brokers", brokers, "--group", "other"}, "group other has no offset with a pointer", "nothing was ever committed")
 }
 
+func TestASavepointThatIsAStoreOfItsOwnNeedsNoPointer(t *testing.T) {
+	dir, refs := payments(t)
+	mustRun(t, "savepoint", "create", "--checkpoint", "4709", "--name", "kept")
+	alone := filepath.Join(dir, "savepoint", "kept")
+	for _, brokers := range []string{"", cluster(t, &refs[1])} {
+		out, stderr, err := run(t, "state", "get", "--state", "total", "alice", "--store", alone, "--brokers", brokers)
+		if err != nil || !strings.Contains(out, "500        (checkpoint 4709") || stderr != "" {
+			t.Errorf("%s %s %v", out, stderr, err)
+		}
+	}
+	wantOut(t, mustRun(t, "savepoint", "copy", "--store", alone, "--to", t.TempDir(), "--name", "copied"), " of file://"+alone+", ")
+}
+
 func TestANewestManifestThatIsDamagedAndNotCommittedIsInNobodysWay(t *testing.T) {
 	dir, refs := payments(t)
 	brokers := cluster(t, &refs[1])
