@@ -21,6 +21,7 @@ import (
 	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/internal/inside"
 	"github.com/weirstream/weir/internal/keygroup"
+	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/state/pebble"
@@ -482,8 +483,13 @@ func (o options) config(app string) (processor.Config, []error) {
 	if o.fromURL != "" {
 		var err error
 		cfg.From = o.from
-		cfg.From.Store, err = checkpoint.OpenStore(o.fromURL)
-		add(err)
+		cfg.From.Store, err = offline.OpenStore(o.fromURL)
+		if errors.Is(err, os.ErrNotExist) {
+			// The option may stay when the savepoint is not needed any more, and gone.
+			cfg.From.Err = err
+		} else {
+			add(err)
+		}
 		if o.from.Name != "" {
 			add(checkpoint.CheckSavepointName(o.from.Name))
 		}

@@ -174,13 +174,16 @@ func TestSavepointThatCannotBeUsedIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-r.done
+	gone := filepath.Join(t.TempDir(), "gone")
 	for _, c := range []struct {
 		name string
 		app  string
 		opts []weir.Option
 		want []string
 	}{
-		{"missing", "other", []weir.Option{weir.FromSavepoint(store, "none")}, []string{"savepoint none", "missing"}},
+		{"missing", "other", []weir.Option{weir.FromSavepoint(store, "none")}, []string{`does not have savepoint "none"; it has savepoints ok`}},
+		{"no name", "other", []weir.Option{weir.FromSavepoint(store, "")}, []string{"is no savepoint itself", "it has savepoints ok"}},
+		{"no directory", "other", []weir.Option{weir.FromSavepoint(gone, "ok")}, []string{"FromSavepoint", "there is no directory " + gone}},
 		{"of another app", "other", []weir.Option{weir.FromSavepoint(store, "ok")}, []string{"wordcount", "other"}},
 		{"key-groups", "other", []weir.Option{weir.FromSavepoint(store, "ok", weir.AnyApp()), weir.KeyGroups(64)}, []string{"128", "64"}},
 		{"name", "other", []weir.Option{weir.FromSavepoint(store, "../x")}, []string{`savepoint name "../x"`}},
@@ -198,6 +201,23 @@ func TestSavepointThatCannotBeUsedIsRefused(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A savepoint that an app has begun from is not needed again.
+func TestSavepointMayBeGoneWhenTheAppHasCommitted(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	lines := words(100, 10)
+	produce(t, brokers, "lines", lines...)
+	store, gone := checkpoint.NewMem(), filepath.Join(t.TempDir(), "gone")
+	(&keyedLife{brokers: brokers, store: store}).run(t)
+	produce(t, brokers, "lines", lines...)
+	(&keyedLife{brokers: brokers, store: store, opts: []weir.Option{weir.FromSavepoint(gone, "last")}}).run(t)
+	if got := counted(t, brokers, 2*len(lines)); !maps.Equal(got, wordCounts(lines, lines)) {
+		t.Fatal("the counts differ from those of the input")
+	}
+	if _, err := os.Stat(gone); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory was made: %v", err)
 	}
 }
 

@@ -203,7 +203,7 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 		if err != nil {
 			return recovered{}, err
 		}
-		if !ok && inc.cfg.From.Store != nil {
+		if !ok && inc.cfg.From.given() {
 			return inc.fromSavepoint(ctx, committed)
 		}
 		if ok {
@@ -355,7 +355,7 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 		r.last, err = inc.highestCheckpoint(ctx, committed)
 		return r, err
 	case RecoverSavepoint:
-		if inc.cfg.From.Store == nil {
+		if !inc.cfg.From.given() {
 			return recovered{}, fatal(fmt.Errorf("recovery %q: no savepoint is named (weir.FromSavepoint, WEIR_FROM): %w", inc.cfg.Recovery, mismatch))
 		}
 		inc.cfg.Logger.Sugar().Warnf("starting from a savepoint, as asked (recovery %q), because: %v", inc.cfg.Recovery, mismatch)

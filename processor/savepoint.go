@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offsets"
@@ -17,7 +18,8 @@ var ErrNotRunning = errors.New("the app is not running")
 
 // SavepointStart says from which savepoint a job begins that has committed nothing yet.
 type SavepointStart struct {
-	Store checkpoint.Store // nil: from none
+	Store checkpoint.Store // nil, and Err too: from none
+	Err   error            // why there is no store; a job that does not begin there can do without
 	Name  string           // empty: the store itself is the savepoint
 	// DropPositions takes the state alone and reads the input from its begin.
 	DropPositions bool
@@ -186,10 +188,42 @@ func (d *driver) answer() {
 	d.cut = nil
 }
 
+// given tells whether a savepoint is named.
+func (sp SavepointStart) given() bool { return sp.Store != nil || sp.Err != nil }
+
+// missing says that there is no such savepoint, and which there are.
+func (sp SavepointStart) missing(ctx context.Context) error {
+	list, err := checkpoint.ListSavepoints(ctx, sp.Store)
+	if err != nil {
+		return classifyStore(err)
+	}
+	has := "no savepoints"
+	var names []string
+	for _, s := range list {
+		if s.Complete {
+			names = append(names, s.Name)
+		}
+	}
+	if len(names) > 0 {
+		has = "savepoints " + strings.Join(names, ", ")
+	}
+	what := fmt.Sprintf("does not have savepoint %q", sp.Name)
+	if sp.Name == "" {
+		what = "is no savepoint itself, and none of it is named"
+	}
+	return fatal(fmt.Errorf("start from a savepoint: store %s %s; it has %s: give the store and the name by weir.FromSavepoint, or WEIR_FROM as url#name", sp.Store, what, has))
+}
+
 // fromSavepoint begins with the state of a savepoint.
 func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (recovered, error) {
 	sp := inc.cfg.From
+	if sp.Err != nil {
+		return recovered{}, fatal(fmt.Errorf("start from a savepoint (weir.FromSavepoint, WEIR_FROM): %w", sp.Err))
+	}
 	m, view, err := checkpoint.OpenSavepoint(ctx, sp.Store, sp.Name)
+	if errors.Is(err, checkpoint.ErrNotFound) {
+		return recovered{}, sp.missing(ctx)
+	}
 	if err != nil {
 		return recovered{}, classifyStore(err)
 	}
