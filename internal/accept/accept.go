@@ -9,11 +9,14 @@ import (
 	"strings"
 )
 
-// Given tells whether the variable names the operator at the checkpoint.
+// Given tells whether the variable names the operator at the checkpoint. An operator ID may
+// have commas and spaces of its own, so the words are not cut out: one is looked for at each
+// place where one may begin.
 func Given(variable, operator string, checkpoint int64) bool {
-	want := operator + "@" + strconv.FormatInt(checkpoint, 10)
-	for w := range strings.SplitSeq(os.Getenv(variable), ",") {
-		if strings.TrimSpace(w) == want {
+	want := strings.TrimSpace(operator + "@" + strconv.FormatInt(checkpoint, 10))
+	for rest, more := os.Getenv(variable), true; more; _, rest, more = strings.Cut(rest, ",") {
+		after, ok := strings.CutPrefix(strings.TrimSpace(rest), want)
+		if after = strings.TrimSpace(after); ok && (after == "" || after[0] == ',') {
 			return true
 		}
 	}
