@@ -235,6 +235,32 @@ func TestDirectoryMayBeAnotherAtTheNextStart(t *testing.T) {
 	}
 }
 
+// TestDirectoryMayBeACopyAtTheNextStart has both directories: readers look into the one that
+// is configured.
+func TestDirectoryMayBeACopyAtTheNextStart(t *testing.T) {
+	was, is := Options{Dir: t.TempDir()}, Options{Dir: filepath.Join(t.TempDir(), "is")}
+	r := connect(t, was)
+	done, open := prepare(t, r, 0, "done"), prepare(t, r, 1, "open")
+	commit(t, r, done)
+	if err := os.CopyFS(is.Dir, os.DirFS(was.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	r = connect(t, is)
+	commit(t, r, done, open)
+	if got := texts(visible(t, is.Dir)); !slices.Equal(got, []string{"done\n", "open\n"}) {
+		t.Errorf("visible: %q", got)
+	}
+}
+
+func TestPreparedFileWithThePrefixOfAMarkIsLeftOver(t *testing.T) {
+	r := connect(t, Options{Dir: t.TempDir(), Prefix: marked})
+	prepare(t, r, 0, "a")
+	left, err := r.Leftovers(t.Context(), nil)
+	if err != nil || len(left) != 1 {
+		t.Errorf("left over: %q, %v", left, err)
+	}
+}
+
 func TestNamesOfFiles(t *testing.T) {
 	o := Options{Dir: t.TempDir(), Prefix: "orders-", Suffix: ".jsonl", Mode: 0o600}
 	r := connect(t, o)

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -208,11 +209,14 @@ func (r *receiver[T]) Commit(_ context.Context, b []byte) error {
 	if err != nil {
 		return err
 	}
-	err = r.commitIn(h.Dir, h)
+	// The directory may have been moved or copied, and Options with it: then the file is
+	// where it was prepared, if it is there at all, for nobody to see.
+	err = r.commitIn(r.dir, h)
 	if errors.Is(err, twophase.ErrGone) && h.Dir != r.dir {
-		if moved := r.commitIn(r.dir, h); !errors.Is(moved, twophase.ErrGone) {
-			return moved // the directory was moved, and Options with it
+		if was := r.commitIn(h.Dir, h); !errors.Is(was, twophase.ErrGone) {
+			return was
 		}
+		return fmt.Errorf("%w; it was prepared in %s, and is not there either", err, h.Dir)
 	}
 	return err
 }
@@ -283,15 +287,18 @@ func mark(in string, h handle) error {
 	return errors.Join(f.Close(), syncDir(in))
 }
 
+// markName is what marks are called. A prepared file may begin as they do, but then has a
+// time where they have the incarnation.
+var markName = regexp.MustCompile(`^` + marked + `([0-9a-f]+-[0-9]+)-([0-9]+)$`)
+
 // parseMark returns of which subtask, and up to which number, files are committed.
 func parseMark(name string) (subtask string, number int64, ok bool) {
-	name, ok = strings.CutPrefix(name, marked)
-	at := strings.LastIndexByte(name, '-')
-	if !ok || at < 0 {
+	m := markName.FindStringSubmatch(name)
+	if m == nil {
 		return "", 0, false
 	}
-	number, err := strconv.ParseInt(name[at+1:], 10, 64)
-	return name[:at], number, err == nil
+	number, err := strconv.ParseInt(m[2], 10, 64)
+	return m[1], number, err == nil
 }
 
 // Leftovers implements [twophase.Receiver]. Among them are marks that a later one replaces.
