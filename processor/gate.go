@@ -96,8 +96,21 @@ type output struct {
 	needed func(checkpoint int64) bool
 }
 
-// recordOverhead is the memory of a held record beside its key and value, bytes.
-const recordOverhead = 200
+// recordOverhead is the memory of a held record beside its key, value and headers, bytes;
+// headerOverhead that of a header beside its text.
+const (
+	recordOverhead = 200
+	headerOverhead = 40
+)
+
+// heldBytes is the memory of a held record.
+func heldBytes(r *kgo.Record) int64 {
+	n := len(r.Key) + len(r.Value) + recordOverhead
+	for _, h := range r.Headers {
+		n += len(h.Key) + len(h.Value) + headerOverhead
+	}
+	return int64(n)
+}
 
 // Produce implements sink.Output.
 func (o *output) Produce(r *kgo.Record) {
@@ -109,7 +122,7 @@ func (o *output) Produce(r *kgo.Record) {
 		return
 	}
 	o.held = append(o.held, r)
-	n := int64(len(r.Key)+len(r.Value)) + recordOverhead
+	n := heldBytes(r)
 	o.bytes += n
 	if o.gate.held.Add(n) > o.gate.limit {
 		o.gate.wait(o.ctx, o.epoch, func() bool { return o.needed(o.epoch - 1) })

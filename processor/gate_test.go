@@ -76,6 +76,24 @@ func TestHeldBytesAreBounded(t *testing.T) {
 	p.want(t, "a", "b", "c")
 }
 
+// Headers count: kafka.Records hands on those of the input, dead letters have the error.
+func TestHeadersOfHeldRecordsCount(t *testing.T) {
+	var p produced
+	g := newGate(1, 1<<20)
+	o := output{ctx: t.Context(), gate: g, to: &p, epoch: 2, needed: never}
+	r := rec("a")
+	r.Headers = []kgo.RecordHeader{{Key: "weir-error", Value: make([]byte, 1000)}}
+	o.Produce(r)
+	if n := g.held.Load(); n < 1000 {
+		t.Errorf("a record with a header of 1000 bytes counts as %d bytes", n)
+	}
+	g.raise(2)
+	o.release()
+	if n := g.held.Load(); n != 0 {
+		t.Errorf("%d bytes count as held", n)
+	}
+}
+
 func TestWaitingForTheGateEndsWithTheIncarnation(t *testing.T) {
 	var p produced
 	ctx, cancel := context.WithCancel(t.Context())
