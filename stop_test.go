@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,10 +15,12 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/cutafter"
 	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/sink/twophase"
+	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/txn"
 )
 
@@ -170,4 +173,51 @@ func TestStopDuringAStartSaysWhatIsNotApplied(t *testing.T) {
 		<-tried
 	}
 	stop() // while it starts
+}
+
+// TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied stops while a sink that has nothing to
+// apply waits for its receiver: the one behind it has not had its turn.
+func TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied(t *testing.T) {
+	brokers := broker(t, 1, "in")
+	store := checkpoint.NewMem()
+	to, none := newTreasury(), newTreasury()
+	var waitFor atomic.Value
+	waitFor.Store("commit")
+	tried := make(chan struct{}, 1)
+	down := func(_ context.Context, call, _ string) error {
+		if call != waitFor.Load() {
+			return nil
+		}
+		select {
+		case tried <- struct{}{}:
+		default:
+		}
+		return weir.Retry(errors.New("out of reach"))
+	}
+	stop := func() {
+		t.Helper()
+		topology := func(app *weir.App) {
+			in := weir.From(app, "in", source.Values("in", codec.String))
+			weir.To(weir.Filter(in, "none", func(string) bool { return false }), "idle", twophase.To(&deposits{to: none, before: down}))
+			weir.To(in, "ahead", twophase.To(&deposits{to: to, before: down}))
+		}
+		r := start(t, "app", brokers, topology, weir.Store(store), weir.StopTimeout(10*time.Millisecond), fast)
+		select {
+		case <-tried:
+		case <-time.After(deadline):
+			t.Fatal("nothing was tried")
+		}
+		r.stop()
+		var u *weir.UnappliedError
+		if err := r.wait(); !errors.As(err, &u) || u.Operator != "ahead" || len(to.list()) > 0 {
+			t.Errorf("Run returned %v, and %d deposits were made", err, len(to.list()))
+		}
+	}
+	produce(t, brokers, "in", letters...)
+	stop() // while it runs
+	for len(tried) > 0 {
+		<-tried
+	}
+	waitFor.Store("leftovers") // of the sink in front
+	stop()
 }

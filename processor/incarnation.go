@@ -99,7 +99,7 @@ type incarnation struct {
 	unaligned atomic.Int64 // newest checkpoint that is to be unaligned
 	givenUp   atomic.Int64 // newest checkpoint that was given up
 
-	owed   atomic.Pointer[UnappliedError] // by a sink that is being recovered
+	owed   atomic.Pointer[UnappliedError] // by a sink, before the incarnation has started
 	member string                         // of the group, where a failed incarnation left its place; "": nowhere
 
 	// For Status.
@@ -261,8 +261,12 @@ func (inc *incarnation) live(stop context.Context, stopPolling func()) error {
 	case <-inc.ctx.Done():
 		return context.Cause(inc.ctx)
 	case <-stop.Done():
+		owed := inc.owed.Load() // that of now, if it has not started by then
+		if inc.hasStarted() {
+			break // at the same time: there is something to end
+		}
 		// Not a stop while state is half loaded: the loading is cancelled by Close.
-		if owed := inc.owed.Load(); owed != nil {
+		if owed != nil {
 			return owed
 		}
 		return nil

@@ -82,7 +82,20 @@ func (inc *incarnation) openAppliers(at recovered) error {
 		}
 		inc.appliers = append(inc.appliers, applier{s.ID, a})
 	}
+	inc.oweNot(at, nil)
 	return nil
+}
+
+// oweNot notes which sink may still have something to apply of the checkpoint that is being
+// restored: the first of those that it lists logs of, but for those that applied all.
+func (inc *incarnation) oweNot(at recovered, applied map[string]bool) {
+	for _, a := range inc.appliers {
+		if at.manifest != nil && len(logsOf(at.manifest, a.id).Logs) > 0 && !applied[a.id] {
+			inc.owed.Store(&UnappliedError{Operator: a.id, Checkpoint: at.ref.Checkpoint, Err: errStopped})
+			return
+		}
+	}
+	inc.owed.Store(nil)
 }
 
 // checkLogs makes sure that whoever the checkpoint's logs are for is there.
@@ -103,6 +116,7 @@ func (inc *incarnation) checkLogs(m *checkpoint.Manifest) error {
 
 // recoverAppliers gives each applier what the checkpoint holds for it.
 func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error {
+	applied := map[string]bool{}
 	for _, a := range inc.appliers {
 		var logs []sink.Log
 		if at.manifest != nil {
@@ -111,18 +125,17 @@ func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error
 				return inc.sinkError(a.id, "finding out what is to be applied", err)
 			}
 		}
-		if len(logs) > 0 {
-			inc.owed.Store(&UnappliedError{Operator: a.id, Checkpoint: at.ref.Checkpoint, Err: errStopped})
-		}
 		if err := a.Recover(ctx, at.ref.Checkpoint, logs); err != nil {
 			return inc.sinkError(a.id, "finding out what is to be applied", err)
 		}
-		inc.owed.Store(nil)
+		r, ok := a.Applier.(sink.Reporter)
+		applied[a.id] = ok && r.Progress().PendingCheckpoints == 0
+		inc.oweNot(at, applied)
 	}
 	return nil
 }
 
-var errStopped = errors.New("the app was stopped while it started, before the sink had found out what is to be applied")
+var errStopped = errors.New("the app was stopped while it started, before the sink had applied what the checkpoint lists, or had found out that it is applied")
 
 // storedLogs are the logs of a sink that a manifest in the store lists.
 func (inc *incarnation) storedLogs(ctx context.Context, m *checkpoint.Manifest, id string) ([]sink.Log, error) {
