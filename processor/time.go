@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -197,19 +198,25 @@ func (w *watch) elapsed() time.Duration {
 type alarm struct {
 	at     time.Time // zero: none is set
 	cancel func()
+	rang   *atomic.Bool
 }
 
-// set sets the alarm, and takes the one before it off.
+// set sets the alarm, and takes the one before it off. One that rang is set again also for
+// the same time: it rings after a while, and the clock may have been set back since.
 func (a *alarm) set(c clock.Clock, at time.Time, f func()) {
-	if at.Equal(a.at) {
+	if at.Equal(a.at) && (a.rang == nil || !a.rang.Load()) {
 		return
 	}
 	if a.cancel != nil {
 		a.cancel()
 	}
-	a.at, a.cancel = at, nil
+	a.at, a.cancel, a.rang = at, nil, nil
 	if !at.IsZero() {
-		a.cancel = c.At(at, f)
+		rang := new(atomic.Bool)
+		a.rang, a.cancel = rang, c.At(at, func() {
+			rang.Store(true)
+			f()
+		})
 	}
 }
 

@@ -275,3 +275,37 @@ func TestRecordsBehindTheEndOfADrainAreLeftAlone(t *testing.T) {
 		}
 	})
 }
+
+// setClock is a clock that somebody sets. What waits for a time waits for as long as it took
+// when it began to.
+type setClock struct {
+	*clock.Manual
+	ahead time.Duration
+}
+
+func (c *setClock) Now() time.Time { return c.Manual.Now().Add(c.ahead) }
+
+func (c *setClock) At(at time.Time, f func()) func() { return c.Manual.At(at.Add(-c.ahead), f) }
+
+func TestAlarmOfAClockThatWasSetBackRingsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := &setClock{Manual: clock.NewManual(time.Unix(1000, 0))}
+		var a alarm
+		rang := 0
+		set := func() { a.set(now, time.Unix(1060, 0), func() { rang++ }) }
+		wait := func(d time.Duration, want int) {
+			t.Helper()
+			now.Advance(d)
+			if synctest.Wait(); rang != want {
+				t.Fatalf("at %v it rang %d times, want %d", now.Now(), rang, want)
+			}
+		}
+		set()
+		now.ahead = -30 * time.Second
+		wait(time.Minute, 1) // half a minute early, by the clock
+		set()
+		set()
+		wait(29*time.Second, 1)
+		wait(time.Second, 2)
+	})
+}
