@@ -514,7 +514,9 @@ func (r *keyedRunner[K, T]) step(ctx context.Context) (worked bool, err error) {
 		return false, err
 	}
 	if bt == nil {
-		r.sub.idle()
+		if r.sub.idle(); r.sub.err != nil {
+			return false, r.sub.err // of a look-up, where the incarnation is stepped
+		}
 		if r.freeze.encoding() {
 			return true, r.encode(encodeSlice)
 		}

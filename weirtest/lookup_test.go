@@ -65,3 +65,19 @@ func TestLookupsAreAnsweredInTheirStep(t *testing.T) {
 	h.Crash()
 	out.Want("alice5 1", "bob3 1", "alice5 2", "anna4 1", "anna4 2")
 }
+
+func TestErrorOfALookupBehindAKeyedOperatorComesInItsStep(t *testing.T) {
+	h := weirtest.New(t, func(app *weir.App) {
+		self := func(s string) string { return s }
+		counts := weir.Aggregate(weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by", self, codec.String), "count", weir.Count[string]())
+		refused := lookup.Each("refused", func(context.Context, string) (string, bool, error) { return "", false, errors.New("wrong type") })
+		out := weir.Lookup(counts, "ask", refused, func(kv weir.KV[string, int64]) string { return kv.Key },
+			func(_ weir.KV[string, int64], v string, _ bool) (string, error) { return v, nil })
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	})
+	err := h.Fails(func() { weirtest.In[string](h, "in").Send("a") })
+	var he *weir.HandlerError
+	if !errors.As(err, &he) || he.Operator != "ask" {
+		t.Errorf("the error is %v", err)
+	}
+}
