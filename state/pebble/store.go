@@ -139,8 +139,11 @@ func (s *Store) claim(app string) error {
 	b, err := s.readFile(aboutName)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := s.fs.Stat(s.path(segmentsName)); err == nil {
-			return &NotAStoreError{s.dir, fmt.Errorf("%s is missing beside %s", aboutName, segmentsName)}
+		// What has these names is removed or written over, and may be somebody else's.
+		for _, name := range []string{segmentsName, tmpName, ownerName, damagedName} {
+			if _, err := s.fs.Stat(s.path(name)); err == nil {
+				return &NotAStoreError{s.dir, fmt.Errorf("%s is missing beside %s", aboutName, name)}
+			}
 		}
 		b, err := json.Marshal(about{formatVersion, app})
 		if err == nil {

@@ -507,6 +507,26 @@ func TestOpenRefusesWhatIsNotItsOwn(t *testing.T) {
 	}
 }
 
+// A directory that has other things in it under the names that the store uses is left as
+// it is.
+func TestOpenLeavesFilesOfOthersAlone(t *testing.T) {
+	for _, name := range []string{"segments/x", "tmp/x", "owner", "damaged"} {
+		fs := vfs.NewMem()
+		if err := fs.MkdirAll("store/"+fs.PathDir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		rewrite(t, fs, "store/"+name, []byte("of others"))
+		var not *NotAStoreError
+		if s, err := Open("store", "app", Options{fs: fs}); !errors.As(err, &not) {
+			t.Errorf("a directory with %s was opened: %v", name, err)
+			closeStore(t, s)
+		}
+		if b, err := (&Store{dir: "store", fs: fs}).readFile(name); string(b) != "of others" {
+			t.Errorf("%s has %q, %v", name, b, err)
+		}
+	}
+}
+
 // fileOf returns the path of a segment in the store.
 func fileOf(s *Store, seg Segment) string { return s.path(segmentsName, seg.file()) }
 
