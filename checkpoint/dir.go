@@ -413,11 +413,12 @@ func (d *Dir) Delete(ctx context.Context, name string) error {
 }
 
 // removeTemps removes temporary files that a crash left behind, and returns how
-// many.
+// many. Beside the store's own directories there may be other things, as where a file system
+// is mounted: they are not looked at.
 func (d *Dir) removeTemps(ctx context.Context, now time.Time) (int, error) {
 	n := 0
 	var errs []error
-	err := d.walk(ctx, "", func(name string, info fs.FileInfo) error {
+	remove := func(name string, info fs.FileInfo) error {
 		if !strings.HasPrefix(path.Base(name), tempPrefix) || now.Sub(info.ModTime()) < tempAge {
 			return nil
 		}
@@ -429,8 +430,20 @@ func (d *Dir) removeTemps(ctx context.Context, now time.Time) (int, error) {
 			errs = append(errs, err) // it may be another owner's, which need not keep the others
 		}
 		return nil
-	})
-	if err = errors.Join(append(errs, err)...); err != nil {
+	}
+	entries, err := os.ReadDir(d.path)
+	for _, e := range entries {
+		if info, ierr := e.Info(); ierr == nil && !e.IsDir() {
+			_ = remove(e.Name(), info)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // nothing was ever put there
+	}
+	for _, prefix := range []string{manifestPrefix, segmentPrefix, logPrefix, inFlightPrefix, savepointPrefix, probePrefix} {
+		err = errors.Join(err, d.walk(ctx, prefix, remove))
+	}
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return n, d.err("remove temporary files", "", err)
 	}
 	return n, nil

@@ -159,10 +159,12 @@ func Probe(ctx context.Context, store Store) error {
 	return wrap("probe checkpoint store", errors.Join(err, store.Delete(ctx, name)))
 }
 
+const probePrefix = "probe/"
+
 func probeObject() string {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return "probe/" + hex.EncodeToString(id[:])
+	return probePrefix + hex.EncodeToString(id[:])
 }
 
 // storeTime returns what time it is by the clock with which a store tells when objects were

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/weirtest/conformance"
 
 	ctx "context"
@@ -276,5 +278,46 @@ func TestOldTemporaryFilesAreRemovedAndYoungOnesKept(t *testing.T) {
 	}
 	if _, err := os.Stat(young); err != nil {
 		t.Errorf("the young one: %v", err)
+	}
+}
+
+// A store may be where a file system is mounted, or a directory that is used for other
+// things, too: what is beside its own directories is not looked at, and need not be readable.
+func TestTemporaryFilesOfOthersAreKept(t *testing.T) {
+	d, err := checkpoint.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, d, nil)
+	ref := r.commit(1, changes{"0/a": "1"})
+	r.close()
+	elsewhere := t.TempDir()
+	own := []string{filepath.Join(d.Path(), ".tmp-old"), filepath.Join(d.Path(), "ckpt", ".tmp-old")}
+	others := []string{filepath.Join(elsewhere, ".tmp-old"), filepath.Join(d.Path(), "other", ".tmp-old")}
+	if err := os.Mkdir(filepath.Join(d.Path(), "other"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range slices.Concat(own, others) {
+		if err := os.WriteFile(f, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		then := time.Now().Add(-2 * checkpoint.TempAge)
+		if err := os.Chtimes(f, then, then); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"link": elsewhere, "unreadable": "unreadable"} {
+		if err := os.Symlink(to, filepath.Join(d.Path(), link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := checkpoint.Collect(t.Context(), d, checkpoint.CollectOptions{Live: []offsets.ManifestRef{ref}})
+	if err != nil || report.Temps != len(own) {
+		t.Errorf("collected %+v, %v; want %d temporary files", report, err, len(own))
+	}
+	for _, f := range others {
+		if _, err := os.Stat(f); err != nil {
+			t.Errorf("a file of others: %v", err)
+		}
 	}
 }
