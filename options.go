@@ -264,6 +264,13 @@ func AnyApp() SavepointOption {
 	return func(s *processor.SavepointStart) { s.AnyApp = true }
 }
 
+// AnyTopics takes the positions of a savepoint although they are of input topics with other
+// ids: for copies, such as those on another cluster, in which each record has the offset that
+// it had. In a topic that was deleted and created again, records would be left out.
+func AnyTopics() SavepointOption {
+	return func(s *processor.SavepointStart) { s.AnyTopics = true }
+}
+
 // Retain sets how many committed checkpoints are kept in the store. Default 3.
 func Retain(n int) Option { return option(func(o *options) { o.retain = n }) }
 

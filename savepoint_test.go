@@ -17,6 +17,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state/pebble"
@@ -72,6 +73,48 @@ func forget(t *testing.T, brokers []string) {
 	}
 	if _, err := adm.DeleteTopics(t.Context(), "wordcount-checkpoints"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Positions of a topic that is no more say nothing about the one that has its name now.
+func TestSavepointOfARecreatedInputIsRefusedWithItsPositions(t *testing.T) {
+	brokers, dir := broker(t, 1, "lines", "counts"), t.TempDir()
+	produce(t, brokers, "lines", "a", "b", "c")
+	r := startCount(t, brokers, t.TempDir())
+	consume(t, brokers, "counts", 3)
+	if _, err := r.app.StopWithSavepoint(t.Context(), dir, "old"); err != nil {
+		t.Fatal(err)
+	}
+	forget(t, brokers)
+	adm := adminOf(t, brokers)
+	_, err := adm.DeleteTopics(t.Context(), "lines")
+	if err == nil {
+		_, err = adm.CreateTopic(t.Context(), 1, 1, nil, "lines")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	produce(t, brokers, "lines", "d", "e", "f", "g")
+	from := func(opts ...weir.SavepointOption) error {
+		return <-startCount(t, brokers, t.TempDir(), weir.FromSavepoint(dir, "old", opts...), weir.Drain()).done
+	}
+	err = from()
+	wantError(t, err, `input topic "lines"`, "savepoint/old", "weir.DropPositions()", "weir.AnyTopics()")
+	if e := (*processor.RecreatedError)(nil); !errors.As(err, &e) {
+		t.Errorf("error %T", err)
+	}
+	if err := from(weir.DropPositions()); err != nil {
+		t.Fatal(err)
+	}
+	if got := counted(t, brokers, 7); !maps.Equal(got, map[string]int64{"a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1, "g": 1}) {
+		t.Errorf("counts %v of the state with all of the new input", got)
+	}
+	forget(t, brokers)
+	if err := from(weir.AnyTopics()); err != nil {
+		t.Error(err)
+	}
+	if got := len(consume(t, brokers, "counts", 8)); got != 8 {
+		t.Errorf("%d counts with what comes after the positions", got)
 	}
 }
 

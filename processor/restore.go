@@ -286,14 +286,21 @@ func (e *ForgottenError) Error() string {
 // RecreatedError says that an input topic is not the one that the checkpoint's positions are
 // of: it was deleted and created again. Brokers delete the group's offsets with the topic,
 // but a commit that was under way may come after that, and before version 6 of
-// TxnOffsetCommit it knows topics by name.
+// TxnOffsetCommit it knows topics by name. A savepoint may be of another topic as well.
 type RecreatedError struct {
 	Group, Topic string
 	Checkpoint   int64
 	Was, Is      checkpoint.TopicID
+	Savepoint    string // empty: the checkpoint is the app's own
 }
 
 func (e *RecreatedError) Error() string {
+	if e.Savepoint != "" {
+		return fmt.Sprintf("input topic %q has the id %s, and the savepoint in %s was made of one with the id %s: it was deleted and created again, or the cluster is another one; the savepoint's positions are those of the other topic, and to go on there may leave out records of this one"+
+			"\n  to take the state alone and read the input from its beginning: weir.DropPositions()"+
+			"\n  if the topic is a copy in which each record has the offset that it had: weir.AnyTopics()",
+			e.Topic, e.Is, e.Savepoint, e.Was)
+	}
 	return fmt.Sprintf("input topic %q has the id %s, and checkpoint %d was made of one with the id %s: it was deleted and created again; the checkpoint's positions are those of the old one, and to go on there would leave out the records of the new one before them"+
 		"\n  to start empty: stop all processes, delete what offsets of the topic the group has (kafka-consumer-groups --delete-offsets --group %s --topic %s), and choose weir.OnMismatch(weir.RecoverNothing) or WEIR_RECOVER=nothing"+
 		"\n  to keep the state: stop all processes, set the group's offsets of the topic to where the new one is to be read from, or delete them to read it from its beginning, and choose weir.OnMismatch(weir.RecoverOffsets) or WEIR_RECOVER=offsets"+

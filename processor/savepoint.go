@@ -25,6 +25,9 @@ type SavepointStart struct {
 	DropPositions bool
 	// AnyApp takes a savepoint of an app with another name.
 	AnyApp bool
+	// AnyTopics takes positions although the input topics are others of the same names:
+	// copies that kept the offsets.
+	AnyTopics bool
 }
 
 // savepointRequest asks the loop for a committed checkpoint that was cut after the
@@ -226,6 +229,12 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	}
 	if err != nil {
 		return recovered{}, classifyStore(err)
+	}
+	if recreated := inc.recreated(m); len(recreated) > 0 && !sp.DropPositions && !sp.AnyTopics {
+		for _, e := range recreated {
+			e.Savepoint = view.String()
+		}
+		return recovered{}, fatal(joined(recreated))
 	}
 	last, err := inc.highestCheckpoint(ctx, committed)
 	if err != nil {
