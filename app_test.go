@@ -91,6 +91,19 @@ func TestEveryMistakeOfTheOptionsIsReportedAtOnce(t *testing.T) {
 	)
 }
 
+func TestAVariableThatCannotBeReadIsOneMistake(t *testing.T) {
+	t.Setenv("WEIR_INTERVAL", "100")
+	t.Setenv("WEIR_PARALLELISM", "all")
+	app := weir.New("app", weir.FromEnv(), weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"))
+	in := weir.From(app, "in", source.Values("in", codec.String))
+	weir.To(in, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	err := app.Validate()
+	wantErrors(t, err, `WEIR_INTERVAL="100": want a duration such as 100ms`, `WEIR_PARALLELISM="all": want a number`)
+	if n := strings.Count(err.Error(), "\n"); n != 2 {
+		t.Errorf("want the two and nothing that follows from them: %v", err)
+	}
+}
+
 func TestFunctionsAndOptionsThatAreNilAreReportedWithTheirPlace(t *testing.T) {
 	app := weir.New("app", weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"))
 	read := func(topic string, opts ...weir.SourceOption) weir.Stream[string] {

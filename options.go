@@ -421,9 +421,23 @@ func FromEnv() Option {
 		})
 		env("WEIR_STATE_DIR", func(v string) error { o.backend = pebble.Dir(v); return nil })
 		env("WEIR_GROUP", func(v string) error { o.group = v; return nil })
-		env("WEIR_PARALLELISM", func(v string) (err error) { o.parallelism, err = strconv.Atoi(v); return err })
+		env("WEIR_PARALLELISM", func(v string) error {
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				return errors.New("want a number")
+			}
+			o.parallelism = n
+			return nil
+		})
 		env("WEIR_ADMIN", func(v string) error { o.admin = v; return nil })
-		env("WEIR_INTERVAL", func(v string) (err error) { o.every, err = time.ParseDuration(v); return err })
+		env("WEIR_INTERVAL", func(v string) error {
+			d, err := time.ParseDuration(v)
+			if err != nil {
+				return errors.New("want a duration such as 100ms")
+			}
+			o.every = d
+			return nil
+		})
 	})
 }
 
