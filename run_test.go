@@ -236,6 +236,20 @@ func TestHandlerErrorStopsTheAppAndNamesTheRecord(t *testing.T) {
 	wantValues(t, brokers, "out", "a:1", "a:3")
 }
 
+func TestRecordThatCannotBeDecodedStopsTheAppAndNamesTheWaysOn(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "no number")
+	numbers := func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.Int64))
+		weir.To(in, "out", kafka.Values("out", kafka.NoKey, codec.Int64))
+	}
+	err := start(t, "app", brokers, numbers, weir.Store(checkpoint.NewMem())).wait()
+	wantError(t, err, `operator "in" failed on in/0 at offset 0: decoding: `, "weir.OnUndecodable at the source", "WEIR_SKIP=in/0@0")
+	if strings.Contains(err.Error(), "from the handler") {
+		t.Errorf("there is no handler: %v", err)
+	}
+}
+
 func TestPanicOfAHandlerIsAnErrorWithItsPlace(t *testing.T) {
 	brokers := broker(t, 1, "in", "out")
 	produce(t, brokers, "in", "a:1", "panic:1")

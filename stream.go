@@ -121,7 +121,7 @@ func From[T any](app *App, id string, src source.Source[T], opts ...SourceOption
 			op.Enter()
 			v, err := src.Decode(r)
 			if err != nil {
-				if err = o.undecodable(fmt.Errorf("decoding: %w", err)); err == nil {
+				if err = o.undecodable(&processor.Undecodable{Err: err}); err == nil {
 					err = Skip(errors.New("undecodable, and the source's policy gave no reason to keep it"))
 				}
 				op.Fail(err)

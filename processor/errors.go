@@ -27,6 +27,12 @@ func (e *DeadLetter) Unwrap() error { return e.Err }
 // under the restart policy.
 type Retriable = sink.Retriable
 
+// Undecodable is the error of a record that its source could not decode.
+type Undecodable struct{ Err error }
+
+func (e *Undecodable) Error() string { return "decoding: " + e.Err.Error() }
+func (e *Undecodable) Unwrap() error { return e.Err }
+
 // HandlerError is a user function's error or panic, or the panic of a codec, with the place
 // where it happened.
 type HandlerError struct {
@@ -73,11 +79,14 @@ func (e *HandlerError) Error() string {
 		fmt.Fprintf(&b, "operator %q %s on %s: %v", e.Operator, verb, e.describeTimer(e.TimerOperator), e.Err)
 	}
 	b.WriteString("\n  " + published(e.Checkpoint))
+	var undecodable *Undecodable
 	switch {
 	case e.Doing != "":
 		b.WriteString("\n  there is no record to skip: mend the codec, and start again")
 	case e.Barrier != 0:
 		// There is nothing to skip.
+	case errors.As(e.Err, &undecodable) && !e.Panic && e.Timer.IsZero():
+		fmt.Fprintf(&b, "\n  to skip such records, or dead-letter them: weir.OnUndecodable at the source; to skip this one: start with WEIR_SKIP=%s@%d", e.Partition, e.Offset)
 	case e.Timer.IsZero():
 		fmt.Fprintf(&b, "\n  to skip this record: return weir.Skip(err) from the handler, or start with WEIR_SKIP=%s@%d", e.Partition, e.Offset)
 	default:
