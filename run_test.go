@@ -625,7 +625,7 @@ func TestS31_RemovedOperatorIsRefusedUntilItsStateMayBeDropped(t *testing.T) {
 		byKey := weir.KeyBy(in, "by-key", func(s string) string { return s }, codec.String)
 		weir.To(weir.Aggregate(byKey, "count", weir.Count[string]()), "out", kafka.Sink("out", codec.String, codec.Int64))
 	}
-	wantError(t, start(t, "app", brokers, counts, weir.Store(store)).wait(), `state "total" of operator "sum"`, `weir.AllowDroppedState("sum")`)
+	wantError(t, start(t, "app", brokers, counts, weir.Store(store)).wait(), `state "total" of operator "sum"`, "weir savepoint edit --rename-operator", `weir.AllowDroppedState("sum")`)
 	produce(t, brokers, "in", "a:1")
 	if err := start(t, "app", brokers, counts, weir.Store(store), weir.AllowDroppedState("sum"), weir.Drain()).wait(); err != nil {
 		t.Fatal(err)

@@ -69,7 +69,7 @@ func (inc *incarnation) register() error {
 			continue
 		}
 		if !inc.cfg.AllowDropped[s.Operator] {
-			errs = append(errs, fmt.Errorf("checkpoint %d holds state %q of operator %q, which the topology lacks; bring the operator back, or drop its state with weir.AllowDroppedState(%q)", inc.base.Checkpoint, s.Name, s.Operator, s.Operator))
+			errs = append(errs, fmt.Errorf("checkpoint %d holds state %q of operator %q, which the topology lacks; bring it back, or give it the new name in a copy of the state (weir savepoint edit --rename-operator or --rename-state), or drop it with weir.AllowDroppedState(%q)", inc.base.Checkpoint, s.Name, s.Operator, s.Operator))
 			continue
 		}
 		s.Kind = kindDropped
