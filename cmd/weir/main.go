@@ -75,7 +75,31 @@ func newCommand() *cobra.Command {
 		demoWorkerCommand(),
 		versionCommand(),
 	)
+	sayArguments(root)
 	return root
+}
+
+// sayArguments makes an error about the number of arguments say what they are.
+func sayArguments(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		sayArguments(c)
+	}
+	check := cmd.Args
+	if check == nil || cmd.HasSubCommands() {
+		return
+	}
+	cmd.Args = func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return fmt.Errorf("%s is given %q: want %s", c.CommandPath(), args, c.UseLine())
+		}
+		return nil
+	}
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if strings.Contains(c.Use, "KEY") && strings.HasPrefix(err.Error(), "unknown ") {
+			return fmt.Errorf("%w; what is a key and begins with a dash stands behind --", err)
+		}
+		return err
+	})
 }
 
 // group makes a command that only has subcommands, and shows them. Any other word is an

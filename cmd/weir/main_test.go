@@ -54,7 +54,7 @@ func TestAnUnknownSubcommandIsAnErrorThatNamesIt(t *testing.T) {
 		"redis marker":                    `weir redis has no command "marker": did you mean markers?`,
 		"checkpoint --nonsense":           "unknown flag: --nonsense",
 		"checkpoint verify --nonsense":    "unknown flag: --nonsense",
-		"checkpoint verify 1 2 --store x": "at most 1 arg",
+		"checkpoint verify 1 2 --store x": `weir checkpoint verify is given ["1" "2"]: want weir checkpoint verify [CHECKPOINT]`,
 		"chekpoint":                       `unknown command "chekpoint"`,
 	} {
 		refused(t, strings.Fields(args), want)

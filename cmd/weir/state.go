@@ -210,8 +210,8 @@ func stateGetCommand() *cobra.Command {
 		Short: "Show what a state holds for a key",
 		Long: `Get prints the value of a key, or all that a map, a list or the timers hold for it.
 KEY is written as the key codec's text: a number, a string, JSON, hexadecimal for
-bytes and for codecs that are not built in. The exit status is 1 if there is
-nothing.
+bytes and for codecs that are not built in. One that begins with a dash, such as a
+negative number, stands behind "--". The exit status is 1 if there is nothing.
 
 --operator and --state may be left out where there is only one.`,
 		Args: cobra.RangeArgs(1, 2),
@@ -335,7 +335,10 @@ form that import reads.`,
 			if err != nil {
 				return err
 			}
-			if group >= s.Info().KeyGroups {
+			if limit < 0 {
+				return fmt.Errorf("--limit %d: want 0 for all, or more", limit)
+			}
+			if group >= s.Info().KeyGroups || group < 0 && cmd.Flags().Changed("key-group") {
 				return fmt.Errorf("key-group %d: the app has %d, from 0 on", group, s.Info().KeyGroups)
 			}
 			if group >= 0 {
