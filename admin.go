@@ -86,6 +86,7 @@ func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (adm
 		if to, err = checkpoint.OpenStore(r.To); err != nil {
 			return admin.Savepoint{}, admin.Refuse(http.StatusBadRequest, err)
 		}
+		defer closeStore(to)
 	}
 	if r.Stop {
 		a.stops.RLock()

@@ -3,6 +3,7 @@ package weir
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/processor"
@@ -42,10 +43,19 @@ func (a *App) savepoint(ctx context.Context, url, name string,
 		if to, err = checkpoint.OpenStore(url); err != nil {
 			return SavepointInfo{}, fmt.Errorf("weir: %s: savepoint %q: %w", a.name, name, err)
 		}
+		defer closeStore(to)
 	}
 	info, err := take(job, ctx, to, name)
 	if err != nil {
 		return SavepointInfo{}, fmt.Errorf("weir: %s: savepoint %q: %w", a.name, name, err)
 	}
 	return info, nil
+}
+
+// closeStore gives back what a store that was opened for a savepoint holds, such as
+// connections.
+func closeStore(s checkpoint.Store) {
+	if c, ok := s.(io.Closer); ok {
+		_ = c.Close() // what was put is durable
+	}
 }

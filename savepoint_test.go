@@ -2,11 +2,14 @@ package weir_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/admin"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
@@ -287,4 +291,66 @@ func TestRefusedStartLeavesTheGroup(t *testing.T) {
 		t.Fatalf("state that the topology lacks: %v", err)
 	}
 	wantNoMembers(t, brokers, "wordcount") // after a refused start
+}
+
+// closingStore counts how often what was opened for a savepoint was closed.
+type closingStore struct {
+	checkpoint.Store
+	closed *atomic.Int64
+}
+
+func (s closingStore) Close() error {
+	s.closed.Add(1)
+	return nil
+}
+
+func TestStoreThatIsOpenedForASavepointIsClosed(t *testing.T) {
+	var opened, closed atomic.Int64
+	mem := checkpoint.NewMem()
+	scheme := "closing" + strings.ToLower(rand.Text())
+	checkpoint.RegisterScheme(scheme, func(string) (checkpoint.Store, error) {
+		opened.Add(1)
+		return closingStore{mem, &closed}, nil
+	})
+	brokers := broker(t, 4, "lines", "counts")
+	produce(t, brokers, "lines", words(100, 10)...)
+	r := startCount(t, brokers, t.TempDir())
+	r.waitCommit(t)
+	if _, err := r.app.Savepoint(t.Context(), scheme+"://there", "a"); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(r.app.AdminHandler())
+	defer srv.Close()
+	c, err := admin.NewClient(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"b", "a"} { // the second is there already
+		_, err := c.Savepoint(t.Context(), admin.SavepointRequest{Name: name, To: scheme + "://there"})
+		if (err == nil) != (name == "b") {
+			t.Fatal(err)
+		}
+	}
+	if opened.Load() != 3 || closed.Load() != 3 {
+		t.Errorf("%d stores were opened, %d closed", opened.Load(), closed.Load())
+	}
+}
+
+// TestStopWithSavepointOfAnAppThatEndedIsRefused: by then another process may have gone on.
+func TestStopWithSavepointOfAnAppThatEndedIsRefused(t *testing.T) {
+	brokers := broker(t, 4, "lines", "counts")
+	store := t.TempDir()
+	produce(t, brokers, "lines", words(100, 10)...)
+	r := startCount(t, brokers, store, weir.Retain(50))
+	r.waitCommit(t)
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Fatal(err)
+	}
+	next := startCount(t, brokers, store, weir.Retain(50))
+	produce(t, brokers, "lines", words(100, 10)...)
+	next.waitCommit(t)
+	if i, err := r.app.StopWithSavepoint(t.Context(), "", "last"); !errors.Is(err, weir.ErrNotRunning) {
+		t.Errorf("a savepoint of what was committed before another process went on: %+v, %v", i, err)
+	}
 }

@@ -60,9 +60,10 @@ var registered = struct {
 	open map[string]func(url string) (Store, error)
 }{open: map[string]func(url string) (Store, error){}}
 
-// RegisterScheme makes OpenStore call open for URLs of a scheme. It is for the init
-// function of a driver package, and panics if open is nil or the scheme is taken. It
-// is safe for concurrent use.
+// RegisterScheme makes OpenStore call open for URLs of a scheme. A store that is an
+// io.Closer may be closed by whoever opened it. RegisterScheme is for the init function
+// of a driver package, and panics if open is nil or the scheme is taken. It is safe for
+// concurrent use.
 func RegisterScheme(scheme string, open func(url string) (Store, error)) {
 	registered.Lock()
 	defer registered.Unlock()

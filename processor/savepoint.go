@@ -161,6 +161,12 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 	if stop == nil {
 		return checkpoint.SavepointInfo{}, ErrNotRunning
 	}
+	select {
+	case <-j.ended:
+		// Since then others may have gone on from its last checkpoint.
+		return checkpoint.SavepointInfo{}, ErrNotRunning
+	default:
+	}
 	stop()
 	select {
 	case <-j.ended:
