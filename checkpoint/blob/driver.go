@@ -68,7 +68,7 @@ func Open(ctx context.Context, d Driver, rawURL string) (*Store, error) {
 		}
 		return nil, fmt.Errorf("open checkpoint store %s://: the URL is malformed: %s", d.Scheme, withoutSecrets(err.Error()))
 	}
-	q := u.Query()
+	q, badQuery := url.ParseQuery(u.RawQuery) // it leaves out what it can't read
 	prefix := strings.Trim(u.Path, "/")
 	shown := shownURL(u, prefix, d.Shown)
 	fail := func(format string, args ...any) (*Store, error) {
@@ -77,6 +77,10 @@ func Open(ctx context.Context, d Driver, rawURL string) (*Store, error) {
 	switch {
 	case u.Scheme != d.Scheme:
 		return fail("want a URL that begins with %s://", d.Scheme)
+	case badQuery != nil:
+		return fail("the query is malformed: %w: write %%25 for %% and %%3B for ;", badQuery)
+	case u.Fragment != "":
+		return fail("what follows a # is not used: write %%23 for a # in the path")
 	case u.User != nil:
 		return fail("credentials in the URL end up in logs and are not used; %s", d.Credentials)
 	case u.Host == "":
