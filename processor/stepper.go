@@ -41,11 +41,18 @@ type Stepper struct {
 // the outputs. They outlive a [Stepper] as a broker outlives a service.
 type Topics struct {
 	partitions int32
-	input      []*kgo.Record // of all partitions, in the order in which they came
+	input      []inputItem // of all partitions, in the order in which they came
 	next       map[offsets.Partition]int64
 	open       []*kgo.Record // of the open transaction
 	output     []*kgo.Record // committed
 	commit     *txn.Commit   // the last one; nil: none
+}
+
+// inputItem is a record, or else the watermark of a topic.
+type inputItem struct {
+	record    *kgo.Record
+	topic     string
+	watermark int64 // milliseconds since 1970
 }
 
 // NewTopics returns topics with that many partitions, without records.
@@ -62,7 +69,7 @@ func (t *Topics) Append(r *kgo.Record) {
 	p := offsets.Partition{Topic: r.Topic, Partition: r.Partition}
 	r.Offset = t.next[p]
 	t.next[p]++
-	t.input = append(t.input, r)
+	t.input = append(t.input, inputItem{record: r})
 }
 
 // Committed are the outputs that a read_committed reader can see, in the order in which
@@ -163,8 +170,16 @@ func (s *Stepper) Run() error {
 		return s.end(err)
 	}
 	for s.fed < len(s.topics.input) {
-		r := s.topics.input[s.fed]
+		in := s.topics.input[s.fed]
 		s.fed++
+		if in.record == nil {
+			s.rise(in.topic, in.watermark)
+			if err := s.settle(); err != nil {
+				return s.end(err)
+			}
+			continue
+		}
+		r := in.record
 		p := s.inc.partition(offsets.Partition{Topic: r.Topic, Partition: r.Partition})
 		if p == nil || r.Offset < p.next {
 			continue // the topic is not read any more, or the record is in the checkpoint
@@ -202,22 +217,31 @@ func Mendable(err error) bool { return !isFatal(err) && !GivenUp(err) }
 var ErrNoEventTime = errors.New("the source tells no event time")
 
 // Watermark says that no record up to a time, in milliseconds since 1970, is expected of a
-// topic any more. A watermark that is ahead of it stays. It is ErrNoEventTime if the
-// topic's source tells no event time; then the incarnation goes on.
+// topic any more. A watermark that is ahead of it stays. As records that said so would be,
+// it is part of the input, which a later Stepper goes through again. It is ErrNoEventTime if
+// the topic's source tells no event time; then the incarnation goes on.
 func (s *Stepper) Watermark(topic string, ms int64) error {
-	for _, id := range sortedPartitions(s.inc.parts) {
-		if id.Topic != topic {
-			continue
-		}
-		p := s.inc.parts[id]
-		c := p.owner.chains[topic]
-		if c.how == nil {
+	for id, p := range s.inc.parts {
+		if id.Topic == topic && p.owner.chains[topic].how == nil {
 			return ErrNoEventTime
 		}
-		p.time.watermark = max(p.time.watermark, ms)
+	}
+	s.topics.input = append(s.topics.input, inputItem{topic: topic, watermark: ms})
+	return s.Run()
+}
+
+// rise moves the watermark of a topic. A partition whose watermark it moves is not idle.
+func (s *Stepper) rise(topic string, ms int64) {
+	for _, id := range sortedPartitions(s.inc.parts) {
+		p := s.inc.parts[id]
+		c := p.owner.chains[id.Topic]
+		if id.Topic != topic || c.how == nil || ms <= p.time.watermark {
+			continue
+		}
+		p.time.watermark = ms
+		p.owner.awake(c, p)
 		c.update()
 	}
-	return s.Run()
 }
 
 // Checkpoint takes a checkpoint of what was processed and commits it. If it is [GivenUp] the

@@ -312,6 +312,23 @@ func TestTimersFireByWatermarkAndByClock(t *testing.T) {
 	}
 }
 
+func TestAWatermarkIsPartOfTheInput(t *testing.T) {
+	h := weirtest.New(t, quietSensors, weirtest.Partitions(2))
+	in, out := weirtest.In[reading](h, "readings"), weirtest.Out[string](h, "out")
+	in.Send(reading{"a", weirtest.Begin, 5})
+	h.Advance(2 * time.Minute) // both partitions are idle
+	h.Checkpoint()
+	in.Watermark(weirtest.Begin.Add(time.Minute))
+	in.Send(reading{"a", weirtest.Begin.Add(30 * time.Second), 5})
+	want := []string{"00:01 a 5", "late a"}
+	out.Want(want...)
+	h.Crash()
+	out.Want(want...)
+	h.Checkpoint()
+	h.Crash()
+	out.WantCommitted(want...)
+}
+
 func TestTheClockStopsWhereSomethingIsDue(t *testing.T) {
 	h := weirtest.New(t, func(app *weir.App) {
 		in := weir.From(app, "in", source.Values("in", codec.String))

@@ -116,7 +116,8 @@ func (in *Input[T]) SendRecords(records ...*kgo.Record) {
 
 // Watermark says that no record up to a time is expected of the source any more, as records
 // with a later time do: timers up to then fire, and records up to then are late. It holds
-// for all partitions. A watermark that is ahead of it stays.
+// for all partitions, and wakes those that are idle. A watermark that is ahead of it stays.
+// It is part of the input, as a record is: after a crash it is said again.
 func (in *Input[T]) Watermark(at time.Time) {
 	in.h.t.Helper()
 	topic, _, ok := in.source()
