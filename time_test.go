@@ -250,6 +250,15 @@ func TestPartitionThatWasIdleCountsOnceIdleIsTakenAway(t *testing.T) {
 	weirtest.Out[string](h, "out").Want("a fired 1100", "b fired 2100")
 }
 
+func TestTheLeastEventTimeMovesNoWatermark(t *testing.T) {
+	h := weirtest.New(t, reminders(nil))
+	in := weirtest.In[sighting](h, "in")
+	in.SendRecords(&kgo.Record{Value: []byte("a@1000")}, &kgo.Record{Value: []byte("b@-9223372036854775807")})
+	h.Restart()
+	in.SendRecords(&kgo.Record{Value: []byte("c@-9223372036854775807")}, &kgo.Record{Value: []byte("d@1000")})
+	weirtest.Out[string](h, "out").Want("late b@-9223372036854775807", "late c@-9223372036854775807")
+}
+
 // A partition that has no records after a restore counts with the watermark it had.
 func TestS32_WatermarkOfAPartitionSurvivesARestart(t *testing.T) {
 	brokers := broker(t, 2, "in", "out")

@@ -90,7 +90,7 @@ func (c *sourceChain) update() {
 	}
 	for _, p := range c.parts {
 		t := &p.time
-		if t.newest != noWatermark {
+		if t.newest > noWatermark+bound { // less the bound, the least times would become the greatest
 			t.watermark = max(t.watermark, t.newest-bound-1)
 		}
 		c.marks = append(c.marks, mark{t.watermark, t.idle})
