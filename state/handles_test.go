@@ -654,6 +654,57 @@ func TestWhatIsRemovedAfterItExpiredStaysAwayWhenTimeGoesBack(t *testing.T) {
 	})
 }
 
+// So it is with what memory forgot of it: what a loop passed over before the list began, and
+// what was looked at and dropped.
+func TestWhatIsRemovedAfterItExpiredIsFoundAgain(t *testing.T) {
+	bothWays(t, func(t *testing.T, budget int64) {
+		const entries = 20
+		var v *state.OfValue[int64]
+		var m *state.OfMap[int64, int64]
+		var l *state.OfList[int64]
+		start := func(store *committed, at int64) *one {
+			ttl := state.TTL(time.Second, state.InEventTime)
+			o := newOne(t, store, budget, func(s state.Setup) {
+				v, m, l = state.Value(s, "v", codec.Int64), state.Map(s, "m", codec.Int64, codec.Int64, ttl), state.List(s, "l", codec.Int64, ttl)
+			})
+			o.ks.SetTime(segment.EventTime, at)
+			if budget == 0 {
+				o.restore()
+			}
+			return o
+		}
+		o := start(newCommitted(), 0)
+		l.AppendAll(1, 2)
+		for i := range int64(entries) {
+			m.Put(i, i)
+		}
+		o.ks.SetTime(segment.EventTime, 900)
+		l.AppendAll(3, 4)
+		o.commit()
+		o = start(o.store, 900)
+		v.Set(1) // the key stays in memory
+		o.ks.SetTime(segment.EventTime, 1500)
+		for i := range int64(entries) {
+			if m.Has(i) {
+				t.Fatalf("entry %d is there", i)
+			}
+		}
+		if a, b := len(keysOf(m.All())), len(keysOf(l.All())); a != 0 || b != 2 {
+			t.Fatalf("there are %d entries and %d elements, want 0 and 2", a, b)
+		}
+		o.ks.Evict()
+		o.ks.Use("k", 0)
+		m.Clear()
+		l.Clear()
+		o.ks.SetTime(segment.EventTime, 900)
+		o.commit()
+		start(o.store, 900)
+		if m.Len() != 0 || l.Len() != 0 {
+			t.Errorf("%d entries and %d elements are there", m.Len(), l.Len())
+		}
+	})
+}
+
 // A list whose elements have expired goes on behind them, also when a merge of segments
 // has dropped what the list still knew of.
 func TestAListGoesOnWhenItsExpiredElementsWereMergedAway(t *testing.T) {

@@ -166,6 +166,12 @@ func (h *OfList[V]) Clear() {
 // removeTo removes the elements with the indexes [head, to). A list that is empty
 // begins at 0 again.
 func (h *OfList[V]) removeTo(slot uint32, head, to, tail uint64) {
+	if g := h.at(slot); g != nil && g.passed && head < to {
+		g.passed = false
+		if first, ok := h.outermost(slot, false); ok {
+			head = min(head, first) // time may go back
+		}
+	}
 	for i := head; i < to; i++ {
 		h.del(h.sub(i))
 	}
@@ -180,10 +186,11 @@ func (h *OfList[V]) removeTo(slot uint32, head, to, tail uint64) {
 }
 
 // begin notes the index of the first element. What has expired before it is not looked
-// at any more.
+// at any more, until something is removed.
 func (h *OfList[V]) begin(head uint64) {
 	if slot, ok := h.slot(false); ok {
 		g := h.ensure(slot)
+		g.passed = g.passed || h.opts.domain != segment.Forever && (!g.hasHead || g.head < head)
 		g.head, g.hasHead = head, true
 	}
 }
@@ -236,7 +243,7 @@ func (h *OfList[V]) head(slot uint32) uint64 {
 		return indexOf(g.live.first().key)
 	}
 	if g == nil || !g.hasHead {
-		head := h.outermost(slot, false)
+		head, _ := h.outermost(slot, false)
 		g = h.ensure(slot)
 		g.head, g.hasHead = head, true
 	}
@@ -253,7 +260,7 @@ func (h *OfList[V]) tail(slot uint32) uint64 {
 		return indexOf(g.live.last().key) + 1
 	}
 	if g == nil || !g.hasTail {
-		tail := h.outermost(slot, true)
+		tail, _ := h.outermost(slot, true)
 		g = h.ensure(slot)
 		// What has expired may be gone by now, and what is appended before the known begin
 		// would not be seen.
@@ -262,18 +269,18 @@ func (h *OfList[V]) tail(slot uint32) uint64 {
 	return g.tail
 }
 
-// outermost returns the index of the first element, or the one behind the last; 0 if
-// the list is empty.
-func (h *OfList[V]) outermost(slot uint32, last bool) (index uint64) {
+// outermost returns the index of the first element, or the one behind the last, expired or
+// not; 0 and false if the list is empty.
+func (h *OfList[V]) outermost(slot uint32, last bool) (index uint64, ok bool) {
 	h.scan(slot, span{all: true, keys: true, desc: last}, func(key string, _ *entry[V], _ []byte) bool {
 		if len(key) != indexBytes {
 			h.keys.fail(h.errorf("%x is not an index", key))
 			return false
 		}
-		if index = indexOf(key); last {
+		if index, ok = indexOf(key), true; last {
 			index++
 		}
 		return false
 	})
-	return index
+	return index, ok
 }

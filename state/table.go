@@ -62,6 +62,7 @@ type group[V any] struct {
 	// Of a list: the first index, and the one behind the last. With a backing only.
 	head, tail       uint64
 	hasHead, hasTail bool
+	passed           bool // what has expired before head was passed over, and may be there
 }
 
 // entry is the value of one subkey.
@@ -649,7 +650,7 @@ func (h *entryTable[V]) trim(slot, committed uint32, n int) (more bool) {
 		if e.flags&cellBusy != 0 || e.flags&entryPinned != 0 && int32(e.cut-committed) > 0 {
 			return false
 		}
-		if e.flags&cellSet != 0 && e.key < g.known {
+		if e.flags&(cellSet|cellStored) != 0 && e.key < g.known {
 			g.known = e.key
 		}
 		h.keys.evicted(e.cut)
