@@ -440,6 +440,46 @@ func TestS11_CommitterThatNoPointerNamesIsFencedByTheNewOwner(t *testing.T) {
 	})
 }
 
+func TestFailedQuestionForOffsetsKeepsNobodyFromFencing(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		pausedBeforeItsFirstCommit(t, r, oneActive)
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetFetch}, Err: kerr.UnknownServerError})
+		start := time.Now()
+		b := r.start("b", oneActive).up()
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("b waited %v", took)
+		}
+		if len(b.infos) != 1 || b.infos[0].Waited > 2*fenceAfter {
+			t.Errorf("fenced: %v", b.infos)
+		}
+	})
+}
+
+func TestSlowBrokerKeepsNobodyFromFencing(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		pausedBeforeItsFirstCommit(t, r, oneActive)
+		done := make(chan struct{})
+		defer close(done)
+		r.c.ControlKey(int16(kmsg.OffsetFetch), func(kmsg.Request) (kmsg.Response, error, bool) {
+			r.c.SleepControl(func() {
+				select {
+				case <-time.After(stableWait + time.Second):
+				case <-done:
+				}
+			})
+			return nil, nil, false
+		})
+		start := time.Now()
+		b := r.start("b", oneActive).up()
+		if took := time.Since(start); took > 30*time.Second {
+			t.Errorf("b waited %v", took)
+		}
+		if len(b.infos) != 1 {
+			t.Errorf("fenced: %v", b.infos)
+		}
+	})
+}
+
 // Without one active instance, the open transactions of others are none of our business.
 func TestTransactionOfAnInstanceWithALongerTimeoutIsWaitedFor(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {

@@ -69,28 +69,31 @@ func (i UnstableInfo) String() string {
 	return fmt.Sprintf("offsets of %v undecided for %v, fenced %q", i.Partitions, i.Waited, i.Fenced)
 }
 
-// awaitStable returns when the offsets committed for parts are decided, or after
+// awaitStable returns when the offsets committed for parts are decided, or after about
 // stableWait, with a watch left behind that fails the session when no transaction
-// can be the reason any more.
+// can be the reason any more. An answer that fails says nothing about them: it is asked for
+// again, and the time until we fence begins with the first one that says undecided.
 func (s *Session) awaitStable(ctx context.Context, parts []offsets.Partition) {
 	start := time.Now()
+	var since time.Time // undecided
 	fenced := false
 	for {
 		unstable, err := s.unstable(ctx, parts)
 		switch {
 		case err != nil:
-			// The client's own fetch follows, with all its retries; it decides.
 			s.log.Info("fetch committed offsets before restoring", zap.Error(err))
-			return
+			unstable = parts
 		case len(unstable) == 0:
 			return
+		case since.IsZero():
+			since = time.Now()
 		}
-		waited := time.Since(start)
-		if waited >= fenceAfter && !fenced {
+		if err == nil && time.Since(since) >= fenceAfter && !fenced {
 			fenced = true
-			s.fenceCommitters(ctx, unstable, waited)
+			s.fenceCommitters(ctx, unstable, time.Since(since))
 		}
-		if waited >= stableWait {
+		// A broker may be so slow that the time was over before there was an answer.
+		if time.Since(start) >= stableWait && (fenced || err != nil) {
 			s.startWatch(unstable, start)
 			return
 		}
