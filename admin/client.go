@@ -56,7 +56,7 @@ func (c *Client) do(ctx context.Context, method, path string, body, to any) erro
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the app: %w", err)
+		return fmt.Errorf("ask the app: %w: does it run, with its admin endpoint there (weir.Admin, WEIR_ADMIN)?", err)
 	}
 	defer res.Body.Close()
 	raw, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))

@@ -58,8 +58,9 @@ func TestStatusShowsWhereARunningAppStands(t *testing.T) {
 	refused(t, []string{"status", "--admin", url + "/elsewhere"}, "/elsewhere/status")
 	refused(t, []string{"status", "--admin", url, "-o", "xml"}, "xml")
 	other := httptest.NewServer(http.NotFoundHandler())
-	defer other.Close()
 	refused(t, []string{"status", "--admin", other.URL}, "404", "is that the admin endpoint of an app?")
+	other.Close()
+	refused(t, []string{"status", "--admin", other.URL}, "refused", "does it run", "WEIR_ADMIN")
 }
 
 func TestSavepointIsCreatedByARunningApp(t *testing.T) {
