@@ -47,6 +47,9 @@ WEIR_REDIS_PASSWORD.`,
 				o.TLS = &tls.Config{}
 			}
 			o.Password = os.Getenv("WEIR_REDIS_PASSWORD")
+			if o.Username != "" && o.Password == "" {
+				return fmt.Errorf("--user %s: set the user's password in WEIR_REDIS_PASSWORD; one that needs none takes any", o.Username)
+			}
 			ms, err := redis.Markers(cmd.Context(), o)
 			if err != nil {
 				return fmt.Errorf("markers of %v: %w", o, err)

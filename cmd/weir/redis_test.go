@@ -47,6 +47,7 @@ shop  totals   4711        256         14s ago  host-a  00000000000000a1        
 	}
 	refused(t, []string{"redis", "markers", "--addr", "127.0.0.1:1"}, "127.0.0.1:1", "unavailable")
 	refused(t, []string{"redis", "markers", "--addr", s.Addr, "--output", "xml"}, "xml")
+	refused(t, []string{"redis", "markers", "--addr", s.Addr, "--user", "nobody"}, "WEIR_REDIS_PASSWORD")
 	if err := cl.Set(t.Context(), "bad:weir:marker:a:b", "x", 0).Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -67,6 +67,10 @@ func (o Options) check() error {
 	if !o.Cluster && o.Master == "" && len(o.Addrs) > 1 {
 		bad("%d addresses of one server: set Options.Cluster for a cluster, Options.Master for sentinels", len(o.Addrs))
 	}
+	if o.Username != "" && o.Password == "" {
+		// The client would not name the user, and be whoever the default user is.
+		bad("user %q without a password: set Options.Password; a user that needs none takes any", o.Username)
+	}
 	if o.DB < 0 {
 		bad("database %d", o.DB)
 	}

@@ -566,6 +566,7 @@ func TestDescriptionsAreChecked(t *testing.T) {
 		says string
 	}{
 		{Options{}, "no address"},
+		{Options{Addrs: []string{"h:1"}, Username: "shop"}, `user "shop" without a password`},
 		{Options{Addrs: []string{"localhost"}}, "no port"},
 		{Options{Addrs: []string{"a:1", "b:1"}}, "2 addresses"},
 		{Options{Addrs: []string{"a:1"}, Cluster: true, Master: "m"}, "no sentinels"},
