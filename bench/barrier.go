@@ -63,7 +63,7 @@ func init() {
 			brokersFlag(fs, &b.brokers)
 			fs.DurationVar(&b.lasts, "duration", 15*time.Second, "how long each of the apps runs")
 			fs.DurationVar(&b.interval, "interval", 100*time.Millisecond, "checkpoint interval")
-			if err := fs.Parse(args); err != nil {
+			if err := parse(fs, args); err != nil {
 				return err
 			}
 			return b.run(ctx, r)

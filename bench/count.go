@@ -23,7 +23,7 @@ func init() {
 		run: func(ctx context.Context, fs *flag.FlagSet, args []string, r *report) error {
 			c := contest{name: "count", input: input{records: 2_000_000, partitions: 4, keys: 100_000, valueBytes: 50}}
 			c.flags(fs)
-			if err := fs.Parse(args); err != nil {
+			if err := parse(fs, args); err != nil {
 				return err
 			}
 			return c.run(ctx, r)

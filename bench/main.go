@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -65,6 +66,27 @@ func run(ctx context.Context, args []string) error {
 	}
 	return r.print(os.Stdout)
 }
+
+// parse parses the flags of a command that people run. Nothing stands behind them, and of
+// what is counted or measured there is at least one.
+func parse(fs *flag.FlagSet, args []string) error {
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("%q is no flag: -h tells which there are", fs.Arg(0))
+	}
+	var err error
+	fs.Visit(func(f *flag.Flag) {
+		if n, atoi := strconv.Atoi(f.Value.String()); err == nil && atoi == nil && n < 1 && slices.Contains(counted, f.Name) {
+			err = fmt.Errorf("-%s %d: want at least 1", f.Name, n)
+		}
+	})
+	return err
+}
+
+// counted are flags that make no sense at zero.
+var counted = []string{"records", "rounds", "commands", "keys", "partitions", "batch", "epoch"}
 
 // list prints the commands with their figures.
 func list() {

@@ -43,7 +43,7 @@ func init() {
 			fs.IntVar(&b.batch, "batch", 512, "commands of a pipeline or script")
 			fs.IntVar(&b.rounds, "rounds", 5, "rounds, each contender once in each")
 			valueBytes := fs.Int("value", 64, "`bytes` of a value")
-			if err := fs.Parse(args); err != nil {
+			if err := parse(fs, args); err != nil {
 				return err
 			}
 			b.value = strings.Repeat("x", *valueBytes)

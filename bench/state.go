@@ -71,7 +71,7 @@ func init() {
 			fs.DurationVar(&s.job.Interval, "interval", 100*time.Millisecond, "from one checkpoint to the next")
 			fs.StringVar(&s.dir, "dir", os.TempDir(), "`directory` for the checkpoint store and the local store")
 			fs.StringVar(&s.cpuProfile, "cpuprofile", "", "keep the CPU profile of the updates in `file`")
-			if err := fs.Parse(args); err != nil {
+			if err := parse(fs, args); err != nil {
 				return err
 			}
 			if s.updates == 0 {
