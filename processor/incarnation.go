@@ -144,6 +144,7 @@ type ack struct {
 type (
 	persisted struct {
 		id    int64
+		cut   cutting
 		ref   offsets.ManifestRef
 		stats checkpoint.Stats
 		took  time.Duration
@@ -162,8 +163,17 @@ type (
 type commitJob struct {
 	ctx      context.Context
 	snapshot *checkpoint.Snapshot
+	cut      cutting // of the snapshot
 	commit   *txn.Commit
 	id       int64
+}
+
+// cutting is how a checkpoint was cut. It goes with the checkpoint: one that was given up may
+// be durable late, when the next one is being cut.
+type cutting struct {
+	aligned   time.Duration // after the barriers were injected
+	held      time.Duration // the longest time that a subtask was held for it
+	unaligned bool          // a subtask did not wait for the barrier on all its inputs
 }
 
 // commitQueue is how many jobs may wait behind the persist of a checkpoint that was
@@ -617,17 +627,15 @@ type driver struct {
 	inc *incarnation
 	co  *barrier.Coordinator
 
+	cutting             // of the one in flight
 	pending       int64 // in flight
 	begun         time.Time
-	aligned       time.Duration
-	held          time.Duration
 	runs          []segment.Run // frozen and not yet with the writer, oldest first
 	logs          []logged      // likewise, of sinks
 	positions     map[offsets.Partition]offsets.Position
 	times         map[offsets.Partition]checkpoint.PartitionTime
 	watermarks    map[string]int64 // by stage, the least
 	inFlight      []checkpoint.InFlightData
-	unaligned     bool // a subtask did not wait for the barrier on all its inputs
 	ref           offsets.ManifestRef
 	manifest      *checkpoint.Manifest // that ref names
 	parts         map[string][][]byte  // of its logs, by sink
@@ -688,9 +696,9 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 			}
 		}
 		d.inc.cfg.Listener.CheckpointPersisted(event.CheckpointPersisted{
-			App: d.inc.cfg.App, Checkpoint: e.id, Aligned: d.aligned, Held: d.held, Took: e.took,
+			App: d.inc.cfg.App, Checkpoint: e.id, Aligned: e.cut.aligned, Held: e.cut.held, Took: e.took,
 			Entries: e.stats.Entries, Bytes: written(e.stats), Segments: e.stats.Segments,
-			Unaligned: d.unaligned, InFlight: inFlight(e.stats),
+			Unaligned: e.cut.unaligned, InFlight: inFlight(e.stats),
 		})
 		return d.co.Persisted(now, e.id)
 	case committed:
@@ -721,9 +729,9 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 		switch a := a.(type) {
 		case barrier.Inject:
 			crashpoint.Hit(crashpoint.BeforeBarrier)
-			d.pending, d.begun, d.held = a.ID, now, 0
+			d.pending, d.begun, d.cutting = a.ID, now, cutting{}
 			d.positions = map[offsets.Partition]offsets.Position{}
-			d.inFlight, d.unaligned = nil, false
+			d.inFlight = nil
 			d.times, d.watermarks = map[offsets.Partition]checkpoint.PartitionTime{}, map[string]int64{}
 			d.cut, d.asked = append(d.cut, d.asked...), nil
 			for _, s := range inc.sources {
@@ -740,7 +748,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			s := &checkpoint.Snapshot{Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs, Logs: inOrder(d.logs)}
 			s.InFlight = d.worthKeeping()
 			s.EventTime, s.Watermark = eventTime(d.times, d.watermarks)
-			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: s})
+			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: s, cut: d.cutting})
 			d.runs, d.logs = nil, nil
 		case barrier.Commit:
 			inc.hand(commitJob{ctx: inc.ctx, id: a.ID, commit: &txn.Commit{Positions: d.positions, Manifest: d.ref}})
@@ -882,7 +890,7 @@ func (inc *incarnation) commitLoop() error {
 // persist makes a checkpoint durable.
 func (inc *incarnation) persist(j commitJob) persisted {
 	begun := time.Now()
-	p := persisted{id: j.id}
+	p := persisted{id: j.id, cut: j.cut}
 	j.snapshot.Keep = inc.keep()
 	p.ref, p.stats, p.err = inc.writer.Persist(j.ctx, *j.snapshot)
 	p.took = time.Since(begun)

@@ -5,6 +5,10 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/weirstream/weir/barrier"
+	"github.com/weirstream/weir/event"
 )
 
 func TestNothingBeginsOnceAnIncarnationIsWaitedFor(t *testing.T) {
@@ -33,5 +37,41 @@ func TestNothingBeginsOnceAnIncarnationIsWaitedFor(t *testing.T) {
 	inc.group.Wait()
 	if n := late.Load(); n > 0 {
 		t.Errorf("%d goroutines began after that", n)
+	}
+}
+
+// TestPersistedThatComesLateIsToldWithItsOwnNumbers gives a checkpoint up while it is being
+// written, and begins the next one before the write ends after all.
+func TestPersistedThatComesLateIsToldWithItsOwnNumbers(t *testing.T) {
+	var told []event.CheckpointPersisted
+	listener := event.Tee(event.Listener{CheckpointPersisted: func(i event.CheckpointPersisted) { told = append(told, i) }})
+	inc := newIncarnation(t.Context(), &Config{App: "app", Listener: listener}, &Plan{}, nil, nil)
+	inc.gate = newGate(1, 1)
+	now := time.Unix(0, 0)
+	co, err := barrier.NewCoordinator(barrier.CoordinatorConfig{Subtasks: 1, Timeout: time.Minute, TolerableFailures: 1}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &driver{inc: inc, co: co}
+	do := func(acts []barrier.Action) {
+		t.Helper()
+		if over, err := d.do(now, acts); over || err != nil {
+			t.Fatal(over, err)
+		}
+	}
+	do(co.Request(now, barrier.Requested))
+	now = now.Add(time.Second)
+	do(d.event(now, ack{id: 1, held: 3 * time.Millisecond, unaligned: true}))
+	j := <-inc.commits
+	now = now.Add(time.Minute)
+	do(co.Tick(now))
+	if id, _, ok := co.Pending(); !ok {
+		do(co.Request(now, barrier.Requested))
+	} else if id != 2 {
+		t.Fatalf("checkpoint %d is in flight", id)
+	}
+	d.event(now, persisted{id: j.id, cut: j.cut})
+	if len(told) != 1 || told[0].Checkpoint != 1 || told[0].Aligned != time.Second || told[0].Held != 3*time.Millisecond || !told[0].Unaligned {
+		t.Errorf("told: %+v", told)
 	}
 }
