@@ -646,7 +646,7 @@ func TestWhatIsRemovedAfterItExpiredStaysAwayWhenTimeGoesBack(t *testing.T) {
 			remove()
 			o.ks.SetTime(segment.EventTime, 100)
 			o.commit()
-			o = start(o.store, 100)
+			start(o.store, 100)
 			if _, ok := v.Lookup(); ok || m.Len() != 0 || l.Len() != 0 {
 				t.Errorf("%s: the value is there: %v, so are %d entries and %d elements", name, ok, m.Len(), l.Len())
 			}
