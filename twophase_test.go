@@ -628,6 +628,23 @@ func (d directory) sink() *twophase.Sink[string] {
 
 // Behind a merge of a source and a keyed stream the source's subtask and the keyed one
 // prepare in any order, so the files of each are counted for themselves.
+func TestPanicOfAReceiverIsAnErrorThatNamesItsSink(t *testing.T) {
+	for _, at := range []string{"commit", "leftovers"} {
+		t.Run(at, func(t *testing.T) {
+			brokers := broker(t, 1, "in")
+			produce(t, brokers, "in", ones(1, letters...)...)
+			to := &deposits{to: newTreasury(), before: func(_ context.Context, call, _ string) error {
+				if call == at {
+					panic("oops")
+				}
+				return nil
+			}}
+			wantError(t, start(t, "app", brokers, sumsTo(twophase.To(to)), weir.Store(checkpoint.NewMem())).wait(),
+				`operator "ahead" panicked while`, "oops", "mend what panicked")
+		})
+	}
+}
+
 func TestFilesOfMergedStreamsAreCountedApart(t *testing.T) {
 	brokers := broker(t, 1, "in")
 	produce(t, brokers, "in", "a", "b")

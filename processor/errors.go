@@ -50,8 +50,8 @@ type HandlerError struct {
 	Timer         time.Time
 	TimerOperator string
 	Key           string
-	// Doing is what a codec of the operator was called for when it panicked, such as
-	// "encoding state \"total\" for checkpoint 7"; empty if its error or panic is that of a
+	// Doing is what a codec of the operator, or a sink, was called for when it panicked, such
+	// as "encoding state \"total\" for checkpoint 7"; empty if the error or panic is that of a
 	// function. Partition and Offset say nothing then.
 	Doing string
 	// Checkpoint is the last committed checkpoint; 0 if there is none.
@@ -82,7 +82,7 @@ func (e *HandlerError) Error() string {
 	var undecodable *Undecodable
 	switch {
 	case e.Doing != "":
-		b.WriteString("\n  there is no record to skip: mend the codec, and start again")
+		b.WriteString("\n  there is no record to skip: mend what panicked, and start again")
 	case e.Barrier != 0:
 		// There is nothing to skip.
 	case errors.As(e.Err, &undecodable) && !e.Panic && e.Timer.IsZero():

@@ -538,7 +538,7 @@ func (r *keyedRunner[K, T]) captureCasts(casts []cast) error {
 
 // storing calls f to encode what is in flight.
 func (r *keyedRunner[K, T]) storing(f func() error) error {
-	return r.sub.inc.codecs(func() error {
+	return r.sub.inc.blaming(func() error {
 		if err := f(); err != nil {
 			return fatal(fmt.Errorf("storing a record in flight to operator %q with checkpoint %d: %w", r.sub.stage, r.capture.id, err))
 		}
@@ -643,7 +643,7 @@ func (inc *incarnation) loadInFlight(ctx context.Context, m *checkpoint.Manifest
 		}
 		for _, r := range inc.runners {
 			if r, ok := r.(replayer); ok && r.subtask().stage == f.Stage {
-				err := inc.codecs(func() error {
+				err := inc.blaming(func() error {
 					if err := r.restoreInFlight(f, data); err != nil {
 						return fatal(fmt.Errorf("restoring checkpoint %d: records in flight to operator %q: %w", m.Checkpoint, f.Stage, err))
 					}

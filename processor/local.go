@@ -102,7 +102,7 @@ func (inc *incarnation) attach(ctx context.Context, at recovered, info *event.Re
 	inc.taken.add(takenAt{want, at.manifest != nil && !at.mended, inc.base.EventTime.Stages})
 	inc.ingested.Store(at.last)
 	for _, sp := range inc.spaces {
-		err := inc.codecs(sp.space.LoadBroadcast, func() (operator, doing string) {
+		err := inc.blaming(sp.space.LoadBroadcast, func() (operator, doing string) {
 			return sp.stage, fmt.Sprintf("decoding the broadcast states behind it of checkpoint %d", at.ref.Checkpoint)
 		})
 		if err != nil {

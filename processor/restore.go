@@ -548,7 +548,7 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 	}
 	if inc.local == nil && at.manifest != nil {
 		var reading uint16
-		err := inc.codecs(func() (err error) {
+		err := inc.blaming(func() (err error) {
 			info.Entries, err = inc.fill(ctx, at.manifest, &reading)
 			return err
 		}, func() (operator, doing string) {

@@ -694,7 +694,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 // the checkpoint when all is encoded.
 func (r *keyedRunner[K, T]) encode(budget time.Duration) error {
 	begun := time.Now()
-	err := r.sub.inc.codecs(func() error {
+	err := r.sub.inc.blaming(func() error {
 		for !r.freeze.encoded {
 			done, err := r.keys.Encode(freeze.Step)
 			if err != nil {

@@ -125,7 +125,10 @@ func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error
 				return inc.sinkError(a.id, "finding out what is to be applied", err)
 			}
 		}
-		if err := a.Recover(ctx, at.ref.Checkpoint, logs); err != nil {
+		err := inc.blaming(func() error { return a.Recover(ctx, at.ref.Checkpoint, logs) }, func() (operator, doing string) {
+			return a.id, "finding out what is to be applied"
+		})
+		if err != nil {
 			return inc.sinkError(a.id, "finding out what is to be applied", err)
 		}
 		r, ok := a.Applier.(sink.Reporter)
@@ -215,9 +218,12 @@ func (inc *incarnation) handOver(m *checkpoint.Manifest, parts map[string][][]by
 
 // runApplier applies what is handed over until the incarnation ends.
 func (inc *incarnation) runApplier(a applier) error {
-	err := a.Run(inc.ctx)
+	err := inc.blaming(func() error { return a.Run(inc.ctx) }, func() (operator, doing string) { return a.id, "applying what was committed" })
 	if inc.ctx.Err() != nil {
 		return nil
+	}
+	if he := (*HandlerError)(nil); errors.As(err, &he) {
+		return err // it says all
 	}
 	if err == nil {
 		err = errors.New("it ended although nothing asked it to")
@@ -257,6 +263,9 @@ func (inc *incarnation) closeAppliers() {
 
 // sinkError classifies what a sink said before the first record.
 func (inc *incarnation) sinkError(id, doing string, err error) error {
+	if he := (*HandlerError)(nil); errors.As(err, &he) {
+		return err // it says all
+	}
 	err = fmt.Errorf("sink %q: %s: %w", id, doing, err)
 	var (
 		again *Retriable

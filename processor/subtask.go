@@ -244,9 +244,9 @@ func (s *Subtask) guarded(f func()) {
 	f()
 }
 
-// codecs calls f, which calls codecs, and makes a panic of theirs an error that says whose
-// they are and what for. For what no function of an operator is to blame for.
-func (inc *incarnation) codecs(f func() error, what func() (operator, doing string)) (err error) {
+// blaming calls f, which calls a codec or a sink outside of an operator's functions, and makes
+// a panic an error that says whose it is and what it was called for.
+func (inc *incarnation) blaming(f func() error, what func() (operator, doing string)) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			he := &HandlerError{App: inc.cfg.App, Checkpoint: inc.committed.Load(), Panic: true, Stack: string(debug.Stack()), Err: asError(p)}
