@@ -70,8 +70,9 @@ func TestCheckpointShowTellsAllOfIt(t *testing.T) {
 	}
 }
 
-func TestCheckpointShowTellsTheLogsOfSinks(t *testing.T) {
-	dir := t.TempDir()
+// writerIn makes a writer of an app to a directory.
+func writerIn(t *testing.T, dir string) *checkpoint.Writer {
+	t.Helper()
 	store, err := checkpoint.OpenDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +81,13 @@ func TestCheckpointShowTellsTheLogsOfSinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close(context.Background())
+	t.Cleanup(func() { w.Close(context.Background()) })
+	return w
+}
+
+func TestCheckpointShowTellsTheLogsOfSinks(t *testing.T) {
+	dir := t.TempDir()
+	w := writerIn(t, dir)
 	for id := range int64(3) {
 		if _, _, err := w.Persist(t.Context(), checkpoint.Snapshot{Checkpoint: id + 1, Logs: []checkpoint.LogPart{{Operator: "scores", Bytes: make([]byte, 99)}}}); err != nil {
 			t.Fatal(err)
@@ -92,16 +99,8 @@ func TestCheckpointShowTellsTheLogsOfSinks(t *testing.T) {
 
 func TestCheckpointShowCountsRecordsInFlight(t *testing.T) {
 	dir := t.TempDir()
-	store, err := checkpoint.OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := checkpoint.NewWriter(checkpoint.Config{Store: store, App: "payments", KeyGroups: 4})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close(context.Background())
-	_, _, err = w.Persist(t.Context(), checkpoint.Snapshot{Checkpoint: 1, InFlight: []checkpoint.InFlightData{
+	w := writerIn(t, dir)
+	_, _, err := w.Persist(t.Context(), checkpoint.Snapshot{Checkpoint: 1, InFlight: []checkpoint.InFlightData{
 		{InFlight: checkpoint.InFlight{Stage: "by-user", Records: 2, Heard: []checkpoint.Heard{{Operator: "totals", Stream: "rules", Codec: "string", Version: 1}}}, Data: make([]byte, 20)},
 		{InFlight: checkpoint.InFlight{Stage: "by-user", Records: 5, MinKG: 2, MaxKG: 3}, Data: make([]byte, 50)},
 	}})
