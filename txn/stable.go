@@ -262,16 +262,12 @@ func (s *Session) openOfApp(ctx context.Context) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, err
 	}
-	topics, topicsErr := s.adm.ListTopicsWithInternal(ctx, offsetsTopic)
+	at, known, topicsErr := offsetsPartition(ctx, s.adm, s.cfg.Group)
 	described, describeErr := s.adm.DescribeTransactions(ctx, ids...)
-	n := len(topics[offsetsTopic].Partitions)
 	ids = slices.DeleteFunc(ids, func(id string) bool {
 		parts, ok := described[id].Topics[offsetsTopic]
-		if !ok || n == 0 {
-			return false
-		}
-		_, ours := parts[groupPartition(s.cfg.Group, n)]
-		return !ours
+		_, ours := parts[at]
+		return ok && known && !ours
 	})
 	return ids, errors.Join(err, topicsErr, describeErr)
 }
@@ -325,10 +321,10 @@ func blocking(ctx context.Context, adm *kadm.Client, groupID string, txnIDs []st
 	found := map[int64]*BlockingTransaction{}
 	var errs []error
 
-	topics, err := adm.ListTopicsWithInternal(ctx, offsetsTopic)
-	if n := len(topics[offsetsTopic].Partitions); err == nil && n > 0 {
+	at, known, err := offsetsPartition(ctx, adm, groupID)
+	if known {
 		set := kadm.TopicsSet{}
-		set.Add(offsetsTopic, groupPartition(groupID, n))
+		set.Add(offsetsTopic, at)
 		producers, err := adm.DescribeProducers(ctx, set)
 		errs = append(errs, err)
 		producers.EachProducer(func(p kadm.DescribedProducer) {
@@ -366,6 +362,17 @@ func blocking(ctx context.Context, adm *kadm.Client, groupID string, txnIDs []st
 		out = append(out, *found[id])
 	}
 	return out, errors.Join(errs...)
+}
+
+// offsetsPartition asks for the partition of the offsets topic that keeps a group. It is not
+// known if the brokers don't show that topic.
+func offsetsPartition(ctx context.Context, adm *kadm.Client, groupID string) (at int32, known bool, err error) {
+	topics, err := adm.ListTopicsWithInternal(ctx, offsetsTopic)
+	n := len(topics[offsetsTopic].Partitions)
+	if err != nil || n == 0 {
+		return 0, false, err
+	}
+	return groupPartition(groupID, n), true, nil
 }
 
 // groupPartition returns the partition of the offsets topic that keeps a group:
