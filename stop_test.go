@@ -136,6 +136,15 @@ func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
 	}
 }
 
+// outOfReach is what a receiver says that is down, and tells that it was tried.
+func outOfReach(tried chan<- struct{}) error {
+	select {
+	case tried <- struct{}{}:
+	default:
+	}
+	return weir.Retry(errors.New("out of reach"))
+}
+
 func TestStopDuringAStartSaysWhatIsNotApplied(t *testing.T) {
 	brokers := broker(t, 1, "in")
 	store := checkpoint.NewMem()
@@ -146,11 +155,7 @@ func TestStopDuringAStartSaysWhatIsNotApplied(t *testing.T) {
 			if call != "commit" {
 				return nil
 			}
-			select {
-			case tried <- struct{}{}:
-			default:
-			}
-			return weir.Retry(errors.New("out of reach"))
+			return outOfReach(tried)
 		}}
 	}
 	stop := func() {
@@ -188,11 +193,7 @@ func TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied(t *testing.T) {
 		if call != waitFor.Load() {
 			return nil
 		}
-		select {
-		case tried <- struct{}{}:
-		default:
-		}
-		return weir.Retry(errors.New("out of reach"))
+		return outOfReach(tried)
 	}
 	stop := func() {
 		t.Helper()
