@@ -155,12 +155,12 @@ func BenchmarkAttach(b *testing.B) {
 				}
 				remote.objects[seg.Object] = data
 			}
-			remote.hook = func(_ string, _, n int64) error {
+			remote.before(func(_ string, _, n int64) error {
 				if n >= chunkBytes {
 					return errors.New("not now") // what is measured is reading it where it is
 				}
 				return nil
-			}
+			})
 			for b.Loop() {
 				s := open(b, vfs.Default, Options{})
 				if _, err := s.Attach(b.Context(), ID{Lineage: "aa", Checkpoint: 1}, chain, remote); err != nil {

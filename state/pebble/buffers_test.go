@@ -182,12 +182,12 @@ func TestALookGoesThroughTheCacheWhereMoreThanABlockOfDataIsToBeRead(t *testing.
 		b := newRemoteBucket()
 		h := newHistory(t, b, "aa")
 		h.bigCommit(1)
-		b.hook = func(object string, off, n int64) error { // it can't be copied
+		b.before(func(object string, off, n int64) error { // it can't be copied
 			if n > copyBytes {
 				return errors.New("no")
 			}
 			return nil
-		}
+		})
 		check(t, open(t, vfs.NewMem(), Options{CacheBytes: 8 << 20}), h)
 	})
 	t.Run("index of two levels", func(t *testing.T) {

@@ -71,6 +71,13 @@ func (b *bucket) put(t testing.TB, name string, data []byte) {
 	}
 }
 
+// before sets what is called before a read; stores may be reading.
+func (b *bucket) before(hook func(object string, off, n int64) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hook = hook
+}
+
 func (b *bucket) path(name string) string { return b.fs.PathJoin(b.dir, name) }
 
 func (b *bucket) Path(name string) (string, bool) {

@@ -199,12 +199,12 @@ func TestAStartMakesRoomBeforeItTakesSegments(t *testing.T) {
 	h := newHistory(t, b, "bb")
 	h.commit(set(1, "a", "1"))
 	s = open(t, fs, Options{})
-	b.hook = func(string, int64, int64) error {
+	b.before(func(string, int64, int64) error {
 		if _, err := fs.Stat(fileOf(s, old.chain[0])); !errors.Is(err, os.ErrNotExist) {
 			t.Error("the old segment is still there", err)
 		}
 		return nil
-	}
+	})
 	h.attach(s)
 	h.holds(s, h.at)
 }
@@ -220,12 +220,12 @@ func TestAStartThatFailsKeepsWhatItHasOfTheChain(t *testing.T) {
 	h.commit(set(2, "b", "1"))
 	var down atomic.Bool
 	down.Store(true)
-	b.hook = func(string, int64, int64) error {
+	b.before(func(string, int64, int64) error {
 		if down.Load() {
 			return errors.New("the object store is down")
 		}
 		return nil
-	}
+	})
 	s = open(t, fs, Options{})
 	if _, err := s.Attach(t.Context(), h.at, h.chain, b); err == nil || !strings.Contains(err.Error(), h.chain[1].Object) {
 		t.Fatal(err)
@@ -703,13 +703,13 @@ func TestAScanOfARemoteSegmentReadsAhead(t *testing.T) {
 	h := newHistory(t, b, "aa")
 	_, _, big := h.bigCommit(1)
 	var reads atomic.Int64
-	b.hook = func(_ string, _, n int64) error {
+	b.before(func(_ string, _, n int64) error {
 		if n > copyBytes {
 			return errors.New("no") // it can't be copied
 		}
 		reads.Add(1)
 		return nil
-	}
+	})
 	s := open(t, vfs.NewMem(), Options{CacheBytes: 8 << 20})
 	h.attach(s)
 	reads.Store(0)
@@ -744,13 +744,13 @@ func TestARemoteSegmentIsReadWhereItIsAndReleasedWhenItWasCopied(t *testing.T) {
 
 	gate := make(chan struct{})
 	var copying atomic.Bool
-	b.hook = func(object string, off, n int64) error {
+	b.before(func(object string, off, n int64) error {
 		if object == big.Object && n > copyBytes {
 			copying.Store(true)
 			<-gate // a copy; reads of blocks are smaller
 		}
 		return nil
-	}
+	})
 	done := make(chan Progress, 1)
 	var events []Progress
 	s := open(t, fs, Options{Progress: func(p Progress) {
@@ -822,12 +822,12 @@ func TestTheCopyOfARemoteSegmentGoesOnAfterAFailureAndARestart(t *testing.T) {
 	h.bigCommit(1)
 	var down atomic.Bool
 	down.Store(true)
-	b.hook = func(object string, off, n int64) error {
+	b.before(func(object string, off, n int64) error {
 		if n > copyBytes && down.Load() {
 			return errors.New("the object store is down")
 		}
 		return nil
-	}
+	})
 	failed, done := make(chan error, 10), make(chan struct{}, 1)
 	opts := Options{Progress: func(p Progress) {
 		if p.Err != nil {
@@ -865,12 +865,12 @@ func TestTheResultOfARemoteMergeIsTakenOverWhenItWasCopied(t *testing.T) {
 	b := newRemoteBucket()
 	h := newHistory(t, b, "aa")
 	gate := make(chan struct{})
-	b.hook = func(object string, off, n int64) error {
+	b.before(func(object string, off, n int64) error {
 		if strings.Contains(object, "-m") {
 			<-gate
 		}
 		return nil
-	}
+	})
 	done := make(chan struct{}, 10)
 	s := open(t, fs, Options{Progress: func(p Progress) {
 		if p.Done {
@@ -1322,18 +1322,16 @@ func TestStoreThatIsAwayIsNoDamage(t *testing.T) {
 				t.Cleanup(func() { s.Close() })
 				return s
 			}
-			b.hook = down
+			b.before(down)
 			_, err := open().Attach(t.Context(), h.at, h.chain, b)
 			check("attach", err)
 
-			b.hook = nil
+			b.before(nil)
 			s := open()
 			if _, err := s.Attach(t.Context(), h.at, h.chain, b); err != nil {
 				t.Fatal(err)
 			}
-			b.mu.Lock()
-			b.hook = down
-			b.mu.Unlock()
+			b.before(down)
 			for range 2 { // the second one must not wait for the first
 				_, _, err := s.Get(nil, keyOf(5, "big-1"), math.MaxInt64)
 				check("get", err)
