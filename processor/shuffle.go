@@ -448,6 +448,9 @@ type keyedRunner[K comparable, T any] struct {
 	now    mark   // of the subtask
 	finite int64  // its watermark before the end of time
 	alarm  alarm
+	// overdue says that the checkpoint was taken between timers of one moment: those that are
+	// left come before all else, and what they emit before the time that is known to have come.
+	overdue bool
 
 	freeze    frozen
 	unaligned int64 // newest checkpoint that is to be unaligned
@@ -486,7 +489,11 @@ const (
 
 func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
 
-func (r *keyedRunner[K, T]) begin() { r.sub.time(r.now) }
+func (r *keyedRunner[K, T]) begin() {
+	if r.overdue = r.dueAtOnce(); !r.overdue {
+		r.sub.time(r.now)
+	}
+}
 
 func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 	r.begin()
@@ -509,6 +516,9 @@ func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 
 // step implements [runner].
 func (r *keyedRunner[K, T]) step(ctx context.Context) (worked bool, err error) {
+	if r.overdue {
+		return true, r.fireOverdue()
+	}
 	bt, err := r.next()
 	if err != nil {
 		return false, err
@@ -825,13 +835,18 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	if r.sub.err != nil {
 		return r.sub.err
 	}
-	r.current = nil
-	id, input, at := bt.barrier, bt.input, bt.time
 	if bt.restored {
-		r.replay[r.replayed-1] = nil
+		r.current, r.replay[r.replayed-1] = nil, nil
 		crashpoint.Hit(crashpoint.InReplay)
-		return r.advanceRestored(input, at)
+		return r.advanceRestored(bt.input, bt.time)
 	}
+	// While timers fire the batch is still the current one: a checkpoint that is taken then
+	// has to know that its input's barrier came.
+	if err := r.advance(bt.input, bt.time); err != nil {
+		return err
+	}
+	r.current = nil
+	id, input := bt.barrier, bt.input
 	clear(bt.items) // a batch at rest must not keep fetched records alive
 	clear(bt.casts)
 	clear(r.ahead[:])
@@ -839,8 +854,8 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	if bt.home != nil {
 		bt.home <- bt
 	}
-	if err := r.advance(input, at); err != nil || id == 0 {
-		return err
+	if id == 0 {
+		return nil
 	}
 	return r.apply(r.aligner.Barrier(input, id))
 }

@@ -319,25 +319,36 @@ func (r *keyedRunner[K, T]) tick(wall int64) (fired bool, err error) {
 // fire fires timers that follow event time or the wall clock up to now. Event time was
 // at before so far; while a timer fires it is the timer's, unless one for a later time of
 // the operator fired already.
+//
+// Between two timers, as between two records, the subtask does what may not wait: so an
+// unaligned checkpoint need not wait for all timers of one moment. What it stores is that
+// time has come to now, and those that have not fired are left in the state; after a restore
+// they are overdue. At the end of time it must wait: which timers were set since could not
+// be told any more.
 func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err error) {
 	for i := range r.sub.firings {
 		t := &r.sub.firings[i]
 		if t.timers.EventTime() != event || t.timers.Earliest() > now {
 			continue
 		}
-		r.sub.guarded(func() {
-			reached := before
-			call := func(at state.Timer) bool {
-				reached = max(reached, at.At.UnixMilli())
-				return r.call(t, at, reached)
+		reached := before
+		call := func(at state.Timer) bool {
+			reached = max(reached, at.At.UnixMilli())
+			return r.call(t, at, reached)
+		}
+		for more := true; more && r.sub.err == nil; {
+			r.sub.guarded(func() {
+				if now == endOfTime {
+					fired += t.timers.FireLast(call)
+				} else {
+					fired += t.timers.Fire(now, func(at state.Timer) bool { return call(at) && !r.pressing() })
+				}
+			})
+			r.sub.firing = nil
+			if more = now < endOfTime && r.sub.err == nil && r.pressing(); more {
+				r.sub.err = r.pause()
 			}
-			if now == endOfTime {
-				fired += t.timers.FireLast(call)
-			} else {
-				fired += t.timers.Fire(now, call)
-			}
-		})
-		r.sub.firing = nil
+		}
 		if r.sub.err != nil {
 			return fired, r.sub.err
 		}
@@ -349,6 +360,32 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 		r.sub.inc.touch()
 	}
 	return fired, r.sub.err
+}
+
+// pressing tells that something may not wait for the end of a batch, or of what is due.
+func (r *keyedRunner[K, T]) pressing() bool { return r.sub.attend.Load() || r.freeze.due() }
+
+// pause does what is pressing.
+func (r *keyedRunner[K, T]) pause() error {
+	if err := r.settle(); err != nil || !r.freeze.due() {
+		return err
+	}
+	return r.encode(encodeSlice)
+}
+
+// dueAtOnce tells whether timers are left that were due when the checkpoint was taken.
+func (r *keyedRunner[K, T]) dueAtOnce() bool {
+	return slices.ContainsFunc(r.sub.firings, func(t firing) bool {
+		return t.timers.EventTime() && t.timers.Earliest() <= r.now.watermark
+	})
+}
+
+// fireOverdue fires them, and then tells the receivers where time stands.
+func (r *keyedRunner[K, T]) fireOverdue() error {
+	r.overdue = false
+	_, err := r.fire(true, r.now.watermark, noWatermark)
+	r.sub.time(r.now)
+	return err
 }
 
 // call calls a timer's function.

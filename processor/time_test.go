@@ -31,14 +31,22 @@ type timedEdge struct {
 // newTimedEdge begins at a stage watermark. A value is its own key and the time of its
 // timer.
 func newTimedEdge(t *testing.T, senders int, watermark int64) *timedEdge {
+	base := checkpoint.Manifest{}
+	if watermark != noWatermark {
+		base.EventTime.Stages = map[string]int64{"stage": watermark}
+	}
+	return restoreTimedEdge(t, senders, base)
+}
+
+// restoreTimedEdge begins where event time stood.
+func restoreTimedEdge(t *testing.T, senders int, base checkpoint.Manifest) *timedEdge {
 	e := &timedEdge{t: t}
-	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1}, &Plan{}, nil, nil)
+	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1, Unaligned: true}, &Plan{}, nil, nil)
 	inc.gate = newGate(1, 0)
 	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: state.EventTimersName}}
-	if watermark != noWatermark {
-		inc.base.EventTime.Stages = map[string]int64{"stage": watermark}
-	}
+	inc.base = base
 	st := NewKeyedStage("stage", func(v int64) int64 { return v }, codec.Int64)
+	st.InFlight(codec.Int64)
 	st.Add(KeyedOperator[int64, int64]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[int64]) (*state.Scope, func(int64)) {
 		scope, op := state.NewScope("op"), s.Operator("op")
 		timers := state.EventTimers(setup{scope})
@@ -180,6 +188,82 @@ func TestEndOfTheIncarnationIsNoticedBetweenTwoTimers(t *testing.T) {
 	if !slices.Equal(e.log, []string{"fires 10"}) {
 		t.Errorf("it did %v, want only the first timer to fire", e.log)
 	}
+}
+
+// tell is an edge that notes where time stands.
+type tell struct{ e *timedEdge }
+
+func (tell) flush()        {}
+func (tell) barrier(int64) {}
+func (tell) refill() bool  { return true }
+func (o tell) time(m mark) { o.e.log = append(o.e.log, fmt.Sprintf("time %d", m.watermark)) }
+
+// A checkpoint that is taken between two timers of one moment has those that are left. They
+// go first when it is restored, also if that is interrupted in the same way, and receivers
+// are not told the time before.
+func TestUnalignedCutFallsBetweenTwoTimers(t *testing.T) {
+	timers := map[string][]byte{}
+	// cutAfter takes checkpoint id after the first timers, and returns what is restored from it.
+	cutAfter := func(e *timedEdge, id int64, fired int, want ...string) *timedEdge {
+		t.Helper()
+		inc := e.r.sub.inc
+		e.r.sub.outgoing = []outgoing{tell{e}}
+		e.fires = func() {
+			if len(e.log) == fired {
+				inc.unaligned.Store(id)
+				inc.callAttention()
+			}
+		}
+		e.r.begin()
+		for worked, err := true, error(nil); worked; {
+			if worked, err = e.r.step(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !slices.Equal(e.log, want) {
+			t.Fatalf("it did %q, want %q", e.log, want)
+		}
+		a := (<-inc.events).(ack)
+		if a.id != id || !a.unaligned || a.watermark != 100 || len(a.inFlight) != 1 || a.inFlight[0].Records != 1 {
+			t.Fatalf("got %+v, want checkpoint %d, unaligned, at 100, with one record in flight", a, id)
+		}
+		for entry := range a.run.All() {
+			if delete(timers, string(entry.Key)); !entry.Deleted {
+				timers[string(entry.Key)] = entry.Value
+			}
+		}
+		again := restoreTimedEdge(t, 2, checkpoint.Manifest{InFlight: []checkpoint.InFlight{a.inFlight[0].InFlight}})
+		for k, v := range timers {
+			if err := again.r.keys.Restore(0, 1, []byte(k), v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := again.r.restoreInFlight(a.inFlight[0].InFlight, a.inFlight[0].Data); err != nil {
+			t.Fatal(err)
+		}
+		return again
+	}
+	e := newTimedEdge(t, 2, noWatermark)
+	for _, v := range []int64{10, 20, 30, 40} {
+		e.send[0](v)
+	}
+	e.senders[1].time(mark{watermark: 100})
+	e.take("value 10", "value 20", "value 30", "value 40")
+	e.senders[0].time(mark{watermark: 100})
+	e.senders[0].barrier(1) // with the time that makes them fire
+	e.send[0](200)          // of the next epoch
+	e.senders[0].idle()
+	e.send[1](300)
+	e.senders[1].barrier(1)
+	e = cutAfter(e, 1, 3, "time -9223372036854775808", "fires 10", "fires 20", "fires 30", "fires 40", "time 100", "value 200", "value 300")
+	for _, s := range e.senders {
+		s.barrier(2)
+	}
+	e = cutAfter(e, 2, 1, "fires 30", "fires 40", "time 100", "value 300")
+	for _, s := range e.senders {
+		s.barrier(3)
+	}
+	cutAfter(e, 3, 1, "fires 40", "time 100", "value 300")
 }
 
 // What is at the barrier is the watermark that went before it, on every subtask.

@@ -42,7 +42,9 @@ type Timers struct {
 	first int64 // the earliest in live, if known
 	known bool
 
-	due   []dueTimer // of one time, to be put in order
+	due   []dueTimer // of one time, in order
+	dueAt int64      // that time
+	fired int        // how many of them were looked at
 	arena []byte     // their keys
 	last  bool       // the last firing is under way: what is set now stays
 
@@ -324,12 +326,16 @@ func (t *Timers) fire(upTo int64, f func(Timer) bool) (fired int) {
 		if ms > upTo {
 			return fired
 		}
-		t.collect(ms)
+		if t.dueAt != ms || t.fired == len(t.due) {
+			t.collect(ms)
+		}
 		t.first = ms
-		for _, d := range t.due {
+		for t.fired < len(t.due) {
 			if t.first < ms && !t.last {
 				break // something earlier was set
 			}
+			d := t.due[t.fired]
+			t.fired++
 			it, ok := t.live.Get(timer{ms: ms, slot: d.slot})
 			if !ok {
 				continue
@@ -370,7 +376,7 @@ func (t *Timers) next(from, upTo int64) int64 {
 
 // collect lists the timers of one time in the order of their keys.
 func (t *Timers) collect(ms int64) {
-	t.due, t.arena = t.due[:0], t.arena[:0]
+	t.due, t.arena, t.dueAt, t.fired = t.due[:0], t.arena[:0], ms, 0
 	t.live.Ascend(timer{ms: ms}, func(it timer) bool {
 		if it.ms != ms {
 			return false
