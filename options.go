@@ -75,6 +75,7 @@ type options struct {
 	store  string
 	opened checkpoint.Store
 	retain int
+	take   []checkpoint.Owner // from whom the store may be taken over
 
 	mergeCPU       float64
 	mergeFanIn     int
@@ -216,6 +217,23 @@ func Store(s checkpoint.Store) Option {
 			return
 		}
 		o.opened, o.store = s, s.String()
+	})
+}
+
+// TakeStore lets the app take over a checkpoint store that belongs to an app of its name in
+// another consumer group or on another Kafka cluster: "group@cluster", as the
+// [checkpoint.OwnerError] has it without which the store is refused. It is for an app that
+// has moved and never runs there again, or its checkpoints would be deleted under it. From
+// any other owner the store is not taken, and once it is the app's own the option has no
+// effect: it may stay. Also: WEIR_TAKE_STORE.
+func TakeStore(owner string) Option {
+	return option(func(o *options) {
+		from, err := checkpoint.ParseOwner(owner)
+		if err != nil {
+			o.errs = append(o.errs, fmt.Errorf("weir.TakeStore: %w", err))
+			return
+		}
+		o.take = []checkpoint.Owner{from}
 	})
 }
 
@@ -396,6 +414,7 @@ func Log(l *zap.Logger) Option { return option(func(o *options) { o.log = l }) }
 //	WEIR_ADMIN         Admin
 //	WEIR_SKIP          SkipRecords (also read without this option)
 //	WEIR_RECOVER       OnMismatch: checkpoint, offsets, nothing or savepoint (also read without this option)
+//	WEIR_TAKE_STORE    TakeStore, beside what the option says (also read without this option)
 //
 // Variables that are unset change nothing.
 func FromEnv() Option {
@@ -550,6 +569,14 @@ func (o options) config(app string) (processor.Config, []error) {
 
 	cfg.Skip, err = processor.ParseSkip(strings.Trim(o.skip+","+os.Getenv("WEIR_SKIP"), ","))
 	add(err)
+	cfg.TakeStore = slices.Clone(o.take)
+	if v := os.Getenv("WEIR_TAKE_STORE"); v != "" {
+		from, err := checkpoint.ParseOwner(v)
+		if err != nil {
+			add(fmt.Errorf("WEIR_TAKE_STORE: %w", err))
+		}
+		cfg.TakeStore = append(cfg.TakeStore, from)
+	}
 	cfg.Recovery = o.recovery
 	if v := os.Getenv("WEIR_RECOVER"); v != "" && o.recovery == RecoverRefuse {
 		cfg.Recovery, err = processor.ParseRecovery(v)

@@ -3,10 +3,13 @@ package weir_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -121,4 +124,135 @@ func TestS04_DamagedCheckpointIsRefusedByName(t *testing.T) {
 			wantValues(t, brokers, "out", "a:1")
 		})
 	}
+}
+
+// Apps of one name that are on two clusters, or in two groups, take the checkpoints of each
+// other for older than all that they retain.
+func TestAStoreBelongsToOneGroupOnOneCluster(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cluster string
+		opts    []weir.Option
+		owner   string
+	}{
+		"another group":   {"here", []weir.Option{weir.Group("others"), weir.CommitTopic("others-checkpoints")}, "others@here"},
+		"another cluster": {"there", nil, "app@there"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			here := clusterOf(t, "here")
+			other := here
+			if tc.cluster != "here" {
+				other = clusterOf(t, tc.cluster)
+			}
+			store := checkpoint.NewMem()
+			drain := func(brokers []string, opts ...weir.Option) error {
+				t.Helper()
+				produce(t, brokers, "in", "a:1")
+				return start(t, "app", brokers, sums(same), append(opts, weir.Store(store), weir.Retain(1), weir.Drain())...).wait()
+			}
+			refused := func(err error, want, got string) {
+				t.Helper()
+				if e := (*checkpoint.OwnerError)(nil); !errors.As(err, &e) || e.Want.String() != want || e.Got.String() != got {
+					t.Errorf("the store of %s is refused to %s with %v", got, want, err)
+				}
+			}
+			if err := drain(here); err != nil {
+				t.Fatal(err)
+			}
+			before := objects(t, store)
+			for range 3 { // it would begin to delete
+				refused(drain(other, tc.opts...), tc.owner, "app@here")
+			}
+			refused(drain(other, append(tc.opts, weir.TakeStore("app@nowhere"))...), tc.owner, "app@here")
+			if after := objects(t, store); !slices.Equal(after, before) {
+				t.Errorf("the store had %v, it has %v", before, after)
+			}
+			if groups, err := adminOf(t, other).ListGroups(t.Context()); err != nil || slices.Contains(groups.Groups(), "others") || tc.cluster == "there" && len(groups) > 0 {
+				t.Errorf("groups %v, %v", groups.Groups(), err)
+			}
+			if topics, err := adminOf(t, other).ListTopics(t.Context()); err != nil || topics.Has("others-checkpoints") || tc.cluster == "there" && topics.Has("app-checkpoints") {
+				t.Errorf("topics %v, %v", topics.Names(), err)
+			}
+			if err := drain(here); err != nil {
+				t.Errorf("the owner is kept from its checkpoint: %v", err)
+			}
+
+			for range 3 {
+				if err := drain(other, append(tc.opts, weir.TakeStore("app@here"))...); err != nil {
+					t.Fatalf("the store is not taken over: %v", err)
+				}
+			}
+			refused(drain(here), "app@here", tc.owner)
+			if err := drain(other, tc.opts...); err != nil {
+				t.Errorf("the new owner is kept from its checkpoint: %v", err)
+			}
+		})
+	}
+}
+
+func TestAStoreIsTakenOverAsTheEnvironmentSays(t *testing.T) {
+	brokers, store := broker(t, 1, "in", "out"), checkpoint.NewMem()
+	if err := checkpoint.ClaimOwner(t.Context(), store, "app", checkpoint.Owner{Group: "b@c", Cluster: "d"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("WEIR_TAKE_STORE", "b@c@d")
+	if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.TakeStore("x@y"), weir.Drain()).wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Brokers may tell no id of their cluster, or not always.
+func TestAClusterWithoutAnIDIsNotRefused(t *testing.T) {
+	store := checkpoint.NewMem()
+	for _, cluster := range []string{"", "here", ""} {
+		brokers := clusterOf(t, cluster)
+		produce(t, brokers, "in", "a:1")
+		if err := start(t, "app", brokers, sums(same), weir.Store(store), weir.Drain()).wait(); err != nil {
+			t.Errorf("cluster %q: %v", cluster, err)
+		}
+	}
+	err := start(t, "app", clusterOf(t, "there"), sums(same), weir.Store(store), weir.Drain()).wait()
+	wantError(t, err, "Kafka cluster here", "Kafka cluster there", "a prefix of its own", `weir.TakeStore("app@here")`, "WEIR_TAKE_STORE='app@here'")
+}
+
+// An instance that stands by may be the only one left where a store was taken over.
+func TestAStandbyLeavesAStoreAloneThatWasTakenOver(t *testing.T) {
+	brokers, store := broker(t, 1, "in", "out"), checkpoint.NewMem()
+	active := start(t, "app", brokers, sums(same), weir.Store(store))
+	produce(t, brokers, "in", "a:1")
+	await(active, 1, any1[event.CheckpointCommitted])
+	standby := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("b"))
+	awaitMembers(t, brokers, "app", 2)
+	other := checkpoint.Owner{Group: "app", Cluster: "there"}
+	if err := checkpoint.ClaimOwner(t.Context(), store, "app", other, checkpoint.Owner{Group: "app", Cluster: "kfake"}); err != nil {
+		t.Fatal(err)
+	}
+	active.stop()
+	if err := active.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if e := (*checkpoint.OwnerError)(nil); !errors.As(standby.wait(), &e) || e.Got != other {
+		t.Errorf("the standby ended with %v", standby.err)
+	}
+}
+
+func clusterOf(t *testing.T, id string) []string {
+	t.Helper()
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "in", "out"), kfake.ClusterID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c.ListenAddrs()
+}
+
+func objects(t *testing.T, store checkpoint.Store) []string {
+	t.Helper()
+	var names []string
+	for o, err := range store.List(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, o.Name)
+	}
+	return names
 }

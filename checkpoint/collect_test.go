@@ -37,8 +37,8 @@ func TestCollectDeletesOnlyOldGarbage(t *testing.T) {
 		keep := names(t, s)
 		orphans := []string{"ckpt/0000000000000003-000000ff.manifest", "seg/0000000000000002-000000ff.sst", "seg/0000000000000003-000000ff-m7.sst", "log/0000000000000003-000000ff-1.log"}
 		// What a writer may be about to name, and what is none of ours.
-		keep = append(keep, "seg/0000000000000004-000000ff.sst", "log/0000000000000004-000000ff-0.log", "log/0000000000000001-000000ff-x.log", "seg/0000000000000009-000000ff.sst", "seg/x", "savepoint/half/seg/ab-000000.sst", "probe/x")
-		for _, name := range append(slices.Clone(orphans), keep[len(keep)-7:]...) {
+		keep = append(keep, "seg/0000000000000004-000000ff.sst", "log/0000000000000004-000000ff-0.log", "log/0000000000000001-000000ff-x.log", "seg/0000000000000009-000000ff.sst", "seg/x", "savepoint/half/seg/ab-000000.sst", "owner/0000000000000001.json", "probe/x")
+		for _, name := range append(slices.Clone(orphans), keep[len(keep)-8:]...) {
 			if err := s.Put(t.Context(), name, []byte("12345")); err != nil {
 				t.Fatal(err)
 			}

@@ -256,7 +256,7 @@ func cannotLink(err error) bool {
 }
 
 // renameNew is for file systems without hard links. Between look and rename another
-// process could take the name; only the store's marker has a name that two
+// process could take the name; only the store's marker and its owners have names that two
 // processes would choose, and who loses there notices at the next start.
 func renameNew(temp, file string) error {
 	if _, err := os.Lstat(file); err == nil {
@@ -440,7 +440,7 @@ func (d *Dir) removeTemps(ctx context.Context, now time.Time) (int, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // nothing was ever put there
 	}
-	for _, prefix := range []string{manifestPrefix, segmentPrefix, logPrefix, inFlightPrefix, savepointPrefix, probePrefix} {
+	for _, prefix := range []string{manifestPrefix, segmentPrefix, logPrefix, inFlightPrefix, savepointPrefix, probePrefix, ownerPrefix} {
 		err = errors.Join(err, d.walk(ctx, prefix, remove))
 	}
 	if err := errors.Join(append(errs, err)...); err != nil {

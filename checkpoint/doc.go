@@ -7,7 +7,8 @@
 //
 // What is in a store:
 //
-//	weir-store.json                                    who owns the store: app, key-groups
+//	weir-store.json                                    whose store it is: app, key-groups
+//	owner/<n>.json                                     in which consumer group on which Kafka cluster; the last one counts
 //	ckpt/<checkpoint>-<incarnation>.manifest           one for each checkpoint
 //	seg/<checkpoint>-<incarnation>.sst                 the changes of one checkpoint
 //	log/<checkpoint>-<incarnation>-<n>.log             what a write-ahead sink is to do after it
@@ -21,7 +22,7 @@
 //
 // The order in which it is used:
 //
-//  1. At start: [OpenStore], [Probe], [Claim]; and if a pointer names a checkpoint,
+//  1. At start: [OpenStore], [Probe], [Claim], [ClaimOwner]; and if a pointer names a checkpoint,
 //     [Load] it and read its state with [Manifest.Scan], or segment by segment with
 //     [ReadSegment].
 //  2. Each incarnation has one [Writer], made by [NewWriter] on what was loaded.

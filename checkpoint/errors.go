@@ -113,6 +113,27 @@ func (e *WrongAppError) Error() string {
 	return fmt.Sprintf("checkpoint store %s belongs to app %q, this is app %q: give each app a store of its own, or set the app's name back", e.Store, e.Got, e.Want)
 }
 
+// OwnerError says that a store holds the checkpoints of an app of this name in another
+// consumer group or on another Kafka cluster. Nothing was changed in it.
+type OwnerError struct {
+	App   string
+	Store string
+	Want  Owner // this app
+	Got   Owner // the one that owns it
+}
+
+func (e *OwnerError) Error() string {
+	return fmt.Sprintf("checkpoint store %s belongs to app %q in group %q on %s, this is group %q on %s, and each would delete the checkpoints of the other: give this one a store or a prefix of its own; or, if the app has moved here and will never run there again, take the store over with weir.TakeStore(%q) or WEIR_TAKE_STORE='%s'",
+		e.Store, e.App, e.Got.Group, clusterName(e.Got.Cluster), e.Want.Group, clusterName(e.Want.Cluster), e.Got, e.Got)
+}
+
+func clusterName(id string) string {
+	if id == "" {
+		return "a Kafka cluster without an id"
+	}
+	return "Kafka cluster " + id
+}
+
 // KeyGroupsError says that the key-group count differs from the one that the state
 // was written with. It is fixed at the first run, because it says where a key lives.
 type KeyGroupsError struct {

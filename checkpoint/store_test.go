@@ -321,3 +321,207 @@ func TestTemporaryFilesOfOthersAreKept(t *testing.T) {
 		}
 	}
 }
+
+var (
+	here  = checkpoint.Owner{Group: "counters", Cluster: "here"}
+	there = checkpoint.Owner{Group: "counters", Cluster: "there"}
+)
+
+func TestAStoreHasOneOwner(t *testing.T) {
+	stores(t, func(t *testing.T, s checkpoint.Store) {
+		c := t.Context()
+		for range 2 {
+			if err := checkpoint.ClaimOwner(c, s, app, here); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := names(t, s)
+		group := checkpoint.Owner{Group: "others", Cluster: "here"}
+		for _, other := range []checkpoint.Owner{there, group} {
+			for what, err := range map[string]error{
+				"claim":                 checkpoint.ClaimOwner(c, s, app, other),
+				"take from another one": checkpoint.ClaimOwner(c, s, app, other, other, checkpoint.Owner{Group: "counters"}),
+				"check":                 checkpoint.CheckOwner(c, s, app, other),
+			} {
+				var owner *checkpoint.OwnerError
+				if !errors.As(err, &owner) || owner.App != app || owner.Store != s.String() || owner.Want != other || owner.Got != here {
+					t.Errorf("%s by %s: %v", what, other, err)
+				}
+			}
+		}
+		if after := names(t, s); !slices.Equal(after, before) {
+			t.Errorf("what was refused left %v of %v", after, before)
+		}
+		for range 2 {
+			if err := checkpoint.ClaimOwner(c, s, app, there, here, group); err != nil {
+				t.Errorf("take over: %v", err)
+			}
+		}
+		var owner *checkpoint.OwnerError
+		if err := checkpoint.ClaimOwner(c, s, app, here); !errors.As(err, &owner) || owner.Got != there {
+			t.Errorf("the old owner: %v", err)
+		}
+		if err := checkpoint.CheckOwner(c, s, app, there); err != nil {
+			t.Errorf("the new owner: %v", err)
+		}
+	})
+}
+
+func TestAClusterThatIsNotKnownMayBeAny(t *testing.T) {
+	s, unknown := checkpoint.NewMem(), checkpoint.Owner{Group: "counters"}
+	for _, o := range []checkpoint.Owner{unknown, unknown, here, unknown} {
+		if err := checkpoint.ClaimOwner(t.Context(), s, app, o); err != nil {
+			t.Errorf("%s: %v", o, err)
+		}
+	}
+	var owner *checkpoint.OwnerError
+	if err := checkpoint.ClaimOwner(t.Context(), s, app, there); !errors.As(err, &owner) || owner.Got != here {
+		t.Errorf("the id was not noted when it was known: %v", err)
+	}
+	if err := checkpoint.ClaimOwner(t.Context(), s, app, checkpoint.Owner{Group: "others"}); !errors.As(err, &owner) {
+		t.Errorf("another group: %v", err)
+	}
+}
+
+func TestOwnersThatClaimAtOnceAreDecidedByTheStore(t *testing.T) {
+	for name, taken := range map[string]bool{"nobody's": false, "taken over": true} {
+		t.Run(name, func(t *testing.T) {
+			s := faultstore.Wrap(checkpoint.NewMem())
+			old := checkpoint.Owner{Group: "old", Cluster: "here"}
+			if taken {
+				if err := checkpoint.ClaimOwner(t.Context(), s, app, old); err != nil {
+					t.Fatal(err)
+				}
+			}
+			faster := func(o checkpoint.Owner) {
+				s.Before(func(c ctx.Context, op faultstore.Op, _ string) error {
+					if op == faultstore.Put {
+						s.Before(nil)
+						return checkpoint.ClaimOwner(c, s.Store, app, o, old)
+					}
+					return nil
+				})
+			}
+			faster(there)
+			var owner *checkpoint.OwnerError
+			if err := checkpoint.ClaimOwner(t.Context(), s, app, here, old); !errors.As(err, &owner) || owner.Got != there {
+				t.Errorf("the slower one: %v", err)
+			}
+			old = there
+			faster(here) // another instance of the same app
+			if err := checkpoint.ClaimOwner(t.Context(), s, app, here, old); err != nil {
+				t.Errorf("the slower of one owner: %v", err)
+			}
+			if n := len(names(t, s.Store)); n != 2 && !taken || n != 3 && taken {
+				t.Errorf("the store has %v", names(t, s.Store))
+			}
+		})
+	}
+}
+
+// A process dies before or after it put an object, never in the midst.
+func TestAClaimThatIsCutShortIsFinishedByTheNext(t *testing.T) {
+	s := faultstore.Wrap(checkpoint.NewMem())
+	claims := func(o checkpoint.Owner, from ...checkpoint.Owner) {
+		for _, set := range []func(faultstore.Hook){s.Before, s.After} {
+			set(func(_ ctx.Context, op faultstore.Op, _ string) error {
+				if op == faultstore.Put {
+					return errors.New("cut short")
+				}
+				return nil
+			})
+			if err := checkpoint.ClaimOwner(t.Context(), s, app, o, from...); err == nil {
+				t.Errorf("%s: the claim was not cut short", o)
+			}
+			set(nil)
+		}
+		if err := checkpoint.ClaimOwner(t.Context(), s, app, o, from...); err != nil {
+			t.Errorf("%s: %v", o, err)
+		}
+	}
+	claims(here)
+	claims(there, here)
+	if got := names(t, s.Store); !slices.Equal(got, []string{"owner/0000000000000001.json", "owner/0000000000000002.json"}) {
+		t.Errorf("the store has %v", got)
+	}
+}
+
+func TestAnOwnerThatCannotBeReadIsNotGuessed(t *testing.T) {
+	for _, text := range []string{"", "{", `{"version": 1}`, `{"version": 2, "group": "counters"}`} {
+		s := checkpoint.NewMem()
+		if err := s.Put(t.Context(), "owner/0000000000000001.json", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		var (
+			damaged *checkpoint.DamagedError
+			version *checkpoint.VersionError
+		)
+		for _, err := range []error{checkpoint.ClaimOwner(t.Context(), s, app, here), checkpoint.CheckOwner(t.Context(), s, app, here)} {
+			if !errors.As(err, &damaged) && !errors.As(err, &version) || !strings.Contains(err.Error(), "owner/0000000000000001.json") {
+				t.Errorf("%q: %v", text, err)
+			}
+		}
+	}
+}
+
+// TestStoreOfAnOlderBuildGetsAnOwner claims a store that was written before there were owners,
+// and compares with what this build wrote first.
+func TestStoreOfAnOlderBuildGetsAnOwner(t *testing.T) {
+	const golden = "testdata/store-owner"
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("testdata/store-v2")); err != nil {
+		t.Fatal(err)
+	}
+	var ref offsets.ManifestRef
+	d := readGolden(t, dir, &ref)
+	if err := checkpoint.Claim(t.Context(), d, app, keyGroups); err != nil {
+		t.Fatal(err)
+	}
+	claim := func(s checkpoint.Store) {
+		t.Helper()
+		if err := errors.Join(checkpoint.ClaimOwner(t.Context(), s, app, here), checkpoint.ClaimOwner(t.Context(), s, app, there, here)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claim(d)
+	if _, err := checkpoint.Load(t.Context(), d, ref); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(golden); errors.Is(err, os.ErrNotExist) && *update {
+		g, err := checkpoint.OpenDir(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		claim(g)
+	}
+	g, err := checkpoint.OpenDir(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"owner/0000000000000001.json", "owner/0000000000000002.json"} {
+		want, err := g.Get(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := d.Get(t.Context(), name); err != nil || string(got) != string(want) {
+			t.Errorf("%s is %s, %v, want %s", name, got, err, want)
+		}
+	}
+	var owner *checkpoint.OwnerError
+	if err := checkpoint.CheckOwner(t.Context(), g, app, here); !errors.As(err, &owner) || owner.Got != there {
+		t.Errorf("golden owner: %v", err)
+	}
+}
+
+func TestOwnersAreWrittenAsTheyAreParsed(t *testing.T) {
+	for _, o := range []checkpoint.Owner{here, {Group: "a@b", Cluster: "c"}, {Group: "counters"}} {
+		if got, err := checkpoint.ParseOwner(o.String()); err != nil || got != o {
+			t.Errorf("%s is parsed as %+v, %v", o, got, err)
+		}
+	}
+	for _, s := range []string{"", "counters", "@here"} {
+		if o, err := checkpoint.ParseOwner(s); err == nil || !strings.Contains(err.Error(), "want group@cluster") {
+			t.Errorf("%q is parsed as %+v, %v", s, o, err)
+		}
+	}
+}

@@ -162,6 +162,37 @@ func TestWaysOnAfterAMismatch(t *testing.T) {
 	}
 }
 
+// TestTheAppMovesToAnotherGroup does what operations.md says of it.
+func TestTheAppMovesToAnotherGroup(t *testing.T) {
+	brokers, store := cluster(t, "lines", "counts"), checkpoint.NewMem()
+	run := func(group string) error {
+		app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.Group(group), weir.Drain())
+		wordcount(app)
+		produce(t, brokers, "lines", "w")
+		return app.Run(t.Context())
+	}
+	if err := run("old"); err != nil {
+		t.Fatal(err)
+	}
+	var owner *checkpoint.OwnerError
+	if err := run("new"); !errors.As(err, &owner) {
+		t.Fatalf("without a choice: %v", err)
+	}
+	t.Setenv("WEIR_TAKE_STORE", owner.Got.String())
+	t.Setenv("WEIR_RECOVER", "checkpoint")
+	for range 2 { // the choices may stay
+		if err := run("new"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := countsOf(t, brokers); !slices.Equal(got, []int64{1, 2, 3, 4}) {
+		t.Errorf("counts %v", got)
+	}
+	if err := run("old"); err == nil {
+		t.Error("the old group has the store again")
+	}
+}
+
 // TestWaysOnAfterAnInputWasRecreated lets a commit come after the input was deleted and
 // created again, as brokers take it that know topics by name in commits.
 func TestWaysOnAfterAnInputWasRecreated(t *testing.T) {

@@ -39,6 +39,8 @@ type Config struct {
 	Store  checkpoint.Store
 	Retain int // committed checkpoints kept
 
+	TakeStore []checkpoint.Owner // from whom the store may be taken over
+
 	BloomBits      int     // of a segment, for each key; 0: the default
 	MergeFanIn     int     // segments of one size that become one; 0: the default
 	MergeCPU       float64 // share of one core; 0: the default

@@ -30,9 +30,10 @@ import (
 // incarnation is one life of a job: one client, one restore, subtasks that run
 // until something fails or the job stops. It is never reused.
 type incarnation struct {
-	cfg  *Config
-	plan *Plan
-	ends map[offsets.Partition]int64 // drain up to here; nil: never
+	cfg   *Config
+	plan  *Plan
+	ends  map[offsets.Partition]int64 // drain up to here; nil: never
+	owner checkpoint.Owner            // of the store
 
 	local   *pebble.Store // nil: state is in memory
 	localAt pebble.ID     // what local equals; the committer's once subtasks run

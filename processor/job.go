@@ -23,7 +23,8 @@ import (
 type Job struct {
 	cfg   Config
 	plan  *Plan
-	local *pebble.Store // nil: state is in memory
+	local *pebble.Store    // nil: state is in memory
+	owner checkpoint.Owner // of the store: the job; set by prepare
 
 	mu     sync.Mutex
 	now    life
@@ -83,6 +84,7 @@ func (j *Job) run(ctx context.Context) error {
 	for {
 		begun := time.Now()
 		inc := newIncarnation(ctx, &j.cfg, j.plan, j.local, ends)
+		inc.owner = j.owner
 		j.live(inc, false)
 		err := inc.run(ctx)
 		j.live(nil, false)
@@ -191,8 +193,24 @@ func (j *Job) prepare(ctx context.Context) error {
 	if err := txn.Check(ctx, cl, cfg, outputs...); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	errs = append(errs, txn.EnsureCommitTopic(ctx, kadm.NewClient(cl), cfg.CommitTopic, cfg.CommitTopicReplication))
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := j.claimOwner(ctx, cl); err != nil {
+		return err
+	}
+	// Not before: an app that the store refuses makes no topic.
+	return txn.EnsureCommitTopic(ctx, kadm.NewClient(cl), cfg.CommitTopic, cfg.CommitTopicReplication)
+}
+
+// claimOwner makes sure that no other group and no other cluster has the store.
+func (j *Job) claimOwner(ctx context.Context, cl *kgo.Client) error {
+	cluster, err := txn.ClusterID(ctx, cl)
+	if err != nil {
+		return err
+	}
+	j.owner = checkpoint.Owner{Group: j.cfg.Group, Cluster: cluster}
+	return checkpoint.ClaimOwner(ctx, j.cfg.Store, j.cfg.App, j.owner, j.cfg.TakeStore...)
 }
 
 // endOffsets returns where a drain stops: what a read_committed reader can reach now.
@@ -251,8 +269,9 @@ func classifyStore(err error) error {
 		damaged *checkpoint.DamagedError
 		missing *checkpoint.MissingError
 		version *checkpoint.VersionError
+		owner   *checkpoint.OwnerError
 	)
-	if errors.As(err, &damaged) || errors.As(err, &missing) || errors.As(err, &version) {
+	if errors.As(err, &damaged) || errors.As(err, &missing) || errors.As(err, &version) || errors.As(err, &owner) {
 		return fatal(err)
 	}
 	return err

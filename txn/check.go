@@ -59,6 +59,16 @@ func checkReach(ctx context.Context, cl *kgo.Client) error {
 	return fmt.Errorf("reach Kafka at %s: %w\n  check the address (WEIR_BROKERS), that the broker is up, and that TLS and SASL are set as it expects", strings.Join(seeds, ", "), err)
 }
 
+// ClusterID returns the id that a cluster was given when it was set up, empty if its brokers
+// tell none. cl is any client of it.
+func ClusterID(ctx context.Context, cl *kgo.Client) (string, error) {
+	m, err := kadm.NewClient(cl).BrokerMetadata(ctx)
+	if err != nil {
+		return "", fmt.Errorf("ask the brokers for the id of their cluster: %w", err)
+	}
+	return m.Cluster, nil
+}
+
 // oldest are the versions of requests that the guarantee takes: a commit that carries member
 // and generation, and offsets that are told only once they are decided. The client would
 // leave out what an older version has no field for, and say nothing.
