@@ -282,8 +282,9 @@ func ancestors(ctx context.Context, store Store, parent offsets.ManifestRef, n i
 
 // CollectOptions says what [Collect] must leave alone.
 type CollectOptions struct {
-	// Live are the checkpoints that committed offsets name: of each pointer of the group,
-	// read stably, the manifest. There must be at least one.
+	// Live are the checkpoints that committed offsets name: of each pointer of the group
+	// that owns the store, see [CheckOwner], read stably, the manifest. There must be at
+	// least one.
 	Live []offsets.ManifestRef
 	// Retain is how many committed checkpoints are kept for each of them, as in Config.
 	Retain int

@@ -49,6 +49,7 @@ func (f *kafkaFlags) asked() bool { return len(f.brokers) > 0 }
 // committed is what Kafka says about an app's commits.
 type committed struct {
 	app, group string
+	cluster    string // its id; empty: the brokers tell none
 	pointers   map[offsets.Partition]offsets.ManifestRef
 	// record is the last commit record, which tells if the offsets are gone.
 	record *offsets.CommitRecord
@@ -90,6 +91,9 @@ func (c *committed) read(ctx context.Context, opts []kgo.Opt) error {
 		return err
 	}
 	defer cl.Close()
+	if c.cluster, err = txn.ClusterID(ctx, cl); err != nil {
+		return err
+	}
 	resp, err := kadm.NewClient(cl).FetchOffsets(ctx, c.group)
 	if errors.Is(err, kerr.GroupIDNotFound) {
 		err = nil // it has no offsets

@@ -42,6 +42,10 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 			if err != nil {
 				return err
 			}
+			// The checkpoints of another owner may be lower than those that this one retains.
+			if err := checkpoint.CheckOwner(cmd.Context(), store, app, checkpoint.Owner{Group: c.group, Cluster: c.cluster}); err != nil {
+				return fmt.Errorf("is it the right cluster and --group? %w", err)
+			}
 			if len(c.pointers) == 0 {
 				return fmt.Errorf("group %s has no offset with a pointer of app %q: what is garbage cannot be told; is it the right cluster and --group?", c.group, c.app)
 			}

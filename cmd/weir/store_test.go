@@ -542,6 +542,31 @@ func TestGCKeepsWhatThePointersNeed(t *testing.T) {
 	refused(t, []string{"gc", "--brokers", cluster(t, nil)}, "no offset with a pointer")
 }
 
+func TestGCLeavesTheStoreOfAnotherOwnerAlone(t *testing.T) {
+	dir, refs := payments(t)
+	brokers := cluster(t, &refs[2])
+	store, err := checkpoint.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, moved := checkpoint.Owner{Group: "payments", Cluster: "kfake"}, checkpoint.Owner{Group: "payments", Cluster: "there"}
+	for _, err := range []error{
+		checkpoint.ClaimOwner(t.Context(), store, "payments", here),
+		checkpoint.ClaimOwner(t.Context(), store, "payments", moved, here),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	gc := []string{"gc", "--brokers", brokers, "--retain", "1", "--grace", "1ns"}
+	refused(t, gc, "right cluster and --group", "Kafka cluster there", "Kafka cluster kfake")
+	wantOut(t, mustRun(t, "checkpoint", "ls"), "4709") // what only reads does not ask
+	if err := checkpoint.ClaimOwner(t.Context(), store, "payments", here, moved); err != nil {
+		t.Fatal(err)
+	}
+	wantOut(t, mustRun(t, gc...), "deleted")
+}
+
 func TestTablesAreCutToTheTerminal(t *testing.T) {
 	var tb table
 	tb.add("A", "VALUE")
