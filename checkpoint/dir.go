@@ -92,6 +92,14 @@ func (d *Dir) makeDir(dir string) error {
 	return d.makeDirLocked(dir)
 }
 
+// makeDirAgain is makeDir where it was found to be gone.
+func (d *Dir) makeDirAgain(dir string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.made)
+	return d.makeDirLocked(dir)
+}
+
 func (d *Dir) makeDirLocked(dir string) error {
 	if d.made[dir] {
 		return nil
@@ -142,10 +150,7 @@ func (d *Dir) put(ctx context.Context, name string, data []byte) (err error) {
 	temp, err := writeTemp(dir, data)
 	if errors.Is(err, fs.ErrNotExist) {
 		// Somebody removed the directory under us; a store made anew is as good.
-		d.mu.Lock()
-		clear(d.made)
-		d.mu.Unlock()
-		if err := d.makeDir(dir); err != nil {
+		if err := d.makeDirAgain(dir); err != nil {
 			return err
 		}
 		temp, err = writeTemp(dir, data)
@@ -208,6 +213,13 @@ func (d *Dir) link(ctx context.Context, name string, src *Dir, object string) (b
 		return false, err
 	}
 	err = os.Link(old, file)
+	if errors.Is(err, fs.ErrNotExist) {
+		// There is no such object, or somebody removed the directory under us.
+		if err := d.makeDirAgain(dir); err != nil {
+			return false, err
+		}
+		err = os.Link(old, file)
+	}
 	switch {
 	case cannotLink(err), errors.Is(err, syscall.EXDEV), errors.Is(err, syscall.EMLINK):
 		return false, nil

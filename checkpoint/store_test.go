@@ -207,6 +207,20 @@ func TestDirectoryRemadeAfterItWasRemoved(t *testing.T) {
 	if err := d.Put(t.Context(), "seg/b", nil); err != nil {
 		t.Fatal(err)
 	}
+	link := func(name string) {
+		t.Helper()
+		if done, err := d.Link(t.Context(), name, d, "seg/b"); !done || err != nil {
+			t.Fatal(done, err)
+		}
+	}
+	link("savepoint/a/seg/b")
+	if err := os.RemoveAll(filepath.Join(path, "savepoint")); err != nil {
+		t.Fatal(err)
+	}
+	link("savepoint/a/seg/b")
+	if _, err := d.Link(t.Context(), "savepoint/a/seg/c", d, "seg/c"); !errors.Is(err, checkpoint.ErrNotFound) {
+		t.Errorf("link of an object that is not there: %v", err)
+	}
 }
 
 func TestClaim(t *testing.T) {
