@@ -340,7 +340,9 @@ func (d *Dir) List(ctx context.Context, prefix string) iter.Seq2[Object, error] 
 		err := ctx.Err()
 		if err == nil {
 			err = d.walk(ctx, prefix, func(name string, info fs.FileInfo) error {
-				if !strings.HasPrefix(path.Base(name), tempPrefix) && strings.HasPrefix(name, prefix) {
+				// Beside temporary files there may be what other programs hide there, as .DS_Store
+				// and .nfs0001 are. It is no object, and could not be deleted as one.
+				if validName(name) && strings.HasPrefix(name, prefix) {
 					found = append(found, Object{name, info.Size(), info.ModTime()})
 				}
 				return nil

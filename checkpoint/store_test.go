@@ -223,6 +223,31 @@ func TestDirectoryRemadeAfterItWasRemoved(t *testing.T) {
 	}
 }
 
+// A desktop or a network file system leaves files of its own in any directory.
+func TestHiddenFilesAreNoObjects(t *testing.T) {
+	d, err := checkpoint.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, d, nil)
+	r.commit(1, changes{"0/a": "1"})
+	m, _ := r.Base()
+	if _, err := checkpoint.CreateSavepoint(t.Context(), d, m, d, "a", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{".DS_Store", "seg/.nfs0001"} {
+		if err := os.WriteFile(filepath.Join(d.Path(), "savepoint", "a", name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := checkpoint.DeleteSavepoint(t.Context(), d, "a"); err != nil {
+		t.Error(err)
+	}
+	if list, err := checkpoint.ListSavepoints(t.Context(), d); len(list) > 0 || err != nil {
+		t.Errorf("after it was deleted there are %v, %v", list, err)
+	}
+}
+
 func TestClaim(t *testing.T) {
 	stores(t, func(t *testing.T, s checkpoint.Store) {
 		c := t.Context()
