@@ -376,6 +376,116 @@ func TestRetriesEndWithTheContext(t *testing.T) {
 	}
 }
 
+// hanging is a bucket whose operations end with their context.
+type hanging struct{ driver.Bucket }
+
+func (hanging) Attributes(ctx context.Context, _ string) (*driver.Attributes, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hanging) NewRangeReader(ctx context.Context, _ string, _, _ int64, _ *driver.ReaderOptions) (driver.Reader, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hanging) NewTypedWriter(ctx context.Context, _, _ string, _ *driver.WriterOptions) (driver.Writer, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hanging) Delete(ctx context.Context, _ string, _ *driver.DeleteOptions) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (hanging) ListPaged(ctx context.Context, _ *driver.ListOptions) (*driver.ListPage, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// hangingBody opens objects and gives nothing of them.
+type hangingBody struct{ driver.Bucket }
+
+func (b hangingBody) NewRangeReader(ctx context.Context, key string, off, n int64, o *driver.ReaderOptions) (driver.Reader, error) {
+	r, err := b.Bucket.NewRangeReader(ctx, key, off, n, o)
+	return &hangingReader{r, ctx}, err
+}
+
+type hangingReader struct {
+	driver.Reader
+	ctx context.Context
+}
+
+func (r *hangingReader) Read([]byte) (int, error) {
+	<-r.ctx.Done()
+	return 0, r.ctx.Err()
+}
+
+func TestNoOperationWaitsForEver(t *testing.T) {
+	silent := func(t *testing.T, errs ...error) {
+		t.Helper()
+		for i, err := range errs {
+			if err == nil || errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "does not answer") || !strings.Contains(err.Error(), "look at the service") {
+				t.Errorf("operation %d: %v", i, err)
+			}
+		}
+	}
+	for _, unconditional := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := blob.New(gocloud.NewBucket(hanging{memDriver(t)}), blob.Options{URL: "hanging://", NoConditionalWrites: unconditional})
+			_, get := s.Get(t.Context(), "a")
+			_, getRange := s.GetRange(t.Context(), "a", 1, 1)
+			_, none := s.GetRange(t.Context(), "a", 0, 0)
+			_, list := firstOf(s.List(t.Context(), ""))
+			silent(t, s.Put(t.Context(), "a", make([]byte, 1<<20)), get, getRange, none, list, s.Delete(t.Context(), "a"))
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		bucket := memDriver(t)
+		s := blob.New(gocloud.NewBucket(hangingBody{bucket}), blob.Options{URL: "hanging://"})
+		if err := s.Put(t.Context(), "a", []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		_, get := s.Get(t.Context(), "a")
+		_, getRange := s.GetRange(t.Context(), "a", 1, 1)
+		silent(t, get, getRange)
+	})
+}
+
+// slowPages takes a while for each page of a list, which has one object.
+type slowPages struct{ driver.Bucket }
+
+func (b slowPages) ListPaged(ctx context.Context, o *driver.ListOptions) (*driver.ListPage, error) {
+	select {
+	case <-time.After(50 * time.Second):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	o.PageSize = 1
+	return b.Bucket.ListPaged(ctx, o)
+}
+
+func TestLongListIsNotGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := blob.New(gocloud.NewBucket(slowPages{memDriver(t)}), blob.Options{URL: "slow://"})
+		for _, name := range []string{"a", "b", "c", "d"} {
+			if err := s.Put(t.Context(), name, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n := 0
+		for _, err := range s.List(t.Context(), "") {
+			if n++; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n != 4 {
+			t.Errorf("%d objects", n)
+		}
+	})
+}
+
 func TestConnectionThatBreaksIsNotAShortObject(t *testing.T) {
 	s, f := newFaulty(t, blob.Options{RetryFor: time.Nanosecond})
 	if err := s.Put(t.Context(), "a", []byte("hello")); err != nil {

@@ -40,6 +40,9 @@ const (
 )
 
 func (s *Store) kind(err error) Kind {
+	if errors.Is(err, errSilent) {
+		return Transient
+	}
 	if s.o.Classify != nil {
 		if k := s.o.Classify(err); k != Unclassified {
 			return k
@@ -161,7 +164,10 @@ func (s *Store) cause(ctx context.Context, err error) error {
 	case Unsupported:
 		c.text += "; if the service has no conditional writes, add " + paramConditional + "=false to the URL; if it has no checksums and is spoken to by the S3 protocol, add request_checksum_calculation=when_required"
 	case Transient:
-		c.text += "; it was tried for " + s.o.RetryFor.String() + ": look at the service and at the network to it"
+		if !errors.Is(err, errSilent) {
+			c.text += "; it was tried for " + s.o.RetryFor.String()
+		}
+		c.text += ": look at the service and at the network to it"
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		// To callers that would say that the object is short.

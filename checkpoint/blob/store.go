@@ -58,6 +58,12 @@ const (
 
 	// minPartSize is what S3 asks of all parts but the last.
 	minPartSize = 5 << 20
+
+	// patience is for how long a service may be silent: SDKs wait for ever. What is
+	// sent or fetched may take longer, by what it takes at slowRate.
+	patience = time.Minute
+	slowRate = 64 << 10 // bytes a second
+
 	// checkSize is up to how large an object may be that is put twice in order to
 	// see that the service keeps the first.
 	checkSize = 64 << 10
@@ -70,8 +76,9 @@ const (
 
 // Store keeps objects in a bucket. It implements checkpoint.Store.
 //
-// What fails for a reason that may pass is tried again, with growing waits. A Put
-// whose outcome was lost on the way is found out: each Put marks its object, and the
+// What fails for a reason that may pass is tried again, with growing waits. A service
+// that is silent for a minute, and longer for a large object, has failed: no operation
+// waits for it for ever. A Put whose outcome was lost on the way is found out: each Put marks its object, and the
 // object that stands in its way may be its own.
 //
 // The first small object is put twice, to see that the service doesn't overwrite:
@@ -140,6 +147,55 @@ func (s *Store) retry(ctx context.Context, do func() error) error {
 		return cmp.Or(seen, last)
 	}
 	return last
+}
+
+// errSilent says that an attempt was given up. It wraps no error of the context, which
+// would say that the caller did not want to wait any longer.
+var errSilent = fmt.Errorf("the service does not answer: nothing came for %v", patience)
+
+// request is the context of a request, or of several that follow each other.
+type request struct {
+	context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+}
+
+// request begins one that sends n bytes.
+func (s *Store) request(ctx context.Context, n int64) *request {
+	r := &request{}
+	r.Context, r.cancel = context.WithCancelCause(ctx)
+	r.timer = time.AfterFunc(patienceFor(n), func() { r.cancel(errSilent) })
+	return r
+}
+
+func patienceFor(n int64) time.Duration {
+	return patience + time.Duration(n/slowRate)*time.Second
+}
+
+// answered says that the service has answered, and that n bytes are still to come.
+func (r *request) answered(n int64) { r.timer.Reset(patienceFor(n)) }
+
+// end returns what err, which the request ended with, means.
+func (r *request) end(err error) error {
+	r.timer.Stop()
+	if err != nil && context.Cause(r) == errSilent {
+		err = errSilent
+	}
+	r.cancel(nil)
+	return err
+}
+
+// attributes asks what is known of an object.
+func (s *Store) attributes(ctx context.Context, name string) (*blob.Attributes, error) {
+	r := s.request(ctx, 0)
+	a, err := s.bucket.Attributes(r, name)
+	return a, r.end(err)
+}
+
+// delete deletes an object.
+func (s *Store) delete(ctx context.Context, name string) error {
+	r := s.request(ctx, 0)
+	return r.end(s.bucket.Delete(r, name))
 }
 
 // Put implements checkpoint.Store.
@@ -251,24 +307,22 @@ func (s *Store) write(ctx context.Context, u *upload) error {
 		Metadata:    map[string]string{putID: u.id},
 		BeforeWrite: s.o.BeforeWrite,
 	}
+	r := s.request(ctx, int64(len(u.data)))
 	if s.o.Upload {
-		return s.bucket.Upload(ctx, u.name, bytes.NewReader(u.data), o)
+		return r.end(s.bucket.Upload(r, u.name, bytes.NewReader(u.data), o))
 	}
 	sum := md5.Sum(u.data)
 	o.ContentMD5 = sum[:]
-	// Closing a writer keeps what was written, unless the context is done.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	w, err := s.bucket.NewWriter(ctx, u.name, o)
+	w, err := s.bucket.NewWriter(r, u.name, o)
 	if err != nil {
-		return err
+		return r.end(err)
 	}
 	if _, err := w.Write(u.data); err != nil {
-		cancel()
-		_ = w.Close()
+		err = r.end(err)
+		_ = w.Close() // it keeps what was written, unless the context is done
 		return err
 	}
-	return w.Close()
+	return r.end(w.Close())
 }
 
 type finding int
@@ -281,7 +335,7 @@ const (
 
 // find looks whose the object is that has the name of u.
 func (s *Store) find(ctx context.Context, u *upload) (finding, error) {
-	a, err := s.bucket.Attributes(ctx, u.name)
+	a, err := s.attributes(ctx, u.name)
 	if err != nil && s.kind(err) == NotFound {
 		return nothing, nil
 	}
@@ -314,7 +368,7 @@ func (s *Store) checkConditional(ctx context.Context, u *upload) error {
 	err := s.write(ctx, u)
 	switch {
 	case err == nil:
-		_ = s.bucket.Delete(ctx, u.name) // what failed to be put is better not there
+		_ = s.delete(ctx, u.name) // what failed to be put is better not there
 		return own(&cause{text: "the service overwrites objects although it is told not to; use one that has conditional writes, or add " + paramConditional + "=false to the URL and run only one instance"})
 	case s.kind(err) == Exists:
 		s.conditional.Store(true)
@@ -395,12 +449,12 @@ func (s *Store) getRange(ctx context.Context, name string, off, n int64) ([]byte
 			return nil, err
 		}
 		// Services refuse a range that begins behind the end, each in its own way.
-		if a, aerr := s.bucket.Attributes(ctx, name); aerr != nil || off <= a.Size && n <= a.Size-off {
+		if a, aerr := s.attributes(ctx, name); aerr != nil || off <= a.Size && n <= a.Size-off {
 			return nil, err
 		}
 		return nil, own(io.ErrUnexpectedEOF)
 	}
-	a, err := s.bucket.Attributes(ctx, name)
+	a, err := s.attributes(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -412,7 +466,13 @@ func (s *Store) getRange(ctx context.Context, name string, off, n int64) ([]byte
 
 // read reads n bytes from off on, or all if n is negative.
 func (s *Store) read(ctx context.Context, name string, off, n int64) ([]byte, error) {
-	r, err := s.bucket.NewRangeReader(ctx, name, off, n, nil)
+	req := s.request(ctx, 0)
+	b, err := s.readIn(req, name, off, n)
+	return b, req.end(err)
+}
+
+func (s *Store) readIn(req *request, name string, off, n int64) ([]byte, error) {
+	r, err := s.bucket.NewRangeReader(req, name, off, n, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -424,6 +484,7 @@ func (s *Store) read(ctx context.Context, name string, off, n int64) ([]byte, er
 	case off > size || n > size-off:
 		return nil, own(io.ErrUnexpectedEOF)
 	}
+	req.answered(n)
 	var b bytes.Buffer
 	b.Grow(int(n) + bytes.MinRead)
 	// Up to the end: that is where an SDK compares checksums.
@@ -461,15 +522,22 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[checkpoint.Ob
 }
 
 func (s *Store) list(ctx context.Context, prefix string) ([]checkpoint.Object, error) {
+	req := s.request(ctx, 0)
+	found, err := s.listIn(req, prefix)
+	return found, req.end(err)
+}
+
+func (s *Store) listIn(req *request, prefix string) ([]checkpoint.Object, error) {
 	var found []checkpoint.Object
 	for it := s.bucket.List(&blob.ListOptions{Prefix: prefix}); ; {
-		o, err := it.Next(ctx)
+		o, err := it.Next(req)
 		if err == io.EOF { // a connection that ends gives another error that wraps it
 			break
 		}
 		if err != nil {
 			return nil, err
 		}
+		req.answered(0) // with a page at least
 		// Consoles make objects that stand for directories.
 		if !o.IsDir && checkpoint.ValidName(o.Key) {
 			found = append(found, checkpoint.Object{Name: o.Key, Size: o.Size, Modified: o.ModTime})
@@ -484,7 +552,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	err := check(ctx, name)
 	if err == nil {
 		err = s.retry(ctx, func() error {
-			err := s.bucket.Delete(ctx, name)
+			err := s.delete(ctx, name)
 			if err != nil && s.kind(err) == NotFound {
 				return nil
 			}
