@@ -128,6 +128,7 @@ type savepointWriter struct {
 	segments []SegmentRef // with names relative to view
 	logs     []string     // names of objects, relative to view
 	inFlight []InFlight   // as segments
+	begun    []string     // objects that may have been written
 }
 
 func beginSavepoint(ctx context.Context, to Store, name string) (*savepointWriter, error) {
@@ -147,7 +148,14 @@ func beginSavepoint(ctx context.Context, to Store, name string) (*savepointWrite
 }
 
 func (w *savepointWriter) next() string {
-	return fmt.Sprintf("%s%s-%06d%s", segmentPrefix, w.attempt, len(w.segments), segmentSuffix)
+	return w.begin(fmt.Sprintf("%s%s-%06d%s", segmentPrefix, w.attempt, len(w.segments), segmentSuffix))
+}
+
+// begin returns the name of an object that is about to be written: it may be there whatever
+// the store says.
+func (w *savepointWriter) begin(object string) string {
+	w.begun = append(w.begun, object)
+	return object
 }
 
 // copy takes a segment of another store.
@@ -164,7 +172,7 @@ func (w *savepointWriter) copy(ctx context.Context, from Store, s SegmentRef) er
 // copyLogs takes the logs of a manifest of another store.
 func (w *savepointWriter) copyLogs(ctx context.Context, from Store, m *Manifest) error {
 	return copyLogs(ctx, from, m, func(n int, data []byte) (string, error) {
-		object := fmt.Sprintf("%s%s-%06d%s", logPrefix, w.attempt, n, logSuffix)
+		object := w.begin(fmt.Sprintf("%s%s-%06d%s", logPrefix, w.attempt, n, logSuffix))
 		err := w.view.Put(ctx, object, data)
 		if err == nil {
 			w.logs = append(w.logs, object)
@@ -175,7 +183,7 @@ func (w *savepointWriter) copyLogs(ctx context.Context, from Store, m *Manifest)
 
 // copyInFlight takes the records in flight of another store.
 func (w *savepointWriter) copyInFlight(ctx context.Context, from Store, refs []InFlight) (err error) {
-	w.inFlight, err = copyInFlight(ctx, from, refs, w.view, inFlightPrefix+w.attempt+inFlightSuffix)
+	w.inFlight, err = copyInFlight(ctx, from, refs, w.view, w.begin(inFlightPrefix+w.attempt+inFlightSuffix))
 	return err
 }
 
@@ -208,16 +216,16 @@ func (w *savepointWriter) complete(ctx context.Context, m Manifest) (SavepointIn
 	return info, nil
 }
 
-// giveUp deletes what was written, as far as possible, before anything named it.
+// giveUpTime bounds how long it takes to delete what was written: the store may hang.
+const giveUpTime = 10 * time.Second
+
+// giveUp deletes what was written, as far as possible, before anything named it. The
+// context may be done: that may be why.
 func (w *savepointWriter) giveUp(ctx context.Context, cause error) error {
-	for _, s := range w.segments {
-		_ = w.view.Delete(context.WithoutCancel(ctx), s.Object)
-	}
-	for _, object := range w.logs {
-		_ = w.view.Delete(context.WithoutCancel(ctx), object)
-	}
-	for _, f := range w.inFlight[:min(len(w.inFlight), 1)] {
-		_ = w.view.Delete(context.WithoutCancel(ctx), f.Object)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpTime)
+	defer cancel()
+	for _, object := range w.begun {
+		_ = w.view.Delete(ctx, object)
 	}
 	return cause
 }

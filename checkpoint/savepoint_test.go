@@ -12,12 +12,16 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state/segment"
+
+	ctx "context"
 )
 
 // job makes some checkpoints, with inline segments and such of their own, and returns
@@ -295,6 +299,47 @@ func TestCrashInAnOperationOnSavepoints(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestSavepointThatFailedLeavesNothing(t *testing.T) {
+	mem := checkpoint.NewMem()
+	_, m, _ := job(t, mem)
+	for k, failed := 1, true; failed; k++ {
+		target := checkpoint.NewMem()
+		s, puts := faultstore.Wrap(target), 0
+		s.After(func(_ ctx.Context, op faultstore.Op, name string) error {
+			if op == faultstore.Put {
+				puts++
+			}
+			if op == faultstore.Put && puts == k && !strings.HasSuffix(name, ".manifest") {
+				return errors.New("no answer came")
+			}
+			return nil
+		})
+		_, err := checkpoint.CreateSavepoint(t.Context(), mem, m, s, "x", nil)
+		if failed = err != nil; failed && len(names(t, target)) > 0 {
+			t.Errorf("the answer to put %d was lost, and there is %v", k, names(t, target))
+		}
+	}
+}
+
+func TestSavepointIsGivenUpInTimeOnAStoreThatHangs(t *testing.T) {
+	mem := checkpoint.NewMem()
+	_, m, _ := job(t, mem)
+	synctest.Test(t, func(t *testing.T) {
+		c, cancel := ctx.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s, puts := faultstore.Wrap(checkpoint.NewMem()), 0
+		s.Before(faultstore.Hang(func(op faultstore.Op, _ string) bool {
+			if op == faultstore.Put {
+				puts++
+			}
+			return puts > 1
+		}, nil))
+		if _, err := checkpoint.CreateSavepoint(c, mem, m, s, "x", nil); !errors.Is(err, ctx.DeadlineExceeded) {
+			t.Errorf("the error is %v", err)
+		}
+	})
 }
 
 // keyed makes the entries of a test's savepoint, whose keys are in key-groups that the
