@@ -85,7 +85,8 @@ func (d *Dir) file(name string) (string, error) {
 }
 
 // makeDir makes dir and its parents and syncs each parent that got a new entry: a
-// synced file in a directory whose own entry is lost is lost, too.
+// synced file in a directory whose own entry is lost is lost, too. So is that of a
+// directory that was there: who made it may have died, or failed, before he synced.
 func (d *Dir) makeDir(dir string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -109,6 +110,11 @@ func (d *Dir) makeDirLocked(dir string) error {
 	case err == nil && !info.IsDir():
 		return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
 	case err == nil:
+		// Above the store's own directories there are others' file systems, and some that
+		// can't be opened.
+		if err := syncDir(filepath.Dir(dir)); err != nil && len(dir) > len(d.path) {
+			return err
+		}
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	default:
@@ -277,7 +283,8 @@ func renameNew(temp, file string) error {
 	return os.Rename(temp, file)
 }
 
-func syncDir(dir string) error {
+// syncDir is a variable for a test.
+var syncDir = func(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err

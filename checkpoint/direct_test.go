@@ -2,11 +2,51 @@ package checkpoint
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 )
+
+// The disk fails after a directory was made. That it is there later does not say that its
+// entry is on disk.
+func TestDirectoryThatWasNotSyncedIsSyncedLater(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "store")
+	synced, failing := map[string]bool{}, ""
+	real := syncDir
+	defer func() { syncDir = real }()
+	syncDir = func(dir string) error {
+		if dir == failing {
+			failing = ""
+			return syscall.EIO
+		}
+		synced[dir] = true
+		return real(dir)
+	}
+	failing = filepath.Dir(filepath.Dir(path))
+	if _, err := OpenDir(path); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	d, err := OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failing = path
+	if err := d.Put(t.Context(), "seg/a", nil); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if err := d.Put(t.Context(), "seg/b", nil); err != nil {
+		t.Fatal(err)
+	}
+	for dir := filepath.Join(path, "seg"); len(dir) >= len(filepath.Dir(filepath.Dir(path))); dir = filepath.Dir(dir) {
+		if !synced[dir] {
+			t.Errorf("%s was not synced", dir)
+		}
+	}
+}
 
 // Objects go around the page cache or through it, by their size, and come back as they were.
 func TestObjectsOfAllSizesComeBack(t *testing.T) {
