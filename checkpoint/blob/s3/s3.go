@@ -54,6 +54,10 @@ func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
 // and whose parts could not be removed; what follows is why it failed.
 const afterAbort = "triggered after multipart upload failed: "
 
+// noCredentials stands in an error of who gives out credentials: a role's or a pod's
+// endpoint, a token service, a file.
+const noCredentials = "get credentials: "
+
 func classify(err error) blob.Kind {
 	text := err.Error()
 	if _, why, ok := strings.Cut(text, afterAbort); ok {
@@ -64,6 +68,15 @@ func classify(err error) blob.Kind {
 			return blob.Refused
 		}
 		return blob.Transient
+	}
+	var response interface{ HTTPStatusCode() int }
+	answered := errors.As(err, &response) && response.HTTPStatusCode() >= 400
+	if strings.Contains(text, noCredentials) || strings.Contains(text, "failed to refresh cached credentials") {
+		// The service was not asked: what was not found is no object.
+		if answered && blob.StatusKind(response.HTTPStatusCode()) == blob.Transient {
+			return blob.Transient
+		}
+		return blob.Denied
 	}
 	var api smithy.APIError
 	if errors.As(err, &api) {
@@ -86,13 +99,9 @@ func classify(err error) blob.Kind {
 			return blob.Refused // archived is not missing
 		}
 	}
-	var response interface{ HTTPStatusCode() int }
-	if errors.As(err, &response) && response.HTTPStatusCode() >= 400 {
-		return blob.StatusKind(response.HTTPStatusCode())
-	}
 	switch {
-	case strings.Contains(text, "get credentials"), strings.Contains(text, "failed to refresh cached credentials"):
-		return blob.Denied
+	case answered:
+		return blob.StatusKind(response.HTTPStatusCode())
 	case strings.Contains(text, "checksum did not match"):
 		return blob.Transient // it was damaged on the way; if not, it fails again
 	}

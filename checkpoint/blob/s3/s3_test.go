@@ -371,6 +371,43 @@ func TestMistakesAreNamedWithARemedy(t *testing.T) {
 	}
 }
 
+// endpoint gives out credentials, as that of a machine's role does.
+func endpoint(t *testing.T, status int) *atomic.Int32 {
+	var now atomic.Int32
+	now.Store(int32(status))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if status := int(now.Load()); status != http.StatusOK {
+			w.WriteHeader(status)
+			return
+		}
+		fmt.Fprintf(w, `{"AccessKeyId": %q, "SecretAccessKey": %q}`, s3server.AccessKey, s3server.SecretKey)
+	}))
+	t.Cleanup(server.Close)
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", server.URL+"/role")
+	return &now
+}
+
+func TestWithoutCredentialsNothingIsSaidOfObjects(t *testing.T) {
+	server := s3server.Start(t)
+	if err := open(t, server.URL("x")).Put(t.Context(), "a", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	status := endpoint(t, 404) // there is no role
+	s := open(t, server.URL("x"))
+	_, get := s.Get(t.Context(), "a")
+	for i, err := range []error{get, s.Delete(t.Context(), "a"), s.Put(t.Context(), "b", nil)} {
+		if err == nil || errors.Is(err, checkpoint.ErrNotFound) || !strings.Contains(err.Error(), "credentials come from AWS_ACCESS_KEY_ID") {
+			t.Errorf("operation %d: %v", i, err)
+		}
+	}
+	status.Store(200)
+	if b, err := s.Get(t.Context(), "a"); string(b) != "x" || err != nil {
+		t.Errorf("with credentials: %q, %v", b, err)
+	}
+}
+
 // fault is what the proxy does to a request.
 type fault struct {
 	status int    // answer with it
