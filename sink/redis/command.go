@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -369,46 +370,119 @@ func (c *commands) refuseUnscripted(name string) bool {
 
 // repeats are commands whose effect adds up if they are repeated.
 var repeats = strings.Fields(`
-	APPEND BITFIELD BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN CF.ADD CF.DEL CF.INSERT CMS.INCRBY DECR DECRBY
-	EVAL EVALSHA FCALL GETDEL HINCRBY HINCRBYFLOAT INCR INCRBY INCRBYFLOAT JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM
-	JSON.NUMINCRBY JSON.NUMMULTBY JSON.NUMPOWBY JSON.STRAPPEND JSON.TOGGLE LINSERT LMOVE LMPOP LPOP LPUSH LPUSHX LTRIM MOVE PUBLISH
-	RENAME RENAMENX RPOP RPOPLPUSH RPUSH RPUSHX SMOVE SPOP SPUBLISH SWAPDB TDIGEST.ADD TDIGEST.MERGE TOPK.ADD TOPK.INCRBY TS.DECRBY
-	TS.INCRBY XADD XAUTOCLAIM XCLAIM XREADGROUP ZINCRBY ZMPOP ZPOPMAX ZPOPMIN ZREMRANGEBYRANK`)
+	APPEND ARINSERT ARRING BITFIELD BLMOVE BLMOVEM BLMPOP BLPOP BRPOP BRPOPLPUSH BZMOVE BZMPOP BZPOPMAX BZPOPMIN CF.ADD CF.DEL CF.INSERT
+	CMS.INCRBY DECR DECRBY EVAL EVALSHA FCALL GETDEL HINCRBY HINCRBYFLOAT INCR INCRBY INCRBYFLOAT INCREX JSON.ARRAPPEND JSON.ARRINSERT
+	JSON.ARRPOP JSON.ARRTRIM JSON.NUMINCRBY JSON.NUMMULTBY JSON.NUMPOWBY JSON.STRAPPEND JSON.TOGGLE LINSERT LMOVE LMOVEM LMPOP LPOP LPUSH
+	LPUSHX LTRIM MIGRATE MOVE PUBLISH RENAME RENAMENX RPOP RPOPLPUSH RPUSH RPUSHX SMOVE SPOP SPUBLISH SWAPDB TDIGEST.ADD TDIGEST.MERGE
+	TOPK.ADD TOPK.INCRBY TS.DECRBY TS.INCRBY XADD XAUTOCLAIM XCLAIM XREADGROUP ZINCRBY ZMOVE ZMOVEMEMBER ZMPOP ZPOPMAX ZPOPMIN
+	ZREMRANGEBYRANK`)
 
 // combines are commands whose effect adds up if what they make is also what they make it of.
-var combines = strings.Fields(`BITOP CMS.MERGE ZINTERSTORE ZRANGESTORE ZUNIONSTORE`)
+var combines = strings.Fields(`BITOP CMS.MERGE GEORADIUS GEORADIUSBYMEMBER GEOSEARCHSTORE SORT ZINTERSTORE ZRANGESTORE ZUNIONSTORE`)
+
+// subtracts are those for which it may be the first one: what was taken away once is away.
+var subtracts = strings.Fields(`SDIFFSTORE ZDIFFSTORE`)
 
 // addsUp tells whether a command is known to have another effect if it is repeated.
 func addsUp(name string, args []any) bool {
-	switch {
-	case slices.Contains(repeats, name):
-		return true
-	case name == "LREM": // removes all of an element if the count is 0
-		return len(args) < 2 || fmt.Sprint(args[1]) != "0"
-	case name == "ZADD":
+	switch name {
+	case "FT.SUGADD":
+		return sugIncrements(args)
+	case "JSON.DEL", "JSON.FORGET": // what comes behind an element moves up
+		return len(args) > 1 && byIndex.MatchString(text(args[1]))
+	case "LREM": // removes all of an element if the count is 0
+		return len(args) < 2 || text(args[1]) != "0"
+	case "TS.ADD":
+		return timedByRedis(args[:min(3, len(args))]) || sums(args)
+	case "TS.MADD":
+		return timedByRedis(args)
+	case "ZADD":
 		return increments(args)
-	case slices.Contains(combines, name):
-		var keys []Key
-		for _, a := range args {
-			if k, ok := a.(Key); ok {
-				keys = append(keys, k)
-			}
-		}
-		return len(keys) > 0 && slices.Contains(keys[1:], keys[0])
 	}
-	return false
+	switch {
+	case slices.Contains(combines, name):
+		return makesOfItself(args, 1)
+	case slices.Contains(subtracts, name):
+		return makesOfItself(args, 2)
+	}
+	return slices.Contains(repeats, name)
 }
+
+// makesOfItself tells whether the first key is again among the keys from the one at from on.
+func makesOfItself(args []any, from int) bool {
+	var keys []Key
+	for _, a := range args {
+		if k, ok := a.(Key); ok {
+			keys = append(keys, k)
+		}
+	}
+	return len(keys) > from && slices.Contains(keys[from:], keys[0])
+}
+
+// text is an argument as Redis gets it; a key is none, for it is no option of a command.
+func text(a any) string {
+	switch a := a.(type) {
+	case Key:
+		return ""
+	case []byte:
+		return string(a)
+	default:
+		return fmt.Sprint(a)
+	}
+}
+
+// keyword is what an argument says if it is an option.
+func keyword(a any) string { return strings.ToUpper(text(a)) }
+
+// byIndex finds elements of an array in a path of JSON that are named by where they stand.
+var byIndex = regexp.MustCompile(`\[\s*[-:\d]`)
 
 // increments tells whether a ZADD has the option INCR. Options stand between the key and
 // the first score.
 func increments(args []any) bool {
 	for _, a := range args[min(1, len(args)):] {
-		switch option, _ := a.(string); strings.ToUpper(option) {
+		switch keyword(a) {
 		case "INCR":
 			return true
 		case "NX", "XX", "GT", "LT", "CH":
 		default:
 			return false
+		}
+	}
+	return false
+}
+
+// sugIncrements tells whether an FT.SUGADD adds to the score: behind key, string and score
+// stand INCR and PAYLOAD, which has a value.
+func sugIncrements(args []any) bool {
+	for i := 3; i < len(args); i++ {
+		switch keyword(args[i]) {
+		case "INCR":
+			return true
+		case "PAYLOAD":
+			i++
+		}
+	}
+	return false
+}
+
+// timedByRedis tells whether one of the samples of a time series has the time at which Redis
+// gets it: repeated it is another sample. Each is a key, a time and a value.
+func timedByRedis(args []any) bool {
+	for i := 1; i < len(args); i += 3 {
+		if text(args[i]) == "*" {
+			return true
+		}
+	}
+	return false
+}
+
+// sums tells whether a TS.ADD adds to the sample that has the same time.
+func sums(args []any) bool {
+	for _, policy := range []string{"ON_DUPLICATE", "DUPLICATE_POLICY"} { // the first overrides the second
+		i := slices.IndexFunc(args, func(a any) bool { return keyword(a) == policy })
+		if i >= 0 && i+1 < len(args) {
+			return keyword(args[i+1]) == "SUM"
 		}
 	}
 	return false
