@@ -233,6 +233,43 @@ func TestBadInput_KeysAcrossSlots(t *testing.T) {
 		func(u *redis.Upserts) { u.Del("m", "n") })
 }
 
+// Redis refuses a script that touches a key on another node, which it finds only when the
+// key is not named.
+func TestBadInput_KeyOnAnotherNodeThatIsNotNamed(t *testing.T) {
+	o := redis.ClusterForTest(t)
+	cl := goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: o.Addrs})
+	t.Cleanup(func() { cl.Close() })
+	const here, elsewhere = "{foo}", "{bar}"
+	sinks := map[string]func(o redis.Options, opts ...redis.Option) sink.Sink[string]{
+		"write-ahead": func(o redis.Options, opts ...redis.Option) sink.Sink[string] {
+			return redis.WriteAhead(o, func(b *redis.Batch, v string) {
+				lists(b, v)
+				if v == "k4:2" {
+					b.Do("SET", elsewhere, redis.Key(here))
+				}
+			}, opts...)
+		},
+		"idempotent": func(o redis.Options, opts ...redis.Option) sink.Sink[string] {
+			return redis.Upsert(o, func(u *redis.Upserts, v string) {
+				hashes(u, v)
+				if v == "k4:2" {
+					u.Guard(1)
+					u.Do("SET", elsewhere, redis.Key(here))
+				}
+			}, opts...)
+		},
+	}
+	for name, to := range sinks {
+		t.Run(name, func(t *testing.T) {
+			n, o := newNumbered(t), o
+			o.Prefix = n.prefix()
+			n.wantStop(to(o, redis.UnreachableFor(time.Second)), redis.ErrCrossSlot, "name every key by redis.Key")
+			n.mustRun(to(o, redis.UnreachableFor(time.Second), redis.DeadLetters()))
+			n.verify(cl)
+		})
+	}
+}
+
 // refusedRecords gives records of key k4 a command that is refused before anything is sent.
 func refusedRecords(t *testing.T, cl goredis.UniversalClient, at func(n *numbered) redis.Options, want error, bad func(*redis.Batch), badUpsert func(*redis.Upserts)) {
 	sinks := map[string]func(o redis.Options, opts ...redis.Option) sink.Sink[string]{

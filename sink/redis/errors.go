@@ -66,7 +66,7 @@ var classes = []struct {
 	{"WRONGTYPE", ErrWrongType, "another writer uses the key, or the topology uses it twice"},
 	{"CROSSSLOT", ErrCrossSlot, "give keys that belong together one hash tag"},
 	{"ERR Script attempted to access keys that do not hash to the same slot", ErrCrossSlot, "name every key by redis.Key"},
-	{"ERR Script attempted to access a non local key", ErrUnavailable, "a slot moves; name every key by redis.Key"},
+	{"ERR Script attempted to access a non local key", ErrCrossSlot, "name every key by redis.Key"}, // a slot that moves is noticed before the script begins
 	{"OOM", ErrMemory, "raise maxmemory or delete keys; nothing is lost meanwhile"},
 	{"NOAUTH", ErrAuth, "set Options.Username and Options.Password"},
 	{"WRONGPASS", ErrAuth, "check Options.Username and Options.Password"},
