@@ -354,8 +354,11 @@ func savepointRmCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if !f.json() {
-					fmt.Fprintf(cmd.OutOrStdout(), "removed savepoint %s from %s\n", name, store)
+				if f.json() {
+					continue
+				}
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "removed savepoint %s from %s\n", name, store); err != nil {
+					return err
 				}
 			}
 			if f.json() {

@@ -359,7 +359,8 @@ func (full) Write([]byte) (int, error) { return 0, errFull }
 
 func TestWhatCannotBePrintedIsAnError(t *testing.T) {
 	payments(t)
-	for _, args := range []string{"state diff 4709 4711", "state diff 4711 4711", "state diff 4709 4711 -o json", "state scan --state total", "state get --state total alice", "checkpoint show", "checkpoint verify"} {
+	mustRun(t, "savepoint", "create", "--name", "spare")
+	for _, args := range []string{"state diff 4709 4711", "state diff 4711 4711", "state diff 4709 4711 -o json", "state scan --state total", "state get --state total alice", "checkpoint show", "checkpoint verify", "savepoint rm spare", "version"} {
 		cmd := newCommand()
 		cmd.SetArgs(strings.Fields(args))
 		cmd.SetOut(full{})

@@ -13,7 +13,7 @@ func versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Say which build this is",
 		Args:  cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			version, revision := "unknown", ""
 			if info, ok := debug.ReadBuildInfo(); ok {
 				version = info.Main.Version
@@ -23,7 +23,8 @@ func versionCommand() *cobra.Command {
 					}
 				}
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "weir %s%s %s %s/%s\n", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "weir %s%s %s %s/%s\n", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
 		},
 	}
 }
