@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/spf13/cobra"
 
 	"github.com/weirstream/weir/sink/redis"
@@ -50,6 +52,7 @@ WEIR_REDIS_PASSWORD.`,
 			if o.Username != "" && o.Password == "" {
 				return fmt.Errorf("--user %s: set the user's password in WEIR_REDIS_PASSWORD; one that needs none takes any", o.Username)
 			}
+			goredis.SetLogger(&logging.VoidLogger{}) // the error says it
 			ms, err := redis.Markers(cmd.Context(), o)
 			if err != nil {
 				return fmt.Errorf("markers of %v: %w", o, err)

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/weirstream/weir/internal/redistest"
 )
@@ -52,4 +57,17 @@ shop  totals   4711        256         14s ago  host-a  00000000000000a1        
 		t.Fatal(err)
 	}
 	refused(t, []string{"redis", "markers", "--addr", s.Addr, "--prefix", "bad:"}, "bad:weir:marker:a:b")
+}
+
+// clientLog is what the Redis client says by itself.
+type clientLog struct{ t *testing.T }
+
+func (l clientLog) Printf(_ context.Context, format string, args ...any) {
+	l.t.Errorf("the client said %q", fmt.Sprintf(format, args...))
+}
+
+func TestRedisThatIsAwayIsOneError(t *testing.T) {
+	goredis.SetLogger(clientLog{t})
+	t.Cleanup(func() { goredis.SetLogger(&logging.VoidLogger{}) })
+	refused(t, []string{"redis", "markers", "--addr", "127.0.0.1:1"}, "127.0.0.1:1", "unavailable")
 }
