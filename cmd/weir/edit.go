@@ -93,7 +93,8 @@ func stateImportCommand() *cobra.Command {
 it, or without --from only these. An entry whose "deleted" is true is removed. An
 app then starts from the savepoint.
 
-States that --from has keep their codecs. For a new one give --operator, --state,
+States that --from has keep their codecs. If the file names none, --operator and
+--state may be left out where --from has only one. For a new one give --operator, --state,
 --kind, --key-codec and --value-codec, and without --from also --app and
 --key-groups, which must be the app's.`,
 		Args: cobra.ExactArgs(1),
@@ -211,6 +212,13 @@ func stateLayouts(b *offline.Builder, s *offline.Snapshot, given checkpoint.Stat
 }
 
 func declareState(b *offline.Builder, s *offline.Snapshot, operator, name string, given checkpoint.StateInfo, opts []offline.Option) (offline.Layout, error) {
+	if (operator == "" || name == "") && s != nil && given.KeyCodec == "" {
+		found, err := (&stateFlags{operator, name}).resolve(s)
+		if err != nil {
+			return offline.Layout{}, fmt.Errorf("the file does not say which state it is: %w", err)
+		}
+		operator, name = found.Operator, found.Name
+	}
 	if operator == "" || name == "" {
 		return offline.Layout{}, errors.New("the file does not say which state it is: give --operator and --state")
 	}

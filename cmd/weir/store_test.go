@@ -293,6 +293,17 @@ func TestAnEmptyMapKeyIsAMapKey(t *testing.T) {
 	refused(t, append(get, "--checkpoint", "4711"), `holds nothing for key alice and map key ""`)
 }
 
+func TestImportTakesTheStateThatThereIs(t *testing.T) {
+	payments(t)
+	file := filepath.Join(t.TempDir(), "total.csv")
+	mustRun(t, "state", "export", "--state", "total", file)
+	wantOut(t, mustRun(t, "state", "import", "--name", "some", "--from", "4711", "--state", "total", file), "203 put")
+	mustRun(t, "savepoint", "edit", "4711", "--name", "one", "--drop", "balance/limits", "--drop", "balance/recent", "--drop", "balance/event-timers")
+	wantOut(t, mustRun(t, "state", "import", "--name", "all", "--from", "one", file), "203 put")
+	refused(t, []string{"state", "import", "--name", "x", "--from", "4711", file}, "balance/limits", "balance/total", "--operator and --state")
+	refused(t, []string{"state", "import", "--name", "x", "--from", "4711", "--state", "totals", file}, `"totals"`, "total.csv")
+}
+
 func TestStateScanIsBounded(t *testing.T) {
 	payments(t)
 	out, stderr, err := run(t, "state", "scan", "--state", "total")
