@@ -31,3 +31,14 @@ func TestMapKeysOfAnotherCodecAreRefused(t *testing.T) {
 		t.Errorf("the error is %v, want %s", err, want)
 	}
 }
+
+// Savepoints that were built from nothing had timers of version 1.
+func TestTimersHaveNoValueWhoseVersionCounts(t *testing.T) {
+	was := checkpoint.StateInfo{ID: 3, Operator: "remind", Name: state.EventTimersName, Kind: state.KindTimers, KeyCodec: "string", ValueVersion: 1}
+	declared := DeclaredState{KeyCodec: "string", Descriptor: state.Descriptor{Operator: "remind", Name: state.EventTimersName, Kind: state.KindTimers}}
+	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1}, &Plan{States: []DeclaredState{declared}}, nil, nil)
+	inc.base.States = []checkpoint.StateInfo{was}
+	if err := inc.register(); err != nil || len(inc.states) != 1 || inc.states[0].ID != was.ID || inc.states[0].ValueVersion != 0 {
+		t.Errorf("registered %+v, %v", inc.states, err)
+	}
+}
