@@ -19,6 +19,8 @@ import (
 	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/sink/twophase"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/txn"
 )
@@ -58,6 +60,15 @@ func (in *instance) judge(l *life) {
 	l.store.mu.Unlock()
 	if flipped && (errors.As(l.err, &damaged) || errors.As(l.err, &version)) {
 		return // as it has to be
+	}
+	var gone *twophase.GoneError
+	if errors.As(l.err, &gone) {
+		in.w.gone(l, gone)
+		return
+	}
+	var again *sink.Retriable
+	if errors.As(l.err, &handler) && errors.As(handler, &again) {
+		return // a receiver was out of reach
 	}
 	switch err := l.err; {
 	case errors.As(err, &build), errors.As(err, &handler), errors.As(err, &damaged), errors.As(err, &missing), errors.As(err, &version),
@@ -431,6 +442,9 @@ func (w *world) checkSides(ctx context.Context, accounts map[string]*account, de
 		if !slices.Equal(received[name], large[name]) {
 			w.violate("account %s: the receiver has %v, the topic of large entries %v", name, received[name], large[name])
 		}
+	}
+	if w.sc.vault {
+		w.checkVault(accounts, large)
 	}
 	counts := ints(bucketTopic)
 	for b, want := range buckets {

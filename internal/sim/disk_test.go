@@ -127,7 +127,7 @@ func (h *handle) match(op string) *storeRule {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, r := range h.rules {
-		if r.op != op && r.op != "any" {
+		if r.op != op && (r.op != "any" || !slices.Contains(storeOps, op)) {
 			continue
 		}
 		if r.skip > 0 {
@@ -173,24 +173,38 @@ func (h *handle) wait(ctx context.Context, more time.Duration, deaf bool) error 
 	return nil
 }
 
-// around runs do as an operation of the process. got is what it reads.
+// around runs do as an operation of the process on the store. got is what it reads.
 func (h *handle) around(ctx context.Context, op, name string, got *[]byte, do func() error) error {
-	fail := func(err error) error {
-		if err == nil {
-			return nil
-		}
+	flip, err := h.operation(ctx, op, do)
+	if err != nil {
 		var se *checkpoint.StoreError
 		if errors.As(err, &se) {
 			return err
 		}
 		return &checkpoint.StoreError{Op: op, Object: name, Store: h.String(), Err: err}
 	}
+	if flip && got != nil && len(*got) > 0 {
+		h.mu.Lock()
+		*got = bytes.Clone(*got)
+		(*got)[h.rng.IntN(len(*got))] ^= 1 << h.rng.IntN(8)
+		h.flipped = true
+		h.mu.Unlock()
+	}
+	return nil
+}
+
+// readOnly are operations of which it says nothing whether they were done.
+var readOnly = []string{"get", "list", "delete", "leftovers"}
+
+// operation runs do as an operation of the process, on the store or on something else that
+// takes its time and may fail. flip says that what it read is to be damaged.
+func (h *handle) operation(ctx context.Context, op string, do func() error) (flip bool, err error) {
 	var before, after time.Duration
-	deaf, unknown, flip := false, false, false
+	deaf, unknown := false, false
 	if r := h.match(op); r != nil {
 		switch r.mode {
 		case "fail":
-			return fail(errInjected)
+			return false, errInjected
 		case "unknown":
 			unknown = true
 		case "flip":
@@ -213,29 +227,22 @@ func (h *handle) around(ctx context.Context, op, name string, got *[]byte, do fu
 			h.mu.Lock()
 			done := h.rng.IntN(2) == 0
 			h.mu.Unlock()
-			if done && op == "put" {
+			if done && !slices.Contains(readOnly, op) {
 				_ = do()
 			}
 		}
-		return fail(err)
+		return false, err
 	}
 	if err := do(); err != nil {
-		return fail(err)
+		return false, err
 	}
 	if err := h.wait(ctx, after, deaf); err != nil {
-		return fail(err)
+		return false, err
 	}
 	if unknown {
-		return fail(errUncertain)
+		return false, errUncertain
 	}
-	if flip && got != nil && len(*got) > 0 {
-		h.mu.Lock()
-		*got = bytes.Clone(*got)
-		(*got)[h.rng.IntN(len(*got))] ^= 1 << h.rng.IntN(8)
-		h.flipped = true
-		h.mu.Unlock()
-	}
-	return nil
+	return flip, nil
 }
 
 // Put implements checkpoint.Store.

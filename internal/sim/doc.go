@@ -18,7 +18,9 @@
 //     or held; a handle of its own on the store that all share (disk_test.go), whose
 //     operations can fail, hang, or be done without anybody being told; and a wall clock
 //     that may be set. The receiver of the app's write-ahead sink (receiver_test.go) can be
-//     down, lose answers, and lose its tail in a failover; the registry in which the app looks
+//     down, lose answers, and lose its tail in a failover; the vault of its two-phase sink
+//     (vault_test.go) can be down, lose answers, and forget what is prepared, which is
+//     brought back once an app stopped for it; the registry in which the app looks
 //     something up (registry_test.go) can be slow, hang or fail. Partitions are added to the
 //     input, and what is committed of it is deleted.
 //  3. All faults end. The app has to be done with its input within a bound of virtual
@@ -28,8 +30,8 @@
 // # What is checked
 //
 // State, as read offline from the checkpoint that the committed offsets name, every
-// read_committed output, and what the receiver has, equal what a loop over the input
-// gives; entries of one sender keep their order within an account. Each alarm rang once,
+// read_committed output, and what receiver and vault have, equal what a loop over the input
+// gives; what was left in the vault is rolled back by the next start; entries of one sender keep their order within an account. Each alarm rang once,
 // was called off once, or is still set and has its timer. Savepoints equal a loop over the
 // input up to their positions. Queries were answered from checkpoints that were committed,
 // and went forward. The commits, as the commit topic tells them, are one

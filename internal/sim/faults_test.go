@@ -61,6 +61,9 @@ func (w *world) apply(ctx context.Context, s step) {
 	case verbReceiver:
 		w.receiver.fault(s)
 		return
+	case verbVault:
+		w.vault.fault(s)
+		return
 	case verbRegistry:
 		w.registry.begin(s)
 		return
@@ -346,7 +349,15 @@ func generate(seed uint64, steps int) script {
 	sc.rare(rand.New(rand.NewPCG(seed, 3)), now)
 	sc.overload(rand.New(rand.NewPCG(seed, 4)), now)
 	sc.lookUps(rand.New(rand.NewPCG(seed, 5)), now)
+	sc.vaults(rand.New(rand.NewPCG(seed, 6)), now)
+	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return sc
+}
+
+// insert puts a step at some time of the script.
+func (sc *script) insert(r *rand.Rand, s step, within time.Duration) {
+	s.at = time.Duration(r.Int64N(int64(within) + 1)).Truncate(time.Millisecond)
+	sc.steps = append(sc.steps, s)
 }
 
 // lookUps has the app of every third world look something up, with what may happen then.

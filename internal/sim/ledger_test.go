@@ -24,7 +24,7 @@ import (
 // entries, of two accounts; an account keeps its balance, the number of its entries, the
 // last entry by the account that moved the money, and the newest few. Each entry is an
 // output, large ones are in a side output as well, and from there in the receiver of a
-// write-ahead sink; bad records are dead letters, and a second keyed stage counts the
+// write-ahead sink, and in some worlds in the vault of a two-phase sink; bad records are dead letters, and a second keyed stage counts the
 // entries of buckets of accounts.
 //
 // Most transfers set an alarm of the account that they come from, by event time or by the
@@ -166,6 +166,8 @@ type place struct {
 	step     func(account string) // for each entry
 	now      func() time.Time
 	receiver sink.Sink[weir.KV[string, int64]]
+	// vault is the two-phase sink; nil: there is none.
+	vault sink.Sink[weir.KV[string, int64]]
 	// ballast is how many bytes more an account has, so that segments become so large that
 	// merges of small ones leave them alone.
 	ballast int
@@ -293,6 +295,9 @@ func ledger(app *weir.App, at place) {
 	largeOnes := large.From(booked)
 	weir.To(largeOnes, "large", kafka.Sink(largeTopic, codec.String, codec.Int64))
 	weir.To(largeOnes, "receiver", at.receiver)
+	if at.vault != nil {
+		weir.To(largeOnes, "vault", at.vault)
+	}
 	weir.To(rang.From(booked), "alarms", kafka.Sink(alarmTopic, codec.String, codec.String))
 	byBucket := weir.KeyBy(booked, "by-bucket", func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String, weir.ValueCodec(codec.JSON[weir.KV[string, string]]()))
 	weir.To(weir.Aggregate(byBucket, "count", counted[weir.KV[string, string]](sums)), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))

@@ -28,6 +28,7 @@ func modes() map[string]string {
 
 // story is a script for one scenario.
 type story struct {
+	world     string   // more about the world
 	instances int      // 1 if 0
 	lives     []string // fields that differ from calm
 	steps     string
@@ -42,7 +43,7 @@ type story struct {
 func (s story) tell(t *testing.T) {
 	t.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "world seed=7 brokers=2 partitions=3 accounts=8 instances=%d latency=1ms v1=false\n", max(1, s.instances))
+	fmt.Fprintf(&b, "world seed=7 brokers=2 partitions=3 accounts=8 instances=%d latency=1ms v1=false %s\n", max(1, s.instances), s.world)
 	for _, l := range s.lives {
 		fmt.Fprintln(&b, "life", calm, l)
 	}
@@ -359,6 +360,56 @@ func TestS26_WhatEndsAtTheEndOfItsInputCommitsTheTailAndIsGoneOnWith(t *testing.
 				lives: []string{mode + " drain=true", mode + " drain=true parallelism=5", mode + " drain=true parallelism=1", mode + " parallelism=3"},
 				steps: "at 0s feed mode=plain n=3\nat 0.1s feed mode=plain n=200\nat 4s feed mode=plain n=1\nat 8s feed mode=commit n=100\nat 8.1s kill who=a on=EndTxn mode=before n=1 for=10ms\nat 12s feed mode=plain n=40",
 				saw:   []string{"ends: <nil>"},
+			}.tell(t)
+		})
+	}
+}
+
+func TestS38_KilledAtEachStepOfTwoPhaseCommit(t *testing.T) {
+	for _, on := range []string{"begin", "prepare", "commit", "leftovers", "abort"} {
+		for _, when := range []string{"before", "after"} {
+			t.Run(when+" "+on, func(t *testing.T) {
+				story{
+					world: "vault=true",
+					lives: []string{"unaligned=true", "parallelism=3"},
+					steps: flow(time.Second, 5*time.Second, 100*time.Millisecond, 30) + fmt.Sprintf(`
+						at 2s kill who=a on=put mode=after n=1 for=50ms
+						at 2.2s kill who=a on=%[1]s mode=%[2]s n=1 for=50ms
+						at 3s kill who=a on=prepare mode=after n=2 for=50ms
+						at 3.06s kill who=a on=%[1]s mode=%[2]s n=1 for=50ms`, on, when),
+					saw: []string{"a1  is killed"},
+				}.tell(t)
+			})
+		}
+	}
+}
+
+// TestS38_ReplacedProcessRollsNothingBack stops a process in its start, before it asks what
+// was left. When it goes on, and has not heard yet that it was replaced, its successor has a
+// transaction that is prepared, and whose commit is under way.
+func TestS38_ReplacedProcessRollsNothingBack(t *testing.T) {
+	story{
+		world: "vault=true", instances: 2,
+		steps: flow(time.Second, 5*time.Second, 100*time.Millisecond, 30) + `
+			at 2s kill who=a for=3s
+			at 2s kill who=b for=5500ms
+			at 6s pause who=a on=leftovers mode=before n=1 for=4s
+			at 8s cut who=a mode=mute for=5s
+			at 8.1s evict who=a
+			at 9s store who=b on=commit mode=stall n=1 for=20s
+			at 9.5s feed mode=plain n=30
+			at 40s feed mode=plain n=30`,
+		saw: []string{"a1  is stopped", "b1  restored", "a1  restart 1 in"},
+	}.tell(t)
+}
+
+func TestS38_TransactionThatTheVaultForgotIsALoudStop(t *testing.T) {
+	for name, mode := range modes() {
+		t.Run(name, func(t *testing.T) {
+			story{
+				world: "vault=true", lives: []string{mode},
+				steps: flow(time.Second, 4*time.Second, 100*time.Millisecond, 30) + "at 2s vault mode=forget n=3",
+				saw:   []string{"can't be committed: the transaction is gone", "what the vault forgot is brought back"},
 			}.tell(t)
 		})
 	}

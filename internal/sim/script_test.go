@@ -24,6 +24,7 @@ type script struct {
 	v1         bool          // brokers with transaction.version 1
 	ballast    int           // bytes by which the state of an account is larger than it has to be
 	lookup     bool          // the app looks up the branch of each transfer
+	vault      bool          // the app has a two-phase sink
 	lives      []settings    // of an instance's lives, in turn
 	steps      []step        // by time
 	// expect is what an error has to say that a life ends with, for a script of something
@@ -91,6 +92,9 @@ const (
 	// verbReceiver is about the receiver of the write-ahead sink; mode failover (n steps are
 	// lost), down (for dur), lose (n answers) or slow (each step takes dur).
 	verbReceiver = "receiver"
+	// verbVault is about the receiver of the two-phase sink; mode down (for dur) or forget (the
+	// next n transactions that are to be committed).
+	verbVault = "vault"
 )
 
 // isFault tells whether the rest of the script makes sense without the step.
@@ -126,6 +130,9 @@ func (sc script) String() string {
 		sc.seed, sc.brokers, sc.partitions, sc.accounts, sc.instances, sc.latency, sc.v1, sc.ballast)
 	if sc.lookup {
 		b.WriteString(" lookup=true")
+	}
+	if sc.vault {
+		b.WriteString(" vault=true")
 	}
 	b.WriteByte('\n')
 	for _, l := range sc.lives {
@@ -163,7 +170,7 @@ func (sc *script) parseLine(line string) error {
 	case "world":
 		return fields(words[1:], map[string]any{
 			"seed": &sc.seed, "brokers": &sc.brokers, "partitions": &sc.partitions, "accounts": &sc.accounts,
-			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast, "lookup": &sc.lookup,
+			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast, "lookup": &sc.lookup, "vault": &sc.vault,
 		})
 	case "life":
 		var l settings

@@ -30,6 +30,7 @@ import (
 	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/internal/localdisk"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/sink/twophase"
 	"github.com/weirstream/weir/state/pebble"
 )
 
@@ -81,6 +82,8 @@ type world struct {
 	disk  *disk
 	// receiver is what the write-ahead sink writes to.
 	receiver *receiver
+	// vault is what the two-phase sink writes to.
+	vault *vault
 	// registry is what the app looks up in.
 	registry *registry
 
@@ -167,7 +170,7 @@ func processors(seed uint64) (restore func()) {
 func play(t *testing.T, sc script) *result {
 	t.Helper()
 	defer processors(sc.seed)()
-	w := &world{sc: sc, disk: newDisk(), receiver: newReceiver(), registry: &registry{}, partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
+	w := &world{sc: sc, disk: newDisk(), receiver: newReceiver(), vault: newVault(), registry: &registry{}, partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
 	w.registry.rng = w.rng("registry", 0)
 	done := make(chan struct{})
 	go func() {
@@ -653,6 +656,9 @@ func (in *instance) start() *life {
 	if w.sc.lookup {
 		at.registry, at.patience = l.lookUp(), set.timeout/2
 	}
+	if w.sc.vault {
+		at.vault = twophase.To(teller{l}, twophase.MaxPending([]int{1, 2, twophase.DefaultMaxPending}[w.sc.seed%3]))
+	}
 	ledger(l.app, at)
 	in.life = l
 	w.note(l.String(), "starts: %v", set)
@@ -845,6 +851,7 @@ func (w *world) heal() {
 	w.note("", "all faults end")
 	close(w.healed)
 	w.receiver.heal()
+	w.vault.heal()
 	w.registry.heal()
 	w.drag.Store(0)
 	w.mu.Lock()
