@@ -18,13 +18,12 @@ const maxSeeds = 500
 // the client, which a bubble doesn't stretch; and those of the sinks for Redis, which the
 // simulated app doesn't have: of marker-in-script it is the simulated receiver, which stands
 // for Redis, that does without; whole-assignment, for which one seed in thousands does what
-// it takes; replay-to-all, because no stream of it is broadcast; and
-// time-behind-lookup, because alarms that ring are not held against watermarks.
+// it takes; and time-behind-lookup, because alarms that ring are not held against watermarks.
 var found = []guard.Guard{
 	guard.DurableBeforeCommit, guard.ReadBack, guard.BarrierPosition, guard.CommitRecord, guard.Checksum, guard.ApplyAfterCommit,
 	guard.LateCapture, guard.RouteByKeyGroup, guard.CapturedAgain, guard.Alignment, guard.HeldOutputs,
 	guard.CarryOver, guard.FrozenValues, guard.IngestAfterCommit, guard.AskUpToEviction, guard.InUse, guard.NewestWins, guard.Tombstones, guard.Timers, guard.Membership,
-	guard.ReplayFirst, guard.SingleOwner, guard.MarkerInScript, guard.LookupBeforeBarrier,
+	guard.ReplayFirst, guard.ReplayToAll, guard.SingleOwner, guard.MarkerInScript, guard.LookupBeforeBarrier,
 }
 
 func TestGuardTakenOutIsFound(t *testing.T) {

@@ -221,6 +221,7 @@ func (w *world) checkCommitted(ctx context.Context) {
 // checkCut makes sure that a snapshot with nothing in flight is what a loop over the
 // input up to its positions gives.
 func (w *world) checkCut(ctx context.Context, what string, s *offline.Snapshot) {
+	w.checkRules(ctx, what, s)
 	at := s.Info().Positions
 	var input []fed
 	for _, t := range w.input {
@@ -357,9 +358,10 @@ func (w *world) checkEntries(ctx context.Context, accounts map[string]*account, 
 		seen := map[string]int{}
 		order := map[string][]int64{}
 		var count, balance int64
+		rules := w.newRuled()
 		for _, v := range got[name] {
-			var id, amount, n, b, branch int64
-			if _, err := fmt.Sscan(string(v), &id, &amount, &n, &b, &branch); err != nil {
+			var id, amount, n, b, branch, newest, heard int64
+			if _, err := fmt.Sscan(string(v), &id, &amount, &n, &b, &branch, &newest, &heard); err != nil {
 				w.violate("output %q of account %s: %v", v, name, err)
 				continue
 			}
@@ -369,6 +371,9 @@ func (w *world) checkEntries(ctx context.Context, accounts map[string]*account, 
 			}
 			if branch != known {
 				w.violate("account %s: output %q, want branch %d", name, v, known)
+			}
+			if w.sc.rules {
+				rules.check(name, id, newest, heard)
 			}
 			count++
 			balance += amount
@@ -459,8 +464,14 @@ func (w *world) checkSides(ctx context.Context, accounts map[string]*account, de
 		}
 	}
 	seen := map[int64]int{}
+	rulesSeen := map[int64]int{}
+	_, _, deadRules := w.rulesUpTo(nil)
 	for _, vs := range w.read(ctx, deadTopic) {
 		for _, v := range vs {
+			if r, err := parseRule(v); err == nil {
+				rulesSeen[r.id]++
+				continue
+			}
 			t, err := parseTransfer(&kgo.Record{Value: v})
 			if err != nil {
 				w.violate("dead letter %q: %v", v, err)
@@ -470,6 +481,9 @@ func (w *world) checkSides(ctx context.Context, accounts map[string]*account, de
 	}
 	if !maps.Equal(seen, dead) {
 		w.violate("dead letters: %s", differ(seen, dead))
+	}
+	if w.sc.rules && !maps.Equal(rulesSeen, deadRules) {
+		w.violate("dead letters of rules: %s", differ(rulesSeen, deadRules))
 	}
 }
 
@@ -499,6 +513,7 @@ func (w *world) checkState(ctx context.Context, accounts map[string]*account, ne
 			return
 		}
 		w.compareState(ctx, s, accounts, newest, alarms)
+		w.checkRules(ctx, "state", s)
 	}
 }
 

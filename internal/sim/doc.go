@@ -21,8 +21,9 @@
 //     down, lose answers, and lose its tail in a failover; the vault of its two-phase sink
 //     (vault_test.go) can be down, lose answers, and forget what is prepared, which is
 //     brought back once an app stopped for it; the registry in which the app looks
-//     something up (registry_test.go) can be slow, hang or fail. Partitions are added to the
-//     input, and what is committed of it is deleted.
+//     something up (registry_test.go) can be slow, hang or fail. Rules come that every subtask
+//     hears (rules_test.go). Partitions are added to the input, and what is committed of it is
+//     deleted.
 //  3. All faults end. The app has to be done with its input within a bound of virtual
 //     time, then to process a little more as if nothing had been, and to stop cleanly.
 //  4. The checkers (check_test.go) have their say.
@@ -32,7 +33,9 @@
 // State, as read offline from the checkpoint that the committed offsets name, every
 // read_committed output, and what receiver and vault have, equal what a loop over the input
 // gives; what was left in the vault is rolled back by the next start; entries of one sender keep their order within an account. Each alarm rang once,
-// was called off once, or is still set and has its timer. Savepoints equal a loop over the
+// was called off once, or is still set and has its timer. Each subtask heard each rule once,
+// no account was booked by an older rule than before, and broadcast state is that of the rules
+// up to the positions. Savepoints equal a loop over the
 // input up to their positions. Queries were answered from checkpoints that were committed,
 // and went forward. The commits, as the commit topic tells them, are one
 // line: each checkpoint is made of the one that was committed before it, ids and positions
@@ -92,6 +95,6 @@
 //
 // kfake decides transactions at once, has no replication and keeps no log on disk: faults
 // of brokers themselves are the matter of package integration. It also has a fault of its
-// own that a world has to get around, see loosen. No app starts from a savepoint, none has
-// broadcast streams, and what alarms by event time ring is not held against watermarks.
+// own that a world has to get around, see loosen. No app starts from a savepoint, and what
+// alarms by event time ring is not held against watermarks.
 package sim

@@ -61,6 +61,9 @@ func (w *world) apply(ctx context.Context, s step) {
 	case verbReceiver:
 		w.receiver.fault(s)
 		return
+	case verbRule:
+		w.rule(ctx, s.n)
+		return
 	case verbVault:
 		w.vault.fault(s)
 		return
@@ -350,14 +353,16 @@ func generate(seed uint64, steps int) script {
 	sc.overload(rand.New(rand.NewPCG(seed, 4)), now)
 	sc.lookUps(rand.New(rand.NewPCG(seed, 5)), now)
 	sc.vaults(rand.New(rand.NewPCG(seed, 6)), now)
+	sc.rulings(rand.New(rand.NewPCG(seed, 7)), now)
 	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return sc
 }
 
 // insert puts a step at some time of the script.
-func (sc *script) insert(r *rand.Rand, s step, within time.Duration) {
+func (sc *script) insert(r *rand.Rand, s step, within time.Duration) (at time.Duration) {
 	s.at = time.Duration(r.Int64N(int64(within) + 1)).Truncate(time.Millisecond)
 	sc.steps = append(sc.steps, s)
+	return s.at
 }
 
 // lookUps has the app of every third world look something up, with what may happen then.

@@ -25,7 +25,8 @@ import (
 // last entry by the account that moved the money, and the newest few. Each entry is an
 // output, large ones are in a side output as well, and from there in the receiver of a
 // write-ahead sink, and in some worlds in the vault of a two-phase sink; bad records are dead letters, and a second keyed stage counts the
-// entries of buckets of accounts.
+// entries of buckets of accounts. In some worlds all subtasks hear rules, and an entry says
+// by which one it was booked.
 //
 // Most transfers set an alarm of the account that they come from, by event time or by the
 // clock. It rings once, or it is called off by a later transfer.
@@ -175,6 +176,8 @@ type place struct {
 	slices bool
 	// registry is what transfers are looked up in; nil: they are not.
 	registry lookup.Source[string, int64]
+	// rules says that entries are booked by rules that a broadcast stream tells.
+	rules bool
 	// patience is for how long it may not answer.
 	patience time.Duration
 }
@@ -209,6 +212,10 @@ func ledger(app *weir.App, at place) {
 	byAccount := weir.KeyBy(entries, "by-account", func(e entry) string { return e.account }, codec.String, weir.ValueCodec(entryCodec))
 	large := weir.Side[weir.KV[string, int64]]("large")
 	rang := weir.Side[weir.KV[string, string]]("alarms")
+	var rules weir.BroadcastStream[ruling]
+	if at.rules {
+		rules = fromRules(app)
+	}
 	booked := weir.Process(byAccount, "book", func(s *weir.Setup) weir.Handler[string, entry, weir.KV[string, string]] {
 		balance := state.Value(s, "balance", sums)
 		count := state.Value(s, "count", codec.Int64)
@@ -216,6 +223,10 @@ func ledger(app *weir.App, at place) {
 		ballast := state.Value(s, "ballast", codec.String)
 		newest := state.List(s, "newest", codec.Int64)
 		alarms := state.Map(s, "alarms", codec.Int64, codec.Int64) // by transfer: when
+		var book *ruleBook
+		if at.rules {
+			book = hearRules(s, rules, at)
+		}
 		eventTimers, clockTimers := state.EventTimers(s), state.ProcessingTimers(s)
 		timersOf := func(id int64) *state.Timers {
 			if alarmOf(id) == byEventTime {
@@ -275,7 +286,8 @@ func ledger(app *weir.App, at place) {
 			if e.amount >= largeFrom {
 				large.Emit(c, weir.KV[string, int64]{Key: e.account, Value: e.id})
 			}
-			c.Emit(weir.KV[string, string]{Key: e.account, Value: fmt.Sprintf("%d %d %d %d %d", e.id, e.amount, count.Get(), sum.n, e.branch)})
+			newestRule, heard := book.about(e.id)
+			c.Emit(weir.KV[string, string]{Key: e.account, Value: fmt.Sprintf("%d %d %d %d %d %d %d", e.id, e.amount, count.Get(), sum.n, e.branch, newestRule, heard)})
 			return nil
 		}).OnTimer(func(c *weir.Context[string, weir.KV[string, string]], t weir.Timer) error {
 			var due []int64

@@ -25,6 +25,7 @@ type script struct {
 	ballast    int           // bytes by which the state of an account is larger than it has to be
 	lookup     bool          // the app looks up the branch of each transfer
 	vault      bool          // the app has a two-phase sink
+	rules      bool          // the app hears a broadcast stream
 	lives      []settings    // of an instance's lives, in turn
 	steps      []step        // by time
 	// expect is what an error has to say that a life ends with, for a script of something
@@ -95,6 +96,7 @@ const (
 	// verbVault is about the receiver of the two-phase sink; mode down (for dur) or forget (the
 	// next n transactions that are to be committed).
 	verbVault = "vault"
+	verbRule  = "rule" // n rules
 )
 
 // isFault tells whether the rest of the script makes sense without the step.
@@ -134,6 +136,9 @@ func (sc script) String() string {
 	if sc.vault {
 		b.WriteString(" vault=true")
 	}
+	if sc.rules {
+		b.WriteString(" rules=true")
+	}
 	b.WriteByte('\n')
 	for _, l := range sc.lives {
 		fmt.Fprintln(&b, l)
@@ -170,7 +175,7 @@ func (sc *script) parseLine(line string) error {
 	case "world":
 		return fields(words[1:], map[string]any{
 			"seed": &sc.seed, "brokers": &sc.brokers, "partitions": &sc.partitions, "accounts": &sc.accounts,
-			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast, "lookup": &sc.lookup, "vault": &sc.vault,
+			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast, "lookup": &sc.lookup, "vault": &sc.vault, "rules": &sc.rules,
 		})
 	case "life":
 		var l settings

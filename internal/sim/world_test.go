@@ -55,6 +55,9 @@ const (
 	goneWithin = 5 * time.Minute
 )
 
+// lastFed is how much input there is after all that.
+const lastFed = 5
+
 // result is what came of a run.
 type result struct {
 	violations []string
@@ -114,6 +117,8 @@ type world struct {
 	partitions int
 	accounts   int
 	homes      map[string]int32 // partition of each account
+	rules      []fedRule        // in the order in which they were produced
+	nextRule   int64            // id of the last one
 	recreated  bool             // the input is another topic, of which nothing may be processed
 }
 
@@ -315,7 +320,7 @@ func (w *world) run(ctx context.Context) {
 	}()
 	opts := []kfake.Opt{
 		kfake.ListenFn(w.net.Listen), kfake.Ports(ports...), kfake.NumBrokers(w.sc.brokers),
-		kfake.SeedTopics(int32(w.sc.partitions), inTopic), kfake.SeedTopics(2, entryTopic, largeTopic, bucketTopic, deadTopic, alarmTopic),
+		kfake.SeedTopics(int32(w.sc.partitions), inTopic), kfake.SeedTopics(rulePartitions, rulesTopic), kfake.SeedTopics(2, entryTopic, largeTopic, bucketTopic, deadTopic, alarmTopic),
 	}
 	if w.sc.v1 {
 		opts = append(opts, kfake.MaxVersions(kversion.V3_9_0()))
@@ -369,7 +374,7 @@ func (w *world) run(ctx context.Context) {
 		// What faults left behind, such as a commit that is late already, may still end a
 		// life; after that all has to be as if there had been none.
 		time.Sleep(quiet)
-		w.feed(ctx, step{verb: verbFeed, mode: "plain", n: 5})
+		w.feed(ctx, step{verb: verbFeed, mode: "plain", n: lastFed})
 		fine = w.drained(ctx)
 	}
 	if fine {
@@ -517,7 +522,7 @@ func (w *world) trim(ctx context.Context, mode string) {
 // records that it ended at 0 in an epoch before the present one, wherever it was: a consumer
 // believes then that records were lost.
 func (w *world) lastKept(ctx context.Context, to kadm.Offsets) (kadm.Offsets, error) {
-	ends, err := w.adm.ListEndOffsets(ctx, inTopic)
+	ends, err := w.adm.ListEndOffsets(ctx, inTopic, rulesTopic)
 	if err != nil {
 		return nil, err
 	}
@@ -652,7 +657,7 @@ func (in *instance) start() *life {
 	if w.sc.seed%2 == 0 {
 		read = l.store.running // so that a slow process has its records in flight
 	}
-	at := place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast, slices: w.sc.seed%5 < 2}
+	at := place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast, slices: w.sc.seed%5 < 2, rules: w.sc.rules}
 	if w.sc.lookup {
 		at.registry, at.patience = l.lookUp(), set.timeout/2
 	}
@@ -926,7 +931,7 @@ func (w *world) loosen() {
 
 // lag says which partitions are not processed to their end.
 func (w *world) lag(ctx context.Context) (string, error) {
-	ends, err := w.adm.ListCommittedOffsets(ctx, inTopic)
+	ends, err := w.adm.ListCommittedOffsets(ctx, inTopic, rulesTopic)
 	if err != nil {
 		return "", err
 	}
@@ -995,7 +1000,11 @@ func (w *world) watchCommits(ctx context.Context) {
 func at(ps map[offsets.Partition]offsets.Position) string {
 	var texts []string
 	for _, p := range slices.SortedFunc(maps.Keys(ps), offsets.Partition.Compare) {
-		texts = append(texts, fmt.Sprintf("%d@%d", p.Partition, ps[p].Offset))
+		text := fmt.Sprintf("%d@%d", p.Partition, ps[p].Offset)
+		if p.Topic != inTopic {
+			text = p.Topic + text
+		}
+		texts = append(texts, text)
 	}
 	return strings.Join(texts, " ")
 }
