@@ -14,8 +14,18 @@ type EventTime struct {
 	// Partitions has the input partitions that have a watermark or are idle.
 	Partitions map[offsets.Partition]PartitionTime
 	// Stages has the watermark of each keyed stage that has one, in milliseconds since
-	// 1970. At a barrier it is the same on all subtasks of the stage.
+	// 1970: the least of its subtasks.
 	Stages map[string]int64
+	// KeyGroups has the key-groups for which it stood later than that.
+	KeyGroups []KeyGroupTime
+}
+
+// KeyGroupTime is where event time stood for some key-groups of a keyed stage.
+type KeyGroupTime struct {
+	Stage     string `json:"stage"`
+	MinKG     uint16 `json:"minKG"`
+	MaxKG     uint16 `json:"maxKG"`     // inclusive
+	Watermark int64  `json:"watermark"` // milliseconds since 1970
 }
 
 // PartitionTime is the event time of one input partition.
@@ -27,6 +37,7 @@ type PartitionTime struct {
 type eventTimeJSON struct {
 	Partitions []partitionTimeJSON `json:"partitions,omitempty"`
 	Stages     map[string]int64    `json:"stages,omitempty"`
+	KeyGroups  []KeyGroupTime      `json:"keyGroups,omitempty"`
 }
 
 type partitionTimeJSON struct {
@@ -38,10 +49,10 @@ type partitionTimeJSON struct {
 
 // json returns nil if there is nothing to say.
 func (e EventTime) json() *eventTimeJSON {
-	if len(e.Partitions) == 0 && len(e.Stages) == 0 {
+	if len(e.Partitions) == 0 && len(e.Stages) == 0 && len(e.KeyGroups) == 0 {
 		return nil
 	}
-	j := &eventTimeJSON{Stages: e.Stages}
+	j := &eventTimeJSON{Stages: e.Stages, KeyGroups: e.KeyGroups}
 	for p, t := range e.Partitions {
 		pj := partitionTimeJSON{Topic: p.Topic, Partition: p.Partition, Idle: t.Idle}
 		if t.Watermark != NoWatermark {
@@ -59,7 +70,12 @@ func (j *eventTimeJSON) decode() (e EventTime, err error) {
 	if j == nil {
 		return e, nil
 	}
-	e.Stages = j.Stages
+	e.Stages, e.KeyGroups = j.Stages, j.KeyGroups
+	for _, t := range e.KeyGroups {
+		if t.Stage == "" || t.MinKG > t.MaxKG {
+			return e, fmt.Errorf("header: the event time of key-groups %d to %d of stage %q makes no sense", t.MinKG, t.MaxKG, t.Stage)
+		}
+	}
 	for _, pj := range j.Partitions {
 		p := offsets.Partition{Topic: pj.Topic, Partition: pj.Partition}
 		if _, dup := e.Partitions[p]; dup {
@@ -75,4 +91,41 @@ func (j *eventTimeJSON) decode() (e EventTime, err error) {
 		e.Partitions[p] = t
 	}
 	return e, nil
+}
+
+// Watermarks returns where event time stood for each of the key-groups [lo, hi) of a keyed
+// stage, in milliseconds since 1970, NoWatermark where nothing was known of it.
+func (m *Manifest) Watermarks(stage string, lo, hi int) []int64 {
+	least, ok := m.EventTime.Stages[stage]
+	if !ok {
+		least = NoWatermark
+	}
+	at, covered := slices.Repeat([]int64{least}, hi-lo), make([]bool, hi-lo)
+	// All that builds noted which knew no times of key-groups. Key-groups of a savepoint that
+	// was rewritten have those of several subtasks.
+	for _, f := range m.InFlight {
+		if f.Stage != stage || f.Broadcast() {
+			continue
+		}
+		own := int64(NoWatermark)
+		if f.Watermark != nil {
+			own = *f.Watermark
+		}
+		for kg := max(int(f.MinKG), lo); kg < min(int(f.MaxKG)+1, hi); kg++ {
+			if i := kg - lo; covered[i] {
+				at[i] = min(at[i], own)
+			} else {
+				at[i], covered[i] = own, true
+			}
+		}
+	}
+	for _, t := range m.EventTime.KeyGroups {
+		if t.Stage != stage {
+			continue
+		}
+		for kg := max(int(t.MinKG), lo); kg < min(int(t.MaxKG)+1, hi); kg++ {
+			at[kg-lo] = max(at[kg-lo], t.Watermark)
+		}
+	}
+	return at
 }

@@ -30,7 +30,8 @@ const defaultSortBytes = 64 << 20
 // RewriteSavepoint writes a savepoint anew with another key-group count: every entry goes
 // to the key-group that its key has now. view and m are as from [OpenSavepoint]. Entries
 // of states whose operator left the topology, of which nobody knows any more where in
-// them the key is, are left out. Errors are as with [CreateSavepoint].
+// them the key is, are left out. So is the event time of key-groups, see [EventTime]. Errors
+// are as with [CreateSavepoint].
 func RewriteSavepoint(ctx context.Context, view Store, m *Manifest, to Store, name string, o RewriteOptions) (SavepointInfo, error) {
 	info, err := rewriteSavepoint(ctx, view, m, to, name, o)
 	if err != nil {
@@ -84,6 +85,7 @@ func rewriteSavepoint(ctx context.Context, view Store, m *Manifest, to Store, na
 	}
 	out := *m
 	out.KeyGroups = o.KeyGroups
+	out.EventTime.KeyGroups = nil // keys of several are together now
 	if err := sp.copyLogs(ctx, view, &out); err != nil {
 		return SavepointInfo{}, sp.giveUp(ctx, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -510,6 +511,7 @@ func TestRewriteMovesEveryKindOfStateToItsKeyGroup(t *testing.T) {
 		snap.States = append(snap.States, checkpoint.StateInfo{ID: uint16(id + 1), Operator: "o", Name: kind, Kind: kind})
 	}
 	snap.Runs = []segment.Run{b.Finish()}
+	snap.EventTime = checkpoint.EventTime{Stages: map[string]int64{"o": 1}, KeyGroups: []checkpoint.KeyGroupTime{{Stage: "o", MaxKG: 3, Watermark: 2}}}
 	_, stats, err := r.Persist(t.Context(), snap)
 	if err != nil {
 		t.Fatal(err)
@@ -532,6 +534,9 @@ func TestRewriteMovesEveryKindOfStateToItsKeyGroup(t *testing.T) {
 		}
 		if err := checkpoint.Verify(t.Context(), view, got, nil); err != nil {
 			t.Fatal(err)
+		}
+		if at := got.Watermarks("o", 0, to); slices.Max(at) != 1 {
+			t.Errorf("time of keys whose key-groups are mixed stands at %v", at)
 		}
 		want := map[string]string{}
 		for _, e := range all {

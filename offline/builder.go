@@ -68,7 +68,9 @@ func Edit(s *Snapshot, o BuildOptions) *Builder {
 	m := s.manifest
 	return newBuilder(&Builder{
 		cfg: o, base: s, app: m.App, keyGroups: m.KeyGroups, watermark: m.Watermark,
-		eventTime: checkpoint.EventTime{Partitions: maps.Clone(m.EventTime.Partitions), Stages: maps.Clone(m.EventTime.Stages)},
+		eventTime: checkpoint.EventTime{
+			Partitions: maps.Clone(m.EventTime.Partitions), Stages: maps.Clone(m.EventTime.Stages), KeyGroups: slices.Clone(m.EventTime.KeyGroups),
+		},
 		positions: maps.Clone(m.Positions), states: slices.Clone(m.States), inFlight: cloneInFlight(m.InFlight),
 	})
 }
@@ -124,6 +126,7 @@ func (b *Builder) SetApp(app string) { b.app = app }
 // advance it as they did.
 func (b *Builder) SetWatermark(ms int64) {
 	b.watermark = ms
+	b.eventTime.KeyGroups = nil
 	for stage := range b.eventTime.Stages {
 		b.eventTime.Stages[stage] = ms
 	}
@@ -172,7 +175,8 @@ func (b *Builder) find(operator, name string) (int, error) {
 }
 
 // SetKeyGroups changes the key-group count: every entry of the snapshot moves to the
-// key-group that its key has among n. The app must be configured with n as well.
+// key-group that its key has among n. The app must be configured with n as well. Keys for
+// which event time stood later than for others of their stage begin where the others do.
 func (b *Builder) SetKeyGroups(n int) error {
 	var err error
 	if n < 1 || n > keygroup.Max {
@@ -217,11 +221,16 @@ func (b *Builder) RenameOperators(names map[string]string) error {
 			h.Operator, h.Stream = renamed(h.Operator), renamed(h.Stream)
 		}
 	}
+	keyGroups := slices.Clone(b.eventTime.KeyGroups)
+	for i := range keyGroups {
+		keyGroups[i].Stage = renamed(keyGroups[i].Stage)
+	}
 	stages := map[string]int64{}
 	for stage, at := range b.eventTime.Stages {
 		to := renamed(stage)
 		if other, ok := stages[to]; ok {
 			at = min(at, other)
+			keyGroups = slices.DeleteFunc(keyGroups, func(t checkpoint.KeyGroupTime) bool { return t.Stage == to })
 		}
 		stages[to] = at
 	}
@@ -239,7 +248,7 @@ func (b *Builder) RenameOperators(names map[string]string) error {
 	if i, err := b.clash(states); err != nil {
 		return b.registryError(fmt.Sprintf("rename operator %q", b.states[i].Operator), err)
 	}
-	b.states, b.inFlight, b.eventTime.Stages = states, inFlight, stages
+	b.states, b.inFlight, b.eventTime.Stages, b.eventTime.KeyGroups = states, inFlight, stages, keyGroups
 	return nil
 }
 

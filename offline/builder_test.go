@@ -221,7 +221,18 @@ func TestAnEditedSavepointStandsWhereEventTimeStood(t *testing.T) {
 			if err := errors.Join(b.RenameOperator("balance", "account"), b.RenameOperator("by-user", "by-name")); err != nil {
 				t.Fatal(err)
 			}
-		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: map[string]int64{"account": watermark, "by-name": watermark + 1}}},
+		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: map[string]int64{"account": watermark, "by-name": watermark + 1},
+			KeyGroups: []checkpoint.KeyGroupTime{{Stage: "by-name", MinKG: 1, MaxKG: 2, Watermark: watermark + 5}}}},
+		{"renamed-to-one", func(b *Builder) {
+			if err := b.RenameOperator("by-user", "balance"); err != nil {
+				t.Fatal(err)
+			}
+		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: map[string]int64{"balance": watermark}}},
+		{"other-key-groups", func(b *Builder) {
+			if err := b.SetKeyGroups(testGroups + 1); err != nil {
+				t.Fatal(err)
+			}
+		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: testEventTime.Stages}},
 		{"set", func(b *Builder) {
 			b.SetPosition(refunds, offsets.Position{Offset: 1})
 			b.SetWatermark(7)
@@ -234,11 +245,11 @@ func TestAnEditedSavepointStandsWhereEventTimeStood(t *testing.T) {
 		b := Edit(openLatest(t, store), BuildOptions{Dir: t.TempDir()})
 		c.edit(b)
 		m := write(t, b, store, c.name).manifest
-		if m.Watermark != c.watermark || !maps.Equal(m.EventTime.Partitions, c.want.Partitions) || !maps.Equal(m.EventTime.Stages, c.want.Stages) {
+		if m.Watermark != c.watermark || !maps.Equal(m.EventTime.Partitions, c.want.Partitions) || !maps.Equal(m.EventTime.Stages, c.want.Stages) || !slices.Equal(m.EventTime.KeyGroups, c.want.KeyGroups) {
 			t.Errorf("%s: watermark %d, %+v, want %d, %+v", c.name, m.Watermark, m.EventTime, c.watermark, c.want)
 		}
 	}
-	if m := openLatest(t, store).manifest; !maps.Equal(m.EventTime.Stages, testEventTime.Stages) {
+	if m := openLatest(t, store).manifest; !maps.Equal(m.EventTime.Stages, testEventTime.Stages) || !slices.Equal(m.EventTime.KeyGroups, testEventTime.KeyGroups) {
 		t.Errorf("the snapshot changed: %+v", m.EventTime)
 	}
 }

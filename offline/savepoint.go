@@ -80,6 +80,9 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 		App: b.app, Instance: "offline", Checkpoint: 1, KeyGroups: b.keyGroups, Watermark: b.watermark, EventTime: b.eventTime,
 		Positions: b.positions, States: b.liveStates(),
 	}
+	if b.base != nil && b.keyGroups != b.base.manifest.KeyGroups {
+		m.EventTime.KeyGroups = nil // keys of several are together now
+	}
 	if b.cfg.Now != nil {
 		m.Created = b.cfg.Now().UTC().Round(0)
 	}

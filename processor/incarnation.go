@@ -131,10 +131,11 @@ type ack struct {
 	run       segment.Run
 	hasRun    bool
 	positions []position
-	held      time.Duration // the longest time that the subtask was held for it
-	records   int64         // input since the barrier before
-	stage     string        // of a keyed subtask
-	watermark int64         // of a keyed subtask, at the barrier
+	held      time.Duration             // the longest time that the subtask was held for it
+	records   int64                     // input since the barrier before
+	stage     string                    // of a keyed subtask
+	watermark int64                     // of a keyed subtask, at the barrier
+	times     []checkpoint.KeyGroupTime // likewise, of its key-groups
 	logs      []checkpoint.LogPart
 	unaligned bool // it did not wait for the barrier on all inputs
 	inFlight  []checkpoint.InFlightData
@@ -636,6 +637,7 @@ type driver struct {
 	positions     map[offsets.Partition]offsets.Position
 	times         map[offsets.Partition]checkpoint.PartitionTime
 	watermarks    map[string]int64 // by stage, the least
+	keyGroups     []checkpoint.KeyGroupTime
 	inFlight      []checkpoint.InFlightData
 	ref           offsets.ManifestRef
 	manifest      *checkpoint.Manifest // that ref names
@@ -671,15 +673,7 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 					d.times[p.part] = p.time
 				}
 			}
-			if e.stage != "" {
-				least, ok := d.watermarks[e.stage]
-				if !ok {
-					least = e.watermark
-				}
-				d.watermarks[e.stage] = min(least, e.watermark)
-			}
-			d.unaligned = d.unaligned || e.unaligned
-			d.inFlight = append(d.inFlight, e.inFlight...)
+			d.addParts(e)
 			if slices.ContainsFunc(e.inFlight, func(f checkpoint.InFlightData) bool { return f.Records > 0 }) {
 				// They change and emit something in the next epoch, also if nothing follows.
 				acts = slices.Clone(d.co.MarkDirty(now))
@@ -732,7 +726,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			crashpoint.Hit(crashpoint.BeforeBarrier)
 			d.pending, d.begun, d.cutting = a.ID, now, cutting{}
 			d.positions = map[offsets.Partition]offsets.Position{}
-			d.inFlight = nil
+			d.inFlight, d.keyGroups = nil, nil
 			d.times, d.watermarks = map[offsets.Partition]checkpoint.PartitionTime{}, map[string]int64{}
 			d.cut, d.asked = append(d.cut, d.asked...), nil
 			for _, s := range inc.sources {
@@ -746,9 +740,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			d.aligned = now.Sub(d.begun)
 			var ctx context.Context
 			ctx, d.cancelPersist = context.WithCancel(inc.ctx)
-			s := &checkpoint.Snapshot{Checkpoint: a.ID, Positions: d.positions, States: inc.states, Runs: d.runs, Logs: inOrder(d.logs)}
-			s.InFlight = d.worthKeeping()
-			s.EventTime, s.Watermark = eventTime(d.times, d.watermarks)
+			s := d.snapshot(a.ID)
 			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: s, cut: d.cutting})
 			d.runs, d.logs = nil, nil
 		case barrier.Commit:
@@ -810,6 +802,29 @@ func (inc *incarnation) callAttention() {
 		s.attend.Store(true)
 		s.notify()
 	}
+}
+
+// addParts takes what an acknowledgement of the checkpoint in flight says of event time, and
+// what was captured.
+func (d *driver) addParts(e ack) {
+	if e.stage != "" {
+		least, ok := d.watermarks[e.stage]
+		if !ok {
+			least = e.watermark
+		}
+		d.watermarks[e.stage] = min(least, e.watermark)
+		d.keyGroups = append(d.keyGroups, e.times...)
+	}
+	d.unaligned = d.unaligned || e.unaligned
+	d.inFlight = append(d.inFlight, e.inFlight...)
+}
+
+// snapshot is the checkpoint in flight when it was acknowledged by all.
+func (d *driver) snapshot(id int64) *checkpoint.Snapshot {
+	s := &checkpoint.Snapshot{Checkpoint: id, Positions: d.positions, States: d.inc.states, Runs: d.runs, Logs: inOrder(d.logs)}
+	s.InFlight = d.worthKeeping()
+	s.EventTime, s.Watermark = eventTime(d.times, d.watermarks, d.keyGroups)
+	return s
 }
 
 // worthKeeping returns what was captured without the parts that say nothing.

@@ -99,7 +99,7 @@ func (inc *incarnation) attach(ctx context.Context, at recovered, info *event.Re
 	}
 	info.How, info.Attached, info.Bytes = a.How.String(), a.Segments-a.Reused, a.Bytes
 	inc.localAt = want
-	inc.taken.add(takenAt{want, at.manifest != nil && !at.mended, inc.base.EventTime.Stages})
+	inc.taken.add(takenAt{want, at.manifest != nil && !at.mended, &inc.base})
 	inc.ingested.Store(at.last)
 	for _, sp := range inc.spaces {
 		err := inc.blaming(sp.space.LoadBroadcast, func() (operator, doing string) {
@@ -127,7 +127,7 @@ func (inc *incarnation) ingest(id int64, ref offsets.ManifestRef, stats checkpoi
 			data = nil // the file is there already
 		}
 	}
-	inc.taken.add(takenAt{want, true, stats.Manifest.EventTime.Stages})
+	inc.taken.add(takenAt{want, true, stats.Manifest})
 	// Also when the incarnation is ending: what is committed belongs into the store.
 	if err := inc.local.Ingest(context.WithoutCancel(inc.ctx), want, inc.localAt, own, data, chain); err != nil {
 		return classifyLocal(err)

@@ -128,7 +128,8 @@ func (inc *incarnation) query(ctx context.Context, d DeclaredState, userKey []by
 		return Answer{}, fmt.Errorf("operator %q, state %q: %w in the registry", d.Operator, d.Name, ErrNoSuchState)
 	}
 	// One instance is active and has all key-groups, so whoever is active has this one.
-	key := segment.AppendKey(nil, uint16(keygroup.Of(userKey, inc.cfg.KeyGroups)), inc.states[i].ID, userKey)
+	kg := keygroup.Of(userKey, inc.cfg.KeyGroups)
+	key := segment.AppendKey(nil, uint16(kg), inc.states[i].ID, userKey)
 	ref := inc.head.Load()
 	if ref == nil {
 		return Answer{}, ErrNothingCommitted
@@ -136,7 +137,7 @@ func (inc *incarnation) query(ctx context.Context, d DeclaredState, userKey []by
 	var (
 		a   Answer
 		raw []byte
-		at  map[string]int64 // watermarks
+		at  *checkpoint.Manifest // as of which it is
 		err error
 	)
 	if inc.local != nil {
@@ -152,11 +153,7 @@ func (inc *incarnation) query(ctx context.Context, d DeclaredState, userKey []by
 	if err != nil {
 		return Answer{}, fmt.Errorf("operator %q, state %q: %w", d.Operator, d.Name, err)
 	}
-	watermark, ok := at[d.Stage]
-	if !ok {
-		watermark = noWatermark
-	}
-	if h.Domain != segment.Forever && h.Expired(inc.clock.Now().UnixMilli(), watermark) {
+	if h.Domain != segment.Forever && h.Expired(inc.clock.Now().UnixMilli(), at.Watermarks(d.Stage, kg, kg+1)[0]) {
 		return Answer{Checkpoint: a.Checkpoint}, nil
 	}
 	a.Version, a.Value = h.Version, value
@@ -164,7 +161,7 @@ func (inc *incarnation) query(ctx context.Context, d DeclaredState, userKey []by
 }
 
 // queryStore reads a key of a checkpoint in the store: the tables in memory are ahead of it.
-func (inc *incarnation) queryStore(ctx context.Context, ref offsets.ManifestRef, key []byte) (value []byte, ok bool, at map[string]int64, err error) {
+func (inc *incarnation) queryStore(ctx context.Context, ref offsets.ManifestRef, key []byte) (value []byte, ok bool, at *checkpoint.Manifest, err error) {
 	m, release, err := inc.writer.Hold(ref)
 	if err != nil {
 		if now := inc.head.Load(); *now != ref {
@@ -174,11 +171,11 @@ func (inc *incarnation) queryStore(ctx context.Context, ref offsets.ManifestRef,
 	}
 	defer release()
 	value, ok, err = inc.points.Get(ctx, m, key)
-	return value, ok, m.EventTime.Stages, err
+	return value, ok, m, err
 }
 
 // queryLocal reads a key from the local store.
-func (inc *incarnation) queryLocal(key []byte) (id int64, value []byte, ok bool, at map[string]int64, err error) {
+func (inc *incarnation) queryLocal(key []byte) (id int64, value []byte, ok bool, at *checkpoint.Manifest, err error) {
 	s, err := inc.local.Snapshot()
 	if err != nil {
 		return 0, nil, false, nil, err
@@ -192,8 +189,8 @@ func (inc *incarnation) queryLocal(key []byte) (id int64, value []byte, ok bool,
 	return s.ID().Checkpoint, value, ok, at, err
 }
 
-// taken are the checkpoints that the local store has taken over, with the watermarks of
-// their stages: a value that expires by event time does so by those.
+// taken are the checkpoints that the local store has taken over: a value that expires by event
+// time does so by what the manifest says of that.
 type taken struct {
 	mu   sync.Mutex
 	last []takenAt // oldest first
@@ -202,7 +199,7 @@ type taken struct {
 type takenAt struct {
 	id        pebble.ID
 	committed bool
-	at        map[string]int64
+	at        *checkpoint.Manifest
 }
 
 // takenKept is how many checkpoints are remembered. A query that finds another one asks
@@ -218,9 +215,9 @@ func (t *taken) add(a takenAt) {
 	t.last = append(t.last, a)
 }
 
-// find returns the watermarks of a checkpoint. Errors are errMoved and
+// find returns the manifest of a checkpoint. Errors are errMoved and
 // ErrNothingCommitted.
-func (t *taken) find(id pebble.ID) (at map[string]int64, err error) {
+func (t *taken) find(id pebble.ID) (at *checkpoint.Manifest, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, a := range slices.Backward(t.last) {

@@ -447,7 +447,11 @@ type keyedRunner[K comparable, T any] struct {
 	inputs []mark // by input
 	now    mark   // of the subtask
 	finite int64  // its watermark before the end of time
-	alarm  alarm
+	// Event time that key-groups had come to before the restore, from the first one on; nil
+	// once the subtask has passed the highest.
+	floors  []int64
+	highest int64
+	alarm   alarm
 	// overdue says that the checkpoint was taken between timers of one moment: those that are
 	// left come before all else, and what they emit before the time that is known to have come.
 	overdue bool
@@ -468,6 +472,7 @@ type frozen struct {
 	sliced    time.Time     // end of the last slice
 	held      time.Duration // the longest slice
 	watermark int64         // at the barrier
+	times     []checkpoint.KeyGroupTime
 	unaligned bool
 	inFlight  []checkpoint.InFlightData
 	abandoned bool // what was in flight was not captured to the end
@@ -637,44 +642,41 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 	return nil
 }
 
-// restoreTime begins where event time stood, and now: what has expired is not restored.
+// restoreTime begins where event time stood, and now: what has expired is not restored. It
+// may have stood elsewhere for each key-group that came here. Then the subtask begins at the
+// least of those times, and the others are floors.
 func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 	r.sub.key = func() any { return r.keys.Key() }
-	at := r.restoredWatermark()
+	stood := r.sub.inc.base.Watermarks(r.sub.stage, r.lo, r.hi)
+	at := slices.Min(stood)
 	r.now, r.finite, r.sub.watermark = mark{watermark: at}, at, at
 	r.inputs = make([]mark, inputs)
 	for i := range r.inputs {
 		r.inputs[i].watermark = noWatermark
 	}
 	r.keys.SetTime(segment.EventTime, at)
+	if r.highest = slices.Max(stood); r.highest > at {
+		r.floors, r.sub.floor = stood, r.keys.Floor
+		r.keys.SetFloors(stood)
+	}
 	r.wall()
 }
 
-// restoredWatermark is where event time stood. After an unaligned checkpoint it may have
-// stood elsewhere on each subtask; then it is the least of those whose key-groups came here.
-func (r *keyedRunner[K, T]) restoredWatermark() int64 {
-	stage, ok := r.sub.inc.base.EventTime.Stages[r.sub.stage]
-	if !ok {
-		stage = noWatermark
-	}
-	least, covered := int64(endOfTime), make([]bool, r.hi-r.lo)
-	for _, f := range r.sub.inc.base.InFlight {
-		if f.Stage != r.sub.stage || f.Broadcast() || !f.Overlaps(r.lo, r.hi) {
+// times tells where event time stands for the subtask's key-groups: neighbours for which it
+// stands at the same are told of together.
+func (r *keyedRunner[K, T]) times() (ts []checkpoint.KeyGroupTime) {
+	for kg := r.lo; kg < r.hi; kg++ {
+		at := r.finite
+		if r.floors != nil {
+			at = max(at, r.floors[kg-r.lo])
+		}
+		if n := len(ts); n > 0 && ts[n-1].Watermark == at {
+			ts[n-1].MaxKG = uint16(kg)
 			continue
 		}
-		if at := int64(noWatermark); f.Watermark == nil {
-			least = at
-		} else {
-			least = min(least, *f.Watermark)
-		}
-		for kg := max(int(f.MinKG), r.lo); kg <= min(int(f.MaxKG), r.hi-1); kg++ {
-			covered[kg-r.lo] = true
-		}
+		ts = append(ts, checkpoint.KeyGroupTime{Stage: r.sub.stage, MinKG: uint16(kg), MaxKG: uint16(kg), Watermark: at})
 	}
-	if slices.Contains(covered, false) {
-		return min(least, stage)
-	}
-	return least
+	return ts
 }
 
 // wall looks at the clock.
@@ -696,7 +698,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 	}
 	r.sub.barrier(id)
 	r.keys.Cut(&r.sub.frozen, id)
-	r.freeze = frozen{id: id, held: time.Since(begun), watermark: r.finite}
+	r.freeze = frozen{id: id, held: time.Since(begun), watermark: r.finite, times: r.times()}
 	return nil
 }
 
@@ -735,7 +737,7 @@ func (r *keyedRunner[K, T]) acknowledge() {
 		return
 	}
 	f := r.freeze
-	a := ack{subtask: r.sub.id, id: f.id, held: f.held, stage: r.sub.stage, watermark: f.watermark, logs: r.sub.takeLogged(), unaligned: f.unaligned, inFlight: f.inFlight, abandoned: f.abandoned}
+	a := ack{subtask: r.sub.id, id: f.id, held: f.held, stage: r.sub.stage, watermark: f.watermark, times: f.times, logs: r.sub.takeLogged(), unaligned: f.unaligned, inFlight: f.inFlight, abandoned: f.abandoned}
 	if crashpoint.Hit(crashpoint.InFreeze); r.sub.frozen.Len() > 0 {
 		a.run, a.hasRun = r.sub.frozen.Finish(), true
 	}

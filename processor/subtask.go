@@ -32,8 +32,9 @@ type Subtask struct {
 	op  *Operator   // the operator whose function runs
 	err error       // ends the incarnation
 
-	part      *partition // of the record, on a source subtask
-	watermark int64      // on a keyed subtask
+	part      *partition   // of the record, on a source subtask
+	watermark int64        // on a keyed subtask
+	floor     func() int64 // event time that the current key has come to at least; nil: watermark says all
 	firings   []firing
 	firing    *firing    // whose function runs
 	key       func() any // the current key

@@ -1,10 +1,12 @@
 package processor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -238,9 +240,15 @@ func (s *Subtask) Time() time.Time {
 	return time.UnixMilli(s.at)
 }
 
-// Watermark is where event time stands on a keyed subtask; ok is false if nothing is
-// known of it.
-func (s *Subtask) Watermark() (ms int64, ok bool) { return s.watermark, s.watermark != noWatermark }
+// Watermark is where event time stands on a keyed subtask for the current key; ok is false
+// if nothing is known of it.
+func (s *Subtask) Watermark() (ms int64, ok bool) {
+	ms = s.watermark
+	if s.floor != nil {
+		ms = max(ms, s.floor())
+	}
+	return ms, ms != noWatermark
+}
 
 // firing is what an operator's timers call.
 type firing struct {
@@ -292,6 +300,10 @@ func (r *keyedRunner[K, T]) rise(m mark) error {
 			return err
 		}
 		r.keys.SetTime(segment.EventTime, r.finite)
+		if r.floors != nil && r.highest <= r.finite {
+			r.floors, r.sub.floor = nil, nil
+			r.keys.SetFloors(nil)
+		}
 	}
 	if m != r.now {
 		r.now = m
@@ -316,9 +328,9 @@ func (r *keyedRunner[K, T]) tick(wall int64) (fired bool, err error) {
 	return n+m > 0, err
 }
 
-// fire fires timers that follow event time or the wall clock up to now. Event time was
-// at before so far; while a timer fires it is the timer's, unless one for a later time of
-// the operator fired already.
+// fire fires timers that follow event time or the wall clock up to now, and those that are
+// due by the floor of their key. Event time was at before so far; while a timer fires it is
+// the timer's, unless one for a later time of the operator fired already.
 //
 // Between two timers, as between two records, the subtask does what may not wait: so an
 // unaligned checkpoint need not wait for all timers of one moment. What it stores is that
@@ -328,7 +340,8 @@ func (r *keyedRunner[K, T]) tick(wall int64) (fired bool, err error) {
 func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err error) {
 	for i := range r.sub.firings {
 		t := &r.sub.firings[i]
-		if t.timers.EventTime() != event || t.timers.Earliest() > now {
+		passed := event && r.floors != nil
+		if t.timers.EventTime() != event || t.timers.Earliest() > now && !passed {
 			continue
 		}
 		reached := before
@@ -348,6 +361,11 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 			if more = now < endOfTime && r.sub.err == nil && r.pressing(); more {
 				r.sub.err = r.pause()
 			}
+		}
+		if passed && now < endOfTime && r.sub.err == nil {
+			// Time of the other keys has not come there.
+			r.sub.guarded(func() { fired += t.timers.FirePassed(func(at state.Timer) bool { return r.call(t, at, reached) }) })
+			r.sub.firing = nil
 		}
 		if r.sub.err != nil {
 			return fired, r.sub.err
@@ -373,9 +391,9 @@ func (r *keyedRunner[K, T]) pause() error {
 	return r.encode(encodeSlice)
 }
 
-// dueAtOnce tells whether timers are left that were due when the checkpoint was taken.
+// dueAtOnce tells whether timers may be left that were due when the checkpoint was taken.
 func (r *keyedRunner[K, T]) dueAtOnce() bool {
-	return slices.ContainsFunc(r.sub.firings, func(t firing) bool {
+	return r.floors != nil || slices.ContainsFunc(r.sub.firings, func(t firing) bool {
 		return t.timers.EventTime() && t.timers.Earliest() <= r.now.watermark
 	})
 }
@@ -384,6 +402,7 @@ func (r *keyedRunner[K, T]) dueAtOnce() bool {
 func (r *keyedRunner[K, T]) fireOverdue() error {
 	r.overdue = false
 	_, err := r.fire(true, r.now.watermark, noWatermark)
+	r.keys.SetTime(segment.EventTime, r.finite)
 	r.sub.time(r.now)
 	return err
 }
@@ -461,8 +480,13 @@ func (inc *incarnation) touch() {
 	}
 }
 
-// eventTime collects where the subtasks' watermarks stood at a barrier.
-func eventTime(parts map[offsets.Partition]checkpoint.PartitionTime, stages map[string]int64) (e checkpoint.EventTime, watermark int64) {
+// eventTime collects where the subtasks' watermarks stood at a barrier: the least of each
+// stage, and the key-groups that are ahead of it.
+func eventTime(parts map[offsets.Partition]checkpoint.PartitionTime, stages map[string]int64, times []checkpoint.KeyGroupTime) (e checkpoint.EventTime, watermark int64) {
+	times = slices.DeleteFunc(times, func(t checkpoint.KeyGroupTime) bool { return t.Watermark <= stages[t.Stage] })
+	slices.SortFunc(times, func(a, b checkpoint.KeyGroupTime) int {
+		return cmp.Or(strings.Compare(a.Stage, b.Stage), cmp.Compare(a.MinKG, b.MinKG))
+	})
 	watermark = endOfTime
 	for stage, wm := range stages {
 		watermark = min(watermark, wm)
@@ -473,7 +497,7 @@ func eventTime(parts map[offsets.Partition]checkpoint.PartitionTime, stages map[
 	if watermark == endOfTime {
 		watermark = noWatermark // no stage at all
 	}
-	return checkpoint.EventTime{Partitions: parts, Stages: stages}, watermark
+	return checkpoint.EventTime{Partitions: parts, Stages: stages, KeyGroups: times}, watermark
 }
 
 // describeTimer says what failed on a timer.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,7 @@ import (
 	"github.com/weirstream/weir/internal/clock"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/segment"
 )
 
 // timedEdge is a keyed subtask with timers and several senders, run by the test.
@@ -392,4 +394,245 @@ func TestAlarmOfAClockThatWasSetBackRingsAgain(t *testing.T) {
 		wait(29*time.Second, 1)
 		wait(time.Second, 2)
 	})
+}
+
+// visit is a value of [aging], with what its handler does.
+type visit struct {
+	Key string
+	Do  string // "mark" what expires after 50 ms, "set" a timer for the visit's time
+}
+
+// aging is a keyed stage that does all that goes by event time, run by the test. It lives on
+// in the checkpoints that it takes.
+type aging struct {
+	t       *testing.T
+	inc     *incarnation
+	senders []*Subtask
+	send    []func(visit)
+	runners []*keyedRunner[string, visit]
+	log     []string
+	stored  map[string]segment.Entry
+	last    int64
+}
+
+func newAging(t *testing.T, parallelism int, base checkpoint.Manifest, parts []checkpoint.InFlightData, stored map[string]segment.Entry) *aging {
+	t.Helper()
+	a := &aging{t: t, stored: stored, last: base.Checkpoint}
+	a.inc = newIncarnation(t.Context(), &Config{Parallelism: parallelism, KeyGroups: noteKeyGroups, Unaligned: true}, &Plan{}, nil, nil)
+	a.inc.gate, a.inc.base = newGate(1, 0), base
+	a.inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: "marked"}, {ID: 2, Operator: "op", Name: state.EventTimersName}}
+	st := NewKeyedStage("stage", func(v visit) string { return v.Key }, codec.String)
+	st.InFlight(codec.JSON[visit]())
+	st.Add(KeyedOperator[string, visit]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[string]) (*state.Scope, func(visit)) {
+		scope, op := state.NewScope("op"), s.Operator("op")
+		marked := state.Value(setup{scope}, "marked", codec.Bool, state.TTL(50*time.Millisecond, state.InEventTime))
+		timers := state.EventTimers(setup{scope})
+		op.Fires(timers, func(at state.Timer) error {
+			wm, _ := s.Watermark()
+			a.log = append(a.log, fmt.Sprintf("%s: timer %d at %d", ks.Key(), at.At.UnixMilli(), wm))
+			return nil
+		})
+		return scope, func(v visit) {
+			wm, _ := s.Watermark()
+			line := fmt.Sprintf("%s: %d at %d", v.Key, s.at, wm)
+			if s.at <= wm {
+				line += ", late"
+			}
+			if marked.Get() {
+				line += ", marked"
+			}
+			a.log = append(a.log, line)
+			switch v.Do {
+			case "mark":
+				marked.Set(true)
+			case "set":
+				timers.Set(s.Time())
+			}
+		}
+	}})
+	for i := range 2 {
+		s := a.inc.newSubtask(SourcesID, i)
+		s.raw = &kgo.Record{Topic: "in"}
+		a.senders, a.send = append(a.senders, s), append(a.send, st.Send(s))
+	}
+	rs, err := st.Build(a.inc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rs {
+		r := r.(*keyedRunner[string, visit])
+		a.runners = append(a.runners, r)
+		for _, e := range stored {
+			if kg := int(e.KeyGroup); kg >= r.lo && kg < r.hi {
+				err = errors.Join(err, r.keys.Restore(e.KeyGroup, e.State, e.Key, e.Value))
+			}
+		}
+		for _, p := range parts {
+			err = errors.Join(err, r.restoreInFlight(p.InFlight, p.Data))
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// visit sends a visit at a time.
+func (a *aging) visit(key string, at int64, do string) {
+	a.senders[0].at = at
+	a.send[0](visit{key, do})
+	a.senders[0].idle()
+}
+
+// time says on both inputs that no visit up to ms is expected any more.
+func (a *aging) time(ms int64) {
+	for _, s := range a.senders {
+		s.time(mark{watermark: ms})
+		s.idle()
+	}
+}
+
+// run lets subtasks, by default all, do what there is to do.
+func (a *aging) run(subtasks ...int) {
+	a.t.Helper()
+	for i, r := range a.runners {
+		for worked := len(subtasks) == 0 || slices.Contains(subtasks, i); worked; {
+			var err error
+			if worked, err = r.step(a.t.Context()); err != nil {
+				a.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// want runs all subtasks and expects what they did.
+func (a *aging) want(log ...string) {
+	a.t.Helper()
+	a.run()
+	if !slices.Equal(a.log, log) {
+		a.t.Fatalf("it did %q, want %q", a.log, log)
+	}
+	a.log = nil
+}
+
+// restored takes a checkpoint and begins anew with what it holds. What was done behind it is
+// forgotten.
+func (a *aging) restored(unaligned bool, parallelism int) *aging {
+	a.t.Helper()
+	id := a.last + 1
+	d := &driver{inc: a.inc, watermarks: map[string]int64{}}
+	if unaligned {
+		a.inc.unaligned.Store(id)
+		a.inc.callAttention()
+		for _, r := range a.runners {
+			if err := r.settle(); err != nil {
+				a.t.Fatal(err)
+			}
+		}
+	}
+	for _, s := range a.senders {
+		s.barrier(id)
+	}
+	done := len(a.log)
+	if a.run(); !unaligned {
+		done = len(a.log)
+	}
+	stored := maps.Clone(a.stored)
+	for range a.runners {
+		e := (<-a.inc.events).(ack)
+		d.addParts(e)
+		if !e.hasRun {
+			continue
+		}
+		for e := range e.run.All() {
+			key := string(segment.AppendKey(nil, e.KeyGroup, e.State, e.Key))
+			if delete(stored, key); !e.Deleted {
+				stored[key] = segment.Entry{KeyGroup: e.KeyGroup, State: e.State, Key: slices.Clone(e.Key), Value: slices.Clone(e.Value)}
+			}
+		}
+	}
+	s := d.snapshot(id)
+	base := checkpoint.Manifest{Checkpoint: id, EventTime: s.EventTime}
+	for _, p := range s.InFlight {
+		base.InFlight = append(base.InFlight, p.InFlight)
+	}
+	next := newAging(a.t, parallelism, base, s.InFlight, stored)
+	next.log = a.log[:done]
+	return next
+}
+
+// newPair returns a stage with two subtasks, for the keys b and a, which were marked at 10.
+func newPair(t *testing.T) *aging {
+	a := newAging(t, 2, checkpoint.Manifest{}, nil, map[string]segment.Entry{})
+	a.time(10)
+	a.visit("b", 20, "mark")
+	a.visit("a", 20, "mark")
+	a.want("b: 20 at 10", "a: 20 at 10")
+	return a
+}
+
+// An input is idle while the subtask of b hears of it, and no more when that of a does. So
+// time has come further for b, also at an aligned barrier.
+func TestTimeOfAKeyStandsWhereItStoodUntilItsSubtaskHasPassedIt(t *testing.T) {
+	for name, restored := range map[string]func(*aging) *aging{
+		"aligned":                       func(a *aging) *aging { return a.restored(false, 2) },
+		"aligned, other parallelism":    func(a *aging) *aging { return a.restored(false, 1) },
+		"unaligned":                     func(a *aging) *aging { return a.restored(true, 2) },
+		"unaligned, other parallelism":  func(a *aging) *aging { return a.restored(true, 1) },
+		"again":                         func(a *aging) *aging { return a.restored(true, 1).restored(true, 1) },
+		"again, aligned":                func(a *aging) *aging { return a.restored(true, 1).restored(false, 1) },
+		"again, with parallelism of 16": func(a *aging) *aging { return a.restored(false, 1).restored(true, 16).restored(false, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newPair(t)
+			a.senders[0].time(mark{watermark: 100})
+			a.senders[0].idle()
+			a.senders[1].time(mark{watermark: 10, idle: true})
+			a.senders[1].at = 120
+			a.send[1](visit{"b", ""})
+			a.senders[1].outgoing[0].(*sender[string, visit]).handAll()
+			a.senders[1].time(mark{watermark: 10})
+			a.want("b: 120 at 10, marked")
+			if b, a := a.runners[0].now.watermark, a.runners[1].now.watermark; b != 100 || a != 10 {
+				t.Fatalf("time stands at %d and %d, want 100 and 10", b, a)
+			}
+
+			a = restored(a)
+			a.visit("b", 90, "set")
+			a.run()
+			a.visit("a", 90, "set")
+			a.want("b: 90 at 100, late", "b: timer 90 at 100", "a: 90 at 10, marked")
+			a.visit("b", 110, "mark")
+			a.time(100)
+			a.want("b: 110 at 100", "a: timer 90 at 100")
+			for _, r := range a.runners {
+				if r.floors != nil || r.sub.floor != nil {
+					t.Error("floors are kept that time has passed")
+				}
+			}
+			a.time(149)
+			a.visit("b", 200, "")
+			a.want("b: 200 at 149, marked")
+			a.time(150)
+			a.visit("b", 200, "")
+			a.want("b: 200 at 150")
+		})
+	}
+}
+
+// Time had come to 100 for b, and to 10 for a. Each of the lives that follow processes one
+// batch of what was in flight, and the next one begins behind it.
+func TestTimeOfAKeyDoesNotFallWhileWhatWasInFlightIsProcessed(t *testing.T) {
+	a := newPair(t)
+	a.time(100)
+	a.run(0)
+	a.visit("b", 90, "set")
+	a.visit("a", 90, "set")
+	for range 3 {
+		a = a.restored(true, 1)
+		if _, err := a.runners[0].step(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.restored(true, 1).want("b: 90 at 100, late", "b: timer 90 at 100", "a: 90 at 100, late", "a: timer 90 at 100")
 }

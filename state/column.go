@@ -120,8 +120,15 @@ type slots interface {
 	builder() *segment.Builder
 	// backing is nil if all state is in memory.
 	backing() Backing
-	// now is the time of a clock, in milliseconds since 1970.
-	now(d segment.Domain) int64
+	// now is the time of a clock for the key of a slot, in milliseconds since 1970, here
+	// that for the current key, if there is one, and clock that for all keys.
+	now(d segment.Domain, slot uint32) int64
+	here(d segment.Domain) int64
+	clock(d segment.Domain) int64
+	// floor is the event time that the keys of a key-group have come to at least, floorOf
+	// that of the key of a slot.
+	floor(keyGroup uint16) int64
+	floorOf(slot uint32) int64
 	// fail reports an error that no handler can do anything about; failed is the first.
 	fail(err error)
 	failed() error

@@ -71,7 +71,7 @@ func (o *one) commit() int {
 func (o *one) restore() {
 	o.t.Helper()
 	for k, v := range o.store.entries {
-		if err := o.ks.Restore(0, binary.BigEndian.Uint16([]byte(k[2:])), []byte(k[4:]), v); err != nil {
+		if err := o.ks.Restore(binary.BigEndian.Uint16([]byte(k)), binary.BigEndian.Uint16([]byte(k[2:])), []byte(k[4:]), v); err != nil {
 			o.t.Fatal(err)
 		}
 	}
@@ -701,6 +701,82 @@ func TestWhatIsRemovedAfterItExpiredIsFoundAgain(t *testing.T) {
 		start(o.store, 900)
 		if m.Len() != 0 || l.Len() != 0 {
 			t.Errorf("%d entries and %d elements are there", m.Len(), l.Len())
+		}
+	})
+}
+
+// Event time is at 20, and was at 100 for the key k before the key-groups came together.
+func TestTimeOfAKeyIsNotBeforeTheFloorOfItsKeyGroup(t *testing.T) {
+	bothWays(t, func(t *testing.T, budget int64) {
+		var v *state.OfValue[int64]
+		var m *state.OfMap[int64, int64]
+		var l *state.OfList[int64]
+		var b *state.OfBroadcast[int64, int64]
+		start := func(store *committed, at int64, floors []int64) *one {
+			ttl := state.TTL(80*time.Millisecond, state.InEventTime)
+			o := newOne(t, store, budget, func(s state.Setup) {
+				v = state.Value(s, "v", codec.Int64, ttl)
+				m = state.Map(s, "m", codec.Int64, codec.Int64, ttl)
+				l = state.List(s, "l", codec.Int64, ttl)
+				b = state.Broadcast(s, "b", codec.Int64, codec.Int64, ttl)
+			})
+			o.ks.SetTime(segment.EventTime, at)
+			o.ks.SetFloors(floors)
+			if budget == 0 {
+				o.restore()
+			} else if err := o.ks.LoadBroadcast(); err != nil {
+				t.Fatal(err)
+			}
+			return o
+		}
+		has := func(want bool) {
+			t.Helper()
+			if _, ok := v.Lookup(); ok != want || m.Has(1) != want || len(keysOf(m.All())) > 0 != want || len(keysOf(l.All())) > 0 != want {
+				t.Errorf("there are the value: %v, the entry: %v, %d entries and %d elements, want %v", ok, m.Has(1), m.Len(), l.Len(), want)
+			}
+		}
+		set := func() {
+			v.Set(1)
+			m.Put(1, 1)
+			l.Append(1)
+		}
+		o := start(newCommitted(), 10, nil)
+		o.ks.Broadcasting(true)
+		b.Put(1, 1)
+		o.ks.Broadcasting(false)
+		for kg, key := range []string{"k", "other"} {
+			o.ks.Use(key, uint16(kg))
+			set()
+		}
+		o.commit()
+
+		o = start(o.store, 20, []int64{100, 20})
+		if o.ks.Floor() != 100 {
+			t.Errorf("the floor is %d, want 100", o.ks.Floor())
+		}
+		has(false)
+		if b.Has(1) {
+			t.Error("a broadcast entry is there that had expired for the key")
+		}
+		set()
+		has(true)
+		o.ks.Use("other", 1)
+		has(true)
+		if !b.Has(1) {
+			t.Error("a broadcast entry expired by the time of another key")
+		}
+		o.ks.SetTime(segment.EventTime, 150)
+		o.ks.SetFloors(nil)
+		has(false)
+		o.ks.Use("k", 0)
+		has(true)
+		o.commit()
+		start(o.store, 179, nil)
+		has(true)
+		start(o.store, 180, nil)
+		has(false)
+		if err := o.ks.Err(); err != nil {
+			t.Error(err)
 		}
 	})
 }

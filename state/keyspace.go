@@ -87,9 +87,10 @@ type Keyspace[K comparable] struct {
 	cutID    uint32 // its low bits
 	encoding int    // the column whose turn it is; len(columns) if all is encoded
 
-	times [segment.EventTime + 1]int64 // by clock
-	err   error
-	buf   []byte
+	times  [segment.EventTime + 1]int64 // by clock
+	floors []int64                      // of event time, by key-group from the first one on; nil: none is above times
+	err    error
+	buf    []byte
 
 	out int64 // nothing that is not in memory was written for a checkpoint after it
 
@@ -143,6 +144,29 @@ func (ks *Keyspace[K]) Attach(s *Scope, ids []uint16) {
 // SetTime tells what time it is, in milliseconds since 1970: for entries that expire.
 // Until then nothing is known of the time; math.MinInt64 says so, too.
 func (ks *Keyspace[K]) SetTime(d segment.Domain, ms int64) { ks.times[d] = ms }
+
+// SetFloors tells that for the keys of some key-groups event time is not before a floor,
+// whatever SetTime says: floors has that of each key-group that the keyspace owns. It is
+// called before anything is restored, and again with nil when event time has passed all of
+// them.
+func (ks *Keyspace[K]) SetFloors(floors []int64) { ks.floors = floors }
+
+// Floor is the event time that the current key has come to at least, math.MinInt64 if
+// nothing is known of it.
+func (ks *Keyspace[K]) Floor() int64 {
+	if ks.keyless {
+		return unknownTime
+	}
+	return ks.floor(ks.curKG)
+}
+
+func (ks *Keyspace[K]) floor(keyGroup uint16) int64 {
+	i := int(keyGroup) - ks.cfg.FirstKeyGroup
+	if i < 0 || i >= len(ks.floors) {
+		return unknownTime
+	}
+	return ks.floors[i]
+}
 
 // Err implements [Space].
 func (ks *Keyspace[K]) Err() error { return ks.err }
@@ -220,6 +244,8 @@ func (ks *Keyspace[K]) Key() K { return ks.cur }
 // checkpoint that the keyspace begins with. It is called once, after Attach and SetTime.
 // Without a Backing, Restore does it: every subtask is given all entries of these states.
 func (ks *Keyspace[K]) LoadBroadcast() error {
+	ks.keyless = true
+	defer func() { ks.keyless = false }()
 	for _, c := range ks.shared {
 		if ks.cfg.Backing == nil {
 			break
@@ -313,6 +339,8 @@ func (ks *Keyspace[K]) Restore(keyGroup, id uint16, userKey, value []byte) error
 		return fmt.Errorf("state id %d belongs to no operator of this topology", id)
 	}
 	if s, ok := c.(sharedColumn); ok {
+		ks.keyless = true // it is for all keys
+		defer func() { ks.keyless = false }()
 		return s.restoreShared(userKey, value)
 	}
 	key, rest, ok := c.split(userKey)
@@ -587,14 +615,37 @@ func (ks *Keyspace[K]) frozen(slot uint32) {
 
 func (ks *Keyspace[K]) pin(bytes int) { ks.pinned[len(ks.pinned)-1].bytes += int64(bytes) }
 
-func (ks *Keyspace[K]) emptied(slot uint32)        { ks.maybeEmpty = append(ks.maybeEmpty, slot) }
-func (ks *Keyspace[K]) builder() *segment.Builder  { return ks.into }
-func (ks *Keyspace[K]) backing() Backing           { return ks.cfg.Backing }
-func (ks *Keyspace[K]) now(d segment.Domain) int64 { return ks.times[d] }
-func (ks *Keyspace[K]) scratch() *[]byte           { return &ks.buf }
-func (ks *Keyspace[K]) checkpoint() int64          { return ks.cutAt }
-func (ks *Keyspace[K]) committed() int64           { return ks.cfg.Committed() }
-func (ks *Keyspace[K]) failed() error              { return ks.err }
+func (ks *Keyspace[K]) emptied(slot uint32)       { ks.maybeEmpty = append(ks.maybeEmpty, slot) }
+func (ks *Keyspace[K]) builder() *segment.Builder { return ks.into }
+func (ks *Keyspace[K]) backing() Backing          { return ks.cfg.Backing }
+func (ks *Keyspace[K]) scratch() *[]byte          { return &ks.buf }
+func (ks *Keyspace[K]) checkpoint() int64         { return ks.cutAt }
+func (ks *Keyspace[K]) committed() int64          { return ks.cfg.Committed() }
+func (ks *Keyspace[K]) failed() error             { return ks.err }
+
+func (ks *Keyspace[K]) clock(d segment.Domain) int64 { return ks.times[d] }
+
+func (ks *Keyspace[K]) now(d segment.Domain, slot uint32) int64 {
+	if ks.floors == nil || d != segment.EventTime {
+		return ks.times[d]
+	}
+	return max(ks.times[d], ks.floorOf(slot))
+}
+
+func (ks *Keyspace[K]) here(d segment.Domain) int64 {
+	if ks.floors == nil || d != segment.EventTime {
+		return ks.times[d]
+	}
+	return max(ks.times[d], ks.Floor())
+}
+
+func (ks *Keyspace[K]) floorOf(slot uint32) int64 {
+	if ks.floors == nil {
+		return unknownTime
+	}
+	return ks.floor(ks.at(slot).kg)
+}
+
 func (ks *Keyspace[K]) keyGroups() (lo, hi int) {
 	return ks.cfg.FirstKeyGroup, ks.cfg.FirstKeyGroup + ks.cfg.KeyGroups
 }

@@ -26,7 +26,7 @@ func LookValue[V any, K comparable](ks *Keyspace[K], operator, name string, k K)
 		return v, false, nil
 	}
 	c := h.at(slot)
-	if c.flags&cellSet == 0 || h.opts.domain != segment.Forever && h.expires[slot>>chunkBits][slot&chunkMask] <= ks.now(h.opts.domain) {
+	if c.flags&cellSet == 0 || h.opts.domain != segment.Forever && h.expires[slot>>chunkBits][slot&chunkMask] <= ks.now(h.opts.domain, slot) {
 		return v, false, nil
 	}
 	return c.v, true, nil

@@ -156,7 +156,7 @@ func (h *entryTable[V]) each(s span, visit func(key string, stable bool, v V) bo
 		if e != nil {
 			return visit(key, true, e.v)
 		}
-		_, v, ok, err := h.decodeValue(raw)
+		_, v, ok, err := h.decodeValue(slot, raw)
 		if err != nil {
 			h.keys.fail(err)
 			return false

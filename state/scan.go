@@ -22,7 +22,7 @@ func (h *entryTable[V]) sees(s *span, e *entry[V]) bool {
 	case s.all:
 		return true
 	case s.peek:
-		return h.opts.domain == segment.Forever || e.expires > h.keys.now(h.opts.domain)
+		return h.opts.domain == segment.Forever || e.expires > h.now(h.opts.domain, e.slot)
 	}
 	return h.read(e)
 }
@@ -99,9 +99,9 @@ func (h *entryTable[V]) visitStored(slot uint32, s span, b *backingCursor[V], vi
 	case err != nil:
 		h.keys.fail(h.errorf("%w", err))
 		return false
-	case h.expired(header):
+	case h.expired(header, slot):
 		return true
-	case !s.peek && h.rewrites(header):
+	case !s.peek && h.rewrites(header, slot):
 		e := h.load(slot, b.key())
 		return e == nil || !h.read(e) || visit(e.key, e, nil)
 	}
@@ -109,9 +109,9 @@ func (h *entryTable[V]) visitStored(slot uint32, s span, b *backingCursor[V], vi
 }
 
 // rewrites tells whether reading an entry of the backing changes when it expires.
-func (h *entryTable[V]) rewrites(header segment.Header) bool {
+func (h *entryTable[V]) rewrites(header segment.Header, slot uint32) bool {
 	return h.opts.outdated(header) ||
-		h.opts.domain != segment.Forever && h.opts.moves(h.opts.expiry(header), h.keys.now(h.opts.domain))
+		h.opts.domain != segment.Forever && h.opts.moves(h.opts.expiry(header), h.now(h.opts.domain, slot))
 }
 
 // backingCursor walks through what the backing holds of a slot's entries.

@@ -198,7 +198,7 @@ func (h *entryTable[V]) read(e *entry[V]) bool {
 	if h.opts.domain == segment.Forever {
 		return true
 	}
-	now := h.keys.now(h.opts.domain)
+	now := h.now(h.opts.domain, e.slot)
 	if e.expires <= now {
 		return false
 	}
@@ -211,7 +211,7 @@ func (h *entryTable[V]) read(e *entry[V]) bool {
 
 func (h *entryTable[V]) renew(e *entry[V]) {
 	if h.opts.domain != segment.Forever {
-		e.expires = h.opts.stamp(h.keys.now(h.opts.domain))
+		e.expires = h.opts.stamp(h.now(h.opts.domain, e.slot))
 	}
 }
 
@@ -263,7 +263,7 @@ func (h *entryTable[V]) load(slot uint32, sub string) *entry[V] {
 // decode makes an entry of what a segment holds, or none if it has expired. If it is
 // outdated it is to be written anew.
 func (h *entryTable[V]) decode(slot uint32, sub string, b []byte) (e *entry[V], outdated bool, err error) {
-	header, v, ok, err := h.decodeValue(b)
+	header, v, ok, err := h.decodeValue(slot, b)
 	if !ok || err != nil {
 		return nil, false, err
 	}
@@ -274,12 +274,12 @@ func (h *entryTable[V]) decode(slot uint32, sub string, b []byte) (e *entry[V], 
 }
 
 // decodeValue decodes what a segment holds. ok is false if it has expired.
-func (h *entryTable[V]) decodeValue(b []byte) (header segment.Header, v V, ok bool, err error) {
+func (h *entryTable[V]) decodeValue(slot uint32, b []byte) (header segment.Header, v V, ok bool, err error) {
 	header, b, err = segment.CutHeader(b)
 	if err != nil {
 		return header, v, false, h.errorf("%w", err)
 	}
-	if h.expired(header) {
+	if h.expired(header, slot) {
 		return header, v, false, nil
 	}
 	if v, err = codec.DecodeVersion(h.codec, header.Version, b); err != nil {
@@ -289,8 +289,17 @@ func (h *entryTable[V]) decodeValue(b []byte) (header segment.Header, v V, ok bo
 	return header, codec.Clone(h.codec, v), true, nil
 }
 
-func (h *entryTable[V]) expired(header segment.Header) bool {
-	return header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain)
+func (h *entryTable[V]) expired(header segment.Header, slot uint32) bool {
+	return header.Domain != segment.Forever && header.Expires <= h.now(header.Domain, slot)
+}
+
+// now is the time of a clock for the entries of a slot: of a shared table that for who reads
+// them.
+func (h *entryTable[V]) now(d segment.Domain, slot uint32) int64 {
+	if h.shared {
+		return h.keys.here(d)
+	}
+	return h.keys.now(d, slot)
 }
 
 // put sets the current key's entry under sub. fresh says that no segment holds one.
@@ -709,7 +718,7 @@ func (h *entryTable[V]) sweepSome(n int) {
 	if slots == 0 {
 		return
 	}
-	now := h.keys.now(h.opts.domain)
+	now := h.keys.clock(h.opts.domain)
 	for n = min(n, h.entries+int(slots)); n > 0; {
 		if h.swept >= slots {
 			h.swept = 0

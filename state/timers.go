@@ -48,6 +48,11 @@ type Timers struct {
 	arena []byte     // their keys
 	last  bool       // the last firing is under way: what is set now stays
 
+	// passed are timers that were not after the floor of their key when they were set or
+	// found: they are due, unless they are not in live any more.
+	passed *btree.BTreeG[timer] // nil: there was none
+	sought bool                 // the backing was asked for them
+
 	// With a backing only. All timers of a key-group before its cursor are in memory;
 	// horizon is the least cursor.
 	cursors []int64
@@ -160,6 +165,18 @@ func (t *Timers) Set(at time.Time) {
 	t.mark(&it)
 	t.live.Set(it)
 	t.first = min(t.first, it.ms)
+	t.pass(it)
+}
+
+// pass notes that a timer is due by the floor of its key, if it is.
+func (t *Timers) pass(it timer) {
+	if t.domain != segment.EventTime || it.ms > t.keys.floorOf(it.slot) {
+		return
+	}
+	if t.passed == nil {
+		t.passed = newTimerTree()
+	}
+	t.passed.Set(timer{ms: it.ms, slot: it.slot})
 }
 
 // Delete removes a timer of the current key, if it is set.
@@ -327,7 +344,7 @@ func (t *Timers) fire(upTo int64, f func(Timer) bool) (fired int) {
 			return fired
 		}
 		if t.dueAt != ms || t.fired == len(t.due) {
-			t.collect(ms)
+			t.collect(t.live, ms)
 		}
 		t.first = ms
 		for t.fired < len(t.due) {
@@ -353,6 +370,76 @@ func (t *Timers) fire(upTo int64, f func(Timer) bool) (fired int) {
 	}
 }
 
+// FirePassed is Fire for timers that are due by the floor of their key, see
+// [Keyspace.SetFloors].
+func (t *Timers) FirePassed(f func(Timer) bool) (fired int) {
+	if t.keys.backing() != nil && !t.sought {
+		t.sought = true
+		if err := t.seekPassed(); err != nil {
+			t.keys.fail(err)
+			return 0
+		}
+	}
+	for t.passed != nil && t.passed.Len() > 0 {
+		first, _ := t.passed.Min()
+		ms := first.ms
+		t.collect(t.passed, ms)
+		t.fired = len(t.due) // Fire collects its own
+		for _, d := range t.due {
+			if first, _ := t.passed.Min(); first.ms < ms {
+				break // something earlier was set
+			}
+			t.passed.Delete(timer{ms: ms, slot: d.slot})
+			it, ok := t.live.Get(timer{ms: ms, slot: d.slot})
+			if !ok || ms > t.keys.floorOf(d.slot) {
+				continue
+			}
+			t.remove(it)
+			t.keys.use(d.slot)
+			fired++
+			if !f(Timer{At: time.UnixMilli(ms), EventTime: true}) {
+				return fired
+			}
+		}
+	}
+	return fired
+}
+
+// seekPassed finds those that only the backing has. They are few: as a rule a timer fired
+// when event time came to it.
+func (t *Timers) seekPassed() error {
+	lo, hi := t.keys.keyGroups()
+	iter, err := t.keys.backing().Iter(segment.AppendKey(nil, uint16(lo), 0, nil), segment.AppendKey(nil, uint16(hi), 0, nil))
+	if err != nil {
+		return t.unreadable(err)
+	}
+	defer iter.Close()
+	var prefix []byte
+	for kg := lo; kg < hi; kg++ {
+		prefix = segment.AppendKey(prefix[:0], uint16(kg), t.id, nil)
+		for ok := iter.SeekGE(prefix); ok && bytes.HasPrefix(iter.Key(), prefix); ok = iter.Next() {
+			userKey := iter.Key()[len(prefix):]
+			ms, err := t.timeOf(userKey)
+			if err != nil {
+				return err
+			}
+			if ms > t.keys.floor(uint16(kg)) {
+				break
+			}
+			slot, err := t.keys.slotOf(userKey[timeBytes:], uint16(kg))
+			if err != nil {
+				return err
+			}
+			t.found(timer{ms: ms, slot: slot})
+		}
+		if err := iter.Err(); err != nil {
+			return t.unreadable(err)
+		}
+	}
+	t.known = false
+	return nil
+}
+
 // next returns the earliest time, not before from, for which a timer is set, or
 // something above upTo.
 func (t *Timers) next(from, upTo int64) int64 {
@@ -374,10 +461,10 @@ func (t *Timers) next(from, upTo int64) int64 {
 	}
 }
 
-// collect lists the timers of one time in the order of their keys.
-func (t *Timers) collect(ms int64) {
+// collect lists the timers of one time, among those of a tree, in the order of their keys.
+func (t *Timers) collect(among *btree.BTreeG[timer], ms int64) {
 	t.due, t.arena, t.dueAt, t.fired = t.due[:0], t.arena[:0], ms, 0
-	t.live.Ascend(timer{ms: ms}, func(it timer) bool {
+	among.Ascend(timer{ms: ms}, func(it timer) bool {
 		if it.ms != ms {
 			return false
 		}
@@ -433,12 +520,9 @@ func (t *Timers) refill() bool {
 }
 
 func (t *Timers) read(lo, hi int) error {
-	failed := func(err error) error {
-		return &ReadError{Operator: t.operator, State: t.describe().Name, Err: err}
-	}
 	iter, err := t.keys.backing().Iter(segment.AppendKey(nil, uint16(lo), 0, nil), segment.AppendKey(nil, uint16(hi), 0, nil))
 	if err != nil {
-		return failed(err)
+		return t.unreadable(err)
 	}
 	defer iter.Close()
 	want := max(minGroupTimers, t.window/(hi-lo))
@@ -455,14 +539,11 @@ func (t *Timers) read(lo, hi int) error {
 		cursor, last, n := int64(noTime), int64(0), 0
 		for ok := iter.SeekGE(seek); ok && bytes.HasPrefix(iter.Key(), prefix); ok = iter.Next() {
 			userKey := iter.Key()[len(prefix):]
-			if len(userKey) < timeBytes {
-				return t.errorf("%x is not the key of a timer", userKey)
+			ms, err := t.timeOf(userKey)
+			if err != nil {
+				return err
 			}
 			// A time is read to its end, so that its timers can be put in order.
-			ms := cutTime(userKey)
-			if ms == NoTimer {
-				return t.errorf("%x is not the key of a timer", userKey)
-			}
 			if n >= want && ms > last {
 				cursor = ms
 				break
@@ -476,11 +557,26 @@ func (t *Timers) read(lo, hi int) error {
 			n++
 		}
 		if err := iter.Err(); err != nil {
-			return failed(err)
+			return t.unreadable(err)
 		}
 		t.cursors[i] = cursor
 	}
 	return nil
+}
+
+func (t *Timers) unreadable(err error) error {
+	return &ReadError{Operator: t.operator, State: t.describe().Name, Err: err}
+}
+
+// timeOf returns the time in the key under which a timer is stored.
+func (t *Timers) timeOf(userKey []byte) (ms int64, err error) {
+	if len(userKey) >= timeBytes {
+		ms = cutTime(userKey)
+	}
+	if len(userKey) < timeBytes || ms == NoTimer {
+		return 0, t.errorf("%x is not the key of a timer", userKey)
+	}
+	return ms, nil
 }
 
 // found adds a timer that a segment holds, unless something newer is known about it.
@@ -498,6 +594,7 @@ func (t *Timers) found(it timer) {
 	it.flags = timerStored
 	*t.countOf(it.slot)++
 	t.live.Set(it)
+	t.pass(it)
 }
 
 // settle forgets what had to be remembered until a checkpoint was in the backing.

@@ -79,7 +79,7 @@ func (it *tableIter) Value() []byte        { return it.b.entries[it.keys[it.at]]
 func (it *tableIter) Err() error           { return nil }
 func (it *tableIter) Close() error         { return nil }
 
-func newTimerRig(b *committedTable, backed bool, window int) *timerRig {
+func newTimerRig(b *committedTable, backed bool, window int, floors ...int64) *timerRig {
 	r := &timerRig{}
 	cfg := Config{}
 	if backed {
@@ -90,6 +90,7 @@ func newTimerRig(b *committedTable, backed bool, window int) *timerRig {
 	r.timers, r.value = EventTimers(benchSetup{scope}), Value(benchSetup{scope}, "v", codec.Int64)
 	r.timers.window = window
 	r.ks.Attach(scope, []uint16{1, 2})
+	r.ks.SetFloors(floors)
 	if !backed {
 		for k, v := range b.entries {
 			kg, id := uint16(k[0])<<8|uint16(k[1]), uint16(k[2])<<8|uint16(k[3])
@@ -103,6 +104,65 @@ func newTimerRig(b *committedTable, backed bool, window int) *timerRig {
 
 func (r *timerRig) use(k string) {
 	r.ks.Use(k, uint16(keygroup.Of([]byte(k), timerKeyGroups)))
+}
+
+// Time of the key early was at 100, that of late and of the timers as a whole is at 10.
+func TestTimersUpToTheFloorOfTheirKeyAreDue(t *testing.T) {
+	at := func(ms int64) time.Time { return time.UnixMilli(ms) }
+	for _, backed := range []bool{false, true} {
+		stored := &committedTable{entries: map[string][]byte{}}
+		r := newTimerRig(stored, backed, windowTimers)
+		for _, key := range []string{"early", "late"} {
+			r.use(key)
+			for _, ms := range []int64{50, 100, 150} {
+				r.timers.Set(at(ms))
+			}
+		}
+		if err := r.ks.Freeze(&r.builder, 1); err != nil {
+			t.Fatal(err)
+		}
+		stored.apply(r.builder.Finish())
+		stored.committed = 1
+
+		floors := make([]int64, timerKeyGroups)
+		floors[keygroup.Of([]byte("early"), timerKeyGroups)] = 100
+		r = newTimerRig(stored, backed, windowTimers, floors...)
+		var fired []string
+		fires := func(tm Timer) bool {
+			fired = append(fired, fmt.Sprint(r.ks.Key(), " ", tm.At.UnixMilli()))
+			if tm.At.UnixMilli() == 70 {
+				r.timers.Set(at(60))
+			}
+			return true
+		}
+		want := func(want ...string) {
+			t.Helper()
+			if !slices.Equal(fired, want) {
+				t.Fatalf("backed %v: fired %q, want %q", backed, fired, want)
+			}
+			fired = nil
+		}
+		r.timers.FirePassed(fires)
+		want("early 50", "early 100")
+		for _, key := range []string{"early", "late"} {
+			r.use(key)
+			for _, ms := range []int64{101, 100, 80, 70} {
+				r.timers.Set(at(ms))
+			}
+			r.timers.Delete(at(80))
+		}
+		r.timers.FirePassed(fires)
+		want("early 70", "early 60", "early 100")
+		r.timers.Fire(60, fires)
+		want("late 50")
+		r.timers.Fire(200, fires)
+		want("late 70", "late 60", "late 100", "early 101", "late 101", "early 150", "late 150")
+		r.timers.FirePassed(fires)
+		want()
+		if err := r.ks.Err(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // modelTimer is a timer of the naive model.

@@ -83,7 +83,7 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 		h.keep(slot, c) // it may be changed in place
 	}
 	if h.opts.domain != segment.Forever {
-		expires, now := h.expires[slot>>chunkBits][slot&chunkMask], h.keys.now(h.opts.domain)
+		expires, now := h.expires[slot>>chunkBits][slot&chunkMask], h.keys.now(h.opts.domain, slot)
 		if expires <= now {
 			return zero, false
 		}
@@ -168,7 +168,7 @@ func (h *OfValue[V]) change(slot uint32, c *cell[V]) {
 
 // renew sets the expiry of a cell that is written now.
 func (h *OfValue[V]) renew(slot uint32) {
-	h.expires[slot>>chunkBits][slot&chunkMask] = h.opts.stamp(h.keys.now(h.opts.domain))
+	h.expires[slot>>chunkBits][slot&chunkMask] = h.opts.stamp(h.keys.now(h.opts.domain, slot))
 }
 
 // load asks the backing for a cell.
@@ -236,7 +236,7 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 	if err != nil {
 		return h.errorf("%w", err)
 	}
-	if header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain) {
+	if header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain, slot) {
 		if h.keys.backing() == nil {
 			h.keys.emptied(slot)
 		} else {
@@ -352,7 +352,7 @@ func (h *OfValue[V]) sweepSome(n int) {
 	if h.opts.domain == segment.Forever || h.keys.backing() != nil || len(h.chunks) == 0 {
 		return
 	}
-	now := h.keys.now(h.opts.domain)
+	now := h.keys.clock(h.opts.domain)
 	for range min(n, len(h.chunks)<<chunkBits) {
 		slot := h.swept
 		if h.swept++; h.swept == uint32(len(h.chunks))<<chunkBits {
