@@ -15,6 +15,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/internal/clock"
+	"github.com/weirstream/weir/internal/keygroup"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/segment"
@@ -635,4 +636,36 @@ func TestTimeOfAKeyDoesNotFallWhileWhatWasInFlightIsProcessed(t *testing.T) {
 		}
 	}
 	a.restored(true, 1).want("b: 90 at 100, late", "b: timer 90 at 100", "a: 90 at 100, late", "a: timer 90 at 100")
+}
+
+func TestQueryGoesByTheTimeOfTheKey(t *testing.T) {
+	store := checkpoint.NewMem()
+	w, err := checkpoint.NewWriter(checkpoint.Config{Store: store, App: "app", Instance: "i", KeyGroups: noteKeyGroups})
+	if err != nil {
+		t.Fatal(err)
+	}
+	states := []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: "v", Kind: state.KindValue}}
+	var b segment.Builder
+	for _, key := range []string{"b", "a"} {
+		dst := append(b.BeginPut(uint16(keygroup.Of([]byte(key), noteKeyGroups)), 1), key...)
+		b.ValueDone(segment.AppendHeader(b.KeyDone(dst), segment.Header{Version: 1, Domain: segment.EventTime, Expires: 50}))
+	}
+	ref, _, err := w.Persist(t.Context(), checkpoint.Snapshot{
+		Checkpoint: 1, Watermark: 10, States: states, Runs: []segment.Run{b.Finish()},
+		EventTime: checkpoint.EventTime{Stages: map[string]int64{"stage": 10}, KeyGroups: []checkpoint.KeyGroupTime{{Stage: "stage", MaxKG: 7, Watermark: 100}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Committed(1)
+	inc := newIncarnation(t.Context(), &Config{KeyGroups: noteKeyGroups}, &Plan{}, nil, nil)
+	inc.writer, inc.points, inc.states = w, checkpoint.NewPoints(t.Context(), store), states
+	inc.head.Store(&ref)
+	defer inc.points.Close()
+	for key, want := range map[string]bool{"b": false, "a": true} {
+		a, err := inc.query(t.Context(), DeclaredState{Descriptor: state.Descriptor{Operator: "op", Name: "v"}, Stage: "stage"}, []byte(key))
+		if err != nil || a.OK != want {
+			t.Errorf("the value of %s is there: %v, want %v (%v)", key, a.OK, want, err)
+		}
+	}
 }
