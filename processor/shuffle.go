@@ -655,7 +655,7 @@ func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 		r.inputs[i].watermark = noWatermark
 	}
 	r.keys.SetTime(segment.EventTime, at)
-	if r.highest = slices.Max(stood); r.highest > at {
+	if r.highest = slices.Max(stood); r.highest > at && !guard.Broken(guard.KeyGroupTimes) {
 		r.floors, r.sub.floor = stood, r.keys.Floor
 		r.keys.SetFloors(stood)
 	}

@@ -33,6 +33,7 @@ var controls = map[guard.Guard][]control{
 	guard.LookupBeforeBarrier: {{".", "TestWaitingRecordsAreCompleteBeforeTheBarrier"}},
 	guard.TimeBehindLookup:    {{".", "TestWatermarkDoesNotOvertakeRecordsThatWait"}},
 	guard.CapturedAgain:       {{"processor", "TestWhatIsLeftOfARestoreIsInFlightOnceMoreInFrontOfAllElse"}},
+	guard.KeyGroupTimes:       {{"processor", "TestTimeOfAKeyStandsWhereItStoodUntilItsSubtaskHasPassedIt"}, {"processor", "TestTimeOfAKeyDoesNotFallWhileWhatWasInFlightIsProcessed"}},
 	guard.Alignment:           {{"processor", "TestEveryOrderOfEventsGivesAConsistentCut"}},
 	guard.HeldOutputs:         {{"processor", "TestOutputsOfTheNextEpochWaitForTheCommitAndKeepTheirOrder"}},
 	guard.CarryOver:           {{"checkpoint", "TestS08_FailedPersistCarriesItsChangesOver"}},

@@ -39,6 +39,8 @@ const (
 	TimeBehindLookup Guard = "time-behind-lookup"
 	// CapturedAgain: records that are in flight since the restore are part of the next unaligned checkpoint.
 	CapturedAgain Guard = "captured-again"
+	// KeyGroupTimes: event time of a key does not fall behind where it stood for its key-group.
+	KeyGroupTimes Guard = "key-group-times"
 	// Alignment: what comes behind a barrier waits until the barrier came on all inputs.
 	Alignment Guard = "alignment"
 	// HeldOutputs: outputs of the next epoch wait for the commit of this one.
@@ -74,6 +76,6 @@ var All = []Guard{
 	DurableBeforeCommit, ReadBack, BarrierPosition, LostAfterMember, CommitRecord, KnownPartitions, Checksum,
 	ApplyAfterCommit, MarkerInScript, MarkerInSlot, LateCapture, ReplayFirst, RouteByKeyGroup, ReplayToAll,
 	LookupBeforeBarrier, TimeBehindLookup,
-	CapturedAgain, Alignment, HeldOutputs, CarryOver, FrozenValues, IngestAfterCommit, AskUpToEviction, InUse, NewestWins, Tombstones, Timers, Membership,
+	CapturedAgain, KeyGroupTimes, Alignment, HeldOutputs, CarryOver, FrozenValues, IngestAfterCommit, AskUpToEviction, InUse, NewestWins, Tombstones, Timers, Membership,
 	SingleOwner, SameMember, WholeAssignment,
 }

@@ -18,7 +18,8 @@ const maxSeeds = 500
 // the client, which a bubble doesn't stretch; and those of the sinks for Redis, which the
 // simulated app doesn't have: of marker-in-script it is the simulated receiver, which stands
 // for Redis, that does without; whole-assignment, for which one seed in thousands does what
-// it takes; and time-behind-lookup, because alarms that ring are not held against watermarks.
+// it takes; and time-behind-lookup and key-group-times, because alarms that ring are not held
+// against watermarks.
 var found = []guard.Guard{
 	guard.DurableBeforeCommit, guard.ReadBack, guard.BarrierPosition, guard.CommitRecord, guard.Checksum, guard.ApplyAfterCommit,
 	guard.LateCapture, guard.RouteByKeyGroup, guard.CapturedAgain, guard.Alignment, guard.HeldOutputs,
