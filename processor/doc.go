@@ -40,6 +40,10 @@
 // the subtask. A timer that fires counts as input for the coordinator: it makes the
 // epoch one that is to be committed.
 //
+// A subtask may be given key-groups for which time had come further before a restore. It
+// keeps that of each as a floor until its own watermark has passed them all. The time of a
+// key is the later of the two; what goes on to the receivers is the watermark.
+//
 // # One checkpoint
 //
 //	loop       Inject{N}: every source subtask is told
