@@ -203,6 +203,7 @@ func TestOptionsThatCannotDoWhatTheySayAreRefused(t *testing.T) {
 		`commit topic "in": the app also has it`:                    {weir.CommitTopic("in")},
 		`commit topic "out": the app also has it`:                   {weir.CommitTopic("out")},
 		`commit topic "dead": the app also has it`:                  {weir.CommitTopic("dead"), weir.DeadLetters("dead")},
+		`weir.TakeStore: owner "here" of a store: want group@`:      {weir.TakeStore("here")},
 		`partition "-3" is no number of 0 or more`:                  {weir.SkipRecords("in/-3@4")},
 		`offset "-4" is no number of 0 or more`:                     {weir.SkipRecords("in/3@-4")},
 	} {
@@ -212,6 +213,11 @@ func TestOptionsThatCannotDoWhatTheySayAreRefused(t *testing.T) {
 			wantErrors(t, app.Validate(), want)
 		})
 	}
+}
+
+func TestAnOwnerThatCannotBeReadIsAMistake(t *testing.T) {
+	t.Setenv("WEIR_TAKE_STORE", "@here")
+	wantErrors(t, weir.New("app").Validate(), `WEIR_TAKE_STORE: owner "@here" of a store: want group@cluster`)
 }
 
 func TestASavepointWithoutItsStoreIsNoReasonToBeginEmpty(t *testing.T) {
