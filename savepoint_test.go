@@ -49,8 +49,15 @@ func startCount(t *testing.T, brokers []string, store string, opts ...weir.Optio
 	wordCount(r.app)
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	r.stop = cancel
-	t.Cleanup(cancel)
-	go func() { r.done <- r.app.Run(ctx) }()
+	ended := make(chan struct{})
+	t.Cleanup(func() {
+		cancel()
+		<-ended // before its directories are removed
+	})
+	go func() {
+		r.done <- r.app.Run(ctx)
+		close(ended)
+	}()
 	return r
 }
 
