@@ -412,6 +412,7 @@ type aging struct {
 	send    []func(visit)
 	runners []*keyedRunner[string, visit]
 	log     []string
+	fires   func() // called by a timer that fires, if not nil
 	stored  map[string]segment.Entry
 	last    int64
 }
@@ -431,6 +432,9 @@ func newAging(t *testing.T, parallelism int, base checkpoint.Manifest, parts []c
 		op.Fires(timers, func(at state.Timer) error {
 			wm, _ := s.Watermark()
 			a.log = append(a.log, fmt.Sprintf("%s: timer %d at %d", ks.Key(), at.At.UnixMilli(), wm))
+			if a.fires != nil {
+				a.fires()
+			}
 			return nil
 		})
 		return scope, func(v visit) {
@@ -471,6 +475,7 @@ func newAging(t *testing.T, parallelism int, base checkpoint.Manifest, parts []c
 		for _, p := range parts {
 			err = errors.Join(err, r.restoreInFlight(p.InFlight, p.Data))
 		}
+		r.begin()
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -636,6 +641,23 @@ func TestTimeOfAKeyDoesNotFallWhileWhatWasInFlightIsProcessed(t *testing.T) {
 		}
 	}
 	a.restored(true, 1).want("b: 90 at 100, late", "b: timer 90 at 100", "a: 90 at 100, late", "a: timer 90 at 100")
+}
+
+// The cut fell between two timers of b, whose subtask had come further than that of a.
+func TestTimersThatACutLeftFireFirstWithAnotherParallelism(t *testing.T) {
+	a := newPair(t)
+	a.visit("b", 50, "set")
+	a.visit("b", 60, "set")
+	a.run()
+	a.fires = func() {
+		a.inc.unaligned.Store(1)
+		a.inc.callAttention()
+	}
+	a.time(100)
+	a.visit("b", 110, "")
+	a.run(0)
+	a.log = nil
+	a.restored(true, 1).want("b: timer 60 at 100", "b: 110 at 100")
 }
 
 func TestQueryGoesByTheTimeOfTheKey(t *testing.T) {
