@@ -319,4 +319,10 @@ func TestInputTopicsComeAndGo(t *testing.T) {
 	deleteOffsets(t, brokers, "inputs", "more", 0, 1)
 	must(run("lines", "more")) // a new topic again, from its first offset
 	want(1, 2, 3, 4, 5)
+	if _, err := admin(t, brokers).DeleteTopics(t.Context(), "more"); err != nil { // and its offsets
+		t.Fatal(err)
+	}
+	produce(t, brokers, "lines", "w")
+	must(run("lines")) // removed, and gone before the app was started without it
+	want(1, 2, 3, 4, 5, 6)
 }

@@ -221,14 +221,15 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 	if err != nil {
 		return recovered{}, classifyStore(err)
 	}
-	all, err := inc.withUnassigned(ctx, m, committed)
+	positions := inc.ofInputs(m.Positions)
+	all, err := inc.withUnassigned(ctx, positions, committed)
 	if err != nil {
 		return recovered{}, err
 	}
-	if err := errors.Join(offsets.VerifyPositions(m.Positions, all), joined(inc.recreated(m))); err != nil {
+	if err := errors.Join(offsets.VerifyPositions(positions, all), joined(inc.recreated(m))); err != nil {
 		return inc.recoverAfter(ctx, committed, err)
 	}
-	r := recovered{manifest: m, ref: verdict.Manifest, last: m.Checkpoint, positions: maps.Clone(m.Positions)}
+	r := recovered{manifest: m, ref: verdict.Manifest, last: m.Checkpoint, positions: positions}
 	return r, inc.addNew(ctx, committed, r.positions)
 }
 
@@ -245,12 +246,21 @@ func (inc *incarnation) fence(ctx context.Context, instance string) {
 	}
 }
 
-// withUnassigned adds what is committed for partitions that the manifest names
+// ofInputs returns the positions of topics that the topology reads. Of one that was taken
+// out nothing is read any more: it may be deleted, and its offsets with it.
+func (inc *incarnation) ofInputs(positions map[offsets.Partition]offsets.Position) map[offsets.Partition]offsets.Position {
+	topics := inc.plan.Sources.Topics()
+	read := maps.Clone(positions)
+	maps.DeleteFunc(read, func(p offsets.Partition, _ offsets.Position) bool { return !slices.Contains(topics, p.Topic) })
+	return read
+}
+
+// withUnassigned adds what is committed for partitions that the checkpoint names
 // and the assignment lacks.
-func (inc *incarnation) withUnassigned(ctx context.Context, m *checkpoint.Manifest, committed map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Committed, error) {
+func (inc *incarnation) withUnassigned(ctx context.Context, positions map[offsets.Partition]offsets.Position, committed map[offsets.Partition]offsets.Committed) (map[offsets.Partition]offsets.Committed, error) {
 	all := maps.Clone(committed)
 	var missing []offsets.Partition
-	for p := range m.Positions {
+	for p := range positions {
 		if _, ok := all[p]; !ok {
 			missing = append(missing, p)
 		}
@@ -393,12 +403,12 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 		return recovered{}, fatal(fmt.Errorf("recovery %q is not possible: %w", inc.cfg.Recovery, joined(recreated)))
 	}
 	// Also those of partitions that the group did not assign: Restore waits for them.
-	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, mended: true, positions: maps.Clone(m.Positions)}
+	r := recovered{manifest: m, ref: ref, last: m.Checkpoint, mended: true, positions: inc.ofInputs(m.Positions)}
 	for _, e := range recreated {
 		maps.DeleteFunc(r.positions, func(p offsets.Partition, _ offsets.Position) bool { return p.Topic == e.Topic })
 	}
 	if inc.cfg.Recovery == RecoverOffsets {
-		all, err := inc.withUnassigned(ctx, m, committed)
+		all, err := inc.withUnassigned(ctx, inc.ofInputs(m.Positions), committed)
 		if err != nil {
 			return recovered{}, err
 		}
