@@ -350,6 +350,25 @@ func TestOnlyWhatMayPassIsTriedAgain(t *testing.T) {
 	}
 }
 
+func TestServiceThatWasReachedMayGoAway(t *testing.T) {
+	for name, fault := range map[string]error{
+		"its name":    &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "x", IsNotFound: true}},
+		"credentials": errors.Join(errHTTP[403], &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}),
+	} {
+		s, f := newFaulty(t, blob.Options{})
+		if _, err := s.Get(t.Context(), "a"); !errors.Is(err, checkpoint.ErrNotFound) {
+			t.Fatal(err)
+		}
+		if err := s.Put(t.Context(), "a", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		f.hooks(times(2, "read", fault), nil)
+		if b, err := s.Get(t.Context(), "a"); string(b) != "x" || err != nil {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+}
+
 func firstOf(list func(func(checkpoint.Object, error) bool)) (checkpoint.Object, error) {
 	for o, err := range list {
 		return o, err

@@ -40,7 +40,7 @@ const (
 )
 
 func (s *Store) kind(err error) Kind {
-	if errors.Is(err, errSilent) {
+	if errors.Is(err, errSilent) || s.reached.Load() && unreachable(err) {
 		return Transient
 	}
 	if s.o.Classify != nil {
@@ -63,6 +63,14 @@ func (s *Store) kind(err error) Kind {
 		return Transient
 	}
 	return networkKind(err)
+}
+
+// unreachable tells that a name was not known, or that nobody answered: of the service, or
+// of who gives out credentials for it. That is a mistake, unless it worked before; then
+// somebody is being restarted.
+func unreachable(err error) bool {
+	var dns *net.DNSError
+	return errors.As(err, &dns) || networkKind(err) == Transient
 }
 
 // brokenConn is what net/http says of a connection that broke, in errors without a

@@ -88,6 +88,7 @@ type Store struct {
 	o      Options
 
 	conditional atomic.Bool // the service was seen to keep what is there
+	reached     atomic.Bool // an operation has worked
 
 	mu      sync.Mutex
 	putting map[string]chan struct{} // without conditional writes: names; closed when put
@@ -135,6 +136,9 @@ func (s *Store) retry(ctx context.Context, do func() error) error {
 	var last, seen error
 	_, _ = backoff.Retry(ctx, func() (struct{}, error) {
 		last = do()
+		if last == nil {
+			s.reached.Store(true)
+		}
 		if last != nil && (errors.Is(last, errOwn) || s.kind(last) != Transient) {
 			return struct{}{}, backoff.Permanent(last)
 		}
