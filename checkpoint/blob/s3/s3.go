@@ -10,6 +10,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/middleware"
 	gocloud "gocloud.dev/blob"
 	"gocloud.dev/blob/s3blob"
 
@@ -43,11 +44,28 @@ func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
 	}
 	client := s3.New(parsed.Options(), func(o *s3.Options) {
 		o.Retryer = retry.AddWithMaxBackoffDelay(o.Retryer, shortWait)
+		o.APIOptions = append(o.APIOptions, func(stack *middleware.Stack) error {
+			return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("weirAbort", abort), middleware.Before)
+		})
 		// Objects that were sent in parts have no sum of the whole, which the SDK
 		// would log at each Get.
 		o.DisableLogOutputChecksumValidationSkipped = true
 	})
 	return s3blob.OpenBucket(ctx, client, u.Host, &opener.Options)
+}
+
+// abortTime is how long it may take to remove the parts of an upload whose time is over.
+const abortTime = 5 * time.Second
+
+// abort gives the removal of parts a context of its own: the uploader uses that of the
+// upload, and a checkpoint that took too long would leave its parts.
+func abort(ctx context.Context, in middleware.InitializeInput, next middleware.InitializeHandler) (middleware.InitializeOutput, middleware.Metadata, error) {
+	if _, ok := in.Parameters.(*s3.AbortMultipartUploadInput); ok && ctx.Err() != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), abortTime)
+		defer cancel()
+	}
+	return next.HandleInitialize(ctx, in)
 }
 
 // afterAbort stands in the text, and nothing else, of an upload in parts that failed

@@ -315,6 +315,26 @@ func TestLostResponseToTheEndOfAnUploadInParts(t *testing.T) {
 	}
 }
 
+func TestUploadWhoseTimeIsOverLeavesNoParts(t *testing.T) {
+	server := s3server.Start(t)
+	p := startProxy(t, server.Addr)
+	s := open(t, p.url("late"))
+	ctx, cancel := context.WithCancel(t.Context())
+	var aborted atomic.Int32
+	p.set(func(r *http.Request) fault {
+		if r.Method == http.MethodPut && r.URL.Query().Get("partNumber") == "2" {
+			cancel()
+		}
+		if r.Method == http.MethodDelete && r.URL.Query().Has("uploadId") {
+			aborted.Add(1)
+		}
+		return pass
+	})
+	if err := s.Put(ctx, "seg/x", large()); !errors.Is(err, context.Canceled) || aborted.Load() != 1 {
+		t.Errorf("the parts were removed %d times; put: %v", aborted.Load(), err)
+	}
+}
+
 func TestDamageOnTheWayIsFoundByTheChecksum(t *testing.T) {
 	server := s3server.Start(t)
 	p := startProxy(t, server.Addr)
