@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/admin"
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/processor"
@@ -341,6 +343,80 @@ func TestStoreThatIsOpenedForASavepointIsClosed(t *testing.T) {
 	if opened.Load() != 3 || closed.Load() != 3 {
 		t.Errorf("%d stores were opened, %d closed", opened.Load(), closed.Load())
 	}
+}
+
+// The incarnation that holds the checkpoint ends while it is copied, and the next one
+// collects it.
+func TestSavepointThatWasOvertakenByARestartIsTakenAnew(t *testing.T) {
+	copying, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	target := faultstore.Wrap(checkpoint.NewMem())
+	target.Before(func(context.Context, faultstore.Op, string) error {
+		once.Do(func() {
+			close(copying)
+			<-goOn
+		})
+		return nil
+	})
+	scheme := "slow" + strings.ToLower(rand.Text())
+	checkpoint.RegisterScheme(scheme, func(string) (checkpoint.Store, error) { return target, nil })
+	brokers := broker(t, 1, "lines", "counts")
+	store := checkpoint.NewMem()
+	var stumbled atomic.Bool
+	app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.InstanceID("a"),
+		weir.CheckpointEvery(5*time.Millisecond), weir.Retain(1),
+		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 5, Quiet: time.Minute}))
+	lines := weir.Map(weir.From(app, "lines", source.Values("lines", codec.String)), "stumble", func(l string) (string, error) {
+		if l == "stumble" && stumbled.CompareAndSwap(false, true) {
+			return l, weir.Retry(errors.New("stumbled"))
+		}
+		return l, nil
+	})
+	byWord := weir.KeyBy(lines, "by-word", func(w string) string { return w }, codec.String)
+	weir.To(weir.Aggregate(byWord, "count", weir.Count[string]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
+	ctx, stop := context.WithTimeout(t.Context(), 60*time.Second)
+	defer stop()
+	done, made := make(chan error, 1), make(chan error, 1)
+	go func() { done <- app.Run(ctx) }()
+	produce(t, brokers, "lines", "a")
+	consume(t, brokers, "counts", 1)
+	go func() {
+		_, err := app.Savepoint(ctx, scheme+"://there", "x")
+		made <- err
+	}()
+	<-copying
+	held, err := checkpoint.ListManifests(ctx, store)
+	if err != nil || len(held) == 0 {
+		t.Fatal(held, err)
+	}
+	old, ref, err := checkpoint.Inspect(ctx, store, held[len(held)-1].Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	produce(t, brokers, "lines", "stumble")
+	for n := 2; ; n++ { // until its segment was merged
+		consume(t, brokers, "counts", n)
+		if _, err := store.Get(ctx, old.Segments[0].Object); errors.Is(err, checkpoint.ErrNotFound) {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal("the checkpoint was not collected")
+		}
+		produce(t, brokers, "lines", "a")
+	}
+	close(goOn)
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	m, view, err := checkpoint.OpenSavepoint(ctx, target, "x")
+	if err != nil || m.Checkpoint <= ref.Checkpoint {
+		t.Fatal(m, err)
+	}
+	if err := checkpoint.Verify(ctx, view, m, nil); err != nil {
+		t.Error(err)
+	}
+	stop()
+	<-done
 }
 
 // TestStopWithSavepointOfAnAppThatEndedIsRefused: by then another process may have gone on.

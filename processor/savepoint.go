@@ -74,8 +74,8 @@ func (j *Job) present() life {
 func (j *Job) Store() checkpoint.Store { return j.cfg.Store }
 
 // Savepoint takes a checkpoint of the running job and copies it to a savepoint. The job
-// goes on meanwhile. An incarnation that fails before the checkpoint is committed does
-// no harm: the next one is asked. It may be called from any goroutine. Errors are
+// goes on meanwhile. An incarnation that fails before the checkpoint is committed, or
+// copied, does no harm: the next one is asked. It may be called from any goroutine. Errors are
 // ErrNotRunning and those of [checkpoint.CreateSavepoint].
 func (j *Job) Savepoint(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
 	if err := checkpoint.CheckSavepointName(name); err != nil {
@@ -96,8 +96,23 @@ func (j *Job) Savepoint(ctx context.Context, to checkpoint.Store, name string) (
 		if h.err != nil {
 			return checkpoint.SavepointInfo{}, h.err
 		}
-		defer h.release()
-		return checkpoint.CreateSavepoint(ctx, j.cfg.Store, h.manifest, to, name, nil)
+		info, err := checkpoint.CreateSavepoint(ctx, j.cfg.Store, h.manifest, to, name, nil)
+		h.release()
+		var missing *checkpoint.MissingError
+		if errors.As(err, &missing) && l.isOver() {
+			continue // the checkpoint was held by an incarnation that has ended: the next one collected it
+		}
+		return info, err
+	}
+}
+
+// isOver tells whether there is another incarnation by now, or none.
+func (l life) isOver() bool {
+	select {
+	case <-l.changed:
+		return true
+	default:
+		return false
 	}
 }
 
