@@ -227,7 +227,7 @@ func TestStandbyFollowsIntoItsLocalStore(t *testing.T) {
 }
 
 // A new version of the app takes the time to live from a state. What had expired does not
-// come back, and what is read then stays.
+// come back, and all else stays, read or not.
 func TestTimeToLiveIsTakenAwayByANewVersion(t *testing.T) {
 	backends(t, func(t *testing.T, backend pebble.Backend) {
 		brokers := broker(t, 1, "in", "out")
@@ -255,16 +255,18 @@ func TestTimeToLiveIsTakenAwayByANewVersion(t *testing.T) {
 		life("old", ttl)
 		now.Advance(30 * time.Second)
 		life("young", ttl)
+		life("unread", ttl)
 		now.Advance(45 * time.Second)
 		life("old")
 		life("young")
 		now.Advance(time.Hour)
 		life("young")
+		life("unread")
 		var got []string
-		for _, r := range consume(t, brokers, "out", 5) {
+		for _, r := range consume(t, brokers, "out", 7) {
 			got = append(got, string(r.Value))
 		}
-		if want := []string{"old false", "young false", "old false", "young true", "young true"}; !slices.Equal(got, want) {
+		if want := []string{"old false", "young false", "unread false", "old false", "young true", "young true", "unread true"}; !slices.Equal(got, want) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	})

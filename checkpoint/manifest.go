@@ -18,6 +18,7 @@ import (
 
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/state/segment"
 )
 
 // Manifest is all that makes up one checkpoint. It is immutable once it was loaded
@@ -94,6 +95,44 @@ type StateInfo struct {
 	SubCodec     string `json:"subCodec,omitempty"` // of the keys of a map
 	ValueCodec   string `json:"valueCodec"`
 	ValueVersion int    `json:"valueVersion"`
+	// Clock says by which clock entries expire: none, processing or event. It is empty for
+	// timers, and where a build wrote the manifest that didn't note it.
+	Clock string `json:"clock,omitempty"`
+	// Spared are expiries that do not count: those of entries that were written before the
+	// state lost its time to live, or got another clock, and had not expired by then.
+	Spared segment.Spans `json:"spared,omitempty"`
+}
+
+// Follow makes s what became of was, at the times at which the app starts with it, in
+// milliseconds since 1970. Expiries by a clock that is not that of s any more count up to
+// these times only, and those by a clock that is so again count from there on.
+func (s *StateInfo) Follow(was StateInfo, processing, event int64) {
+	s.ID, s.Spared = was.ID, slices.Clone(was.Spared)
+	if s.Clock == "" {
+		return
+	}
+	for clock := segment.ProcessingTime; clock <= segment.EventTime; clock++ {
+		name, now := clock.Name(), processing
+		if clock == segment.EventTime {
+			now = event
+		}
+		open := slices.IndexFunc(s.Spared, func(sp segment.Span) bool { return sp.Clock == clock && sp.Until == math.MaxInt64 })
+		switch {
+		case s.Clock == name && open >= 0:
+			s.Spared[open].Until = now
+		case s.Clock != name && open < 0 && (was.Clock == name || was.Clock == ""):
+			s.Spared = append(s.Spared, segment.Span{Clock: clock, After: now, Until: math.MaxInt64})
+		}
+	}
+}
+
+// spared returns the expiries that do not count, by state.
+func (m *Manifest) spared() map[uint16]segment.Spans {
+	spared := map[uint16]segment.Spans{}
+	for _, s := range m.States {
+		spared[s.ID] = s.Spared
+	}
+	return spared
 }
 
 // SegmentRef says where a segment is and what it contains. A segment is a whole

@@ -5,9 +5,11 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +21,37 @@ import (
 )
 
 var update = flag.Bool("update", false, "write golden files that are missing; existing ones are never changed")
+
+// What a state had written by a clock that does not count any more is spared from the
+// start on that took it away, up to the start that brings it back.
+func TestStateThatLosesItsTimeToLiveSparesWhatIsThere(t *testing.T) {
+	span := func(clock segment.Domain, after, until int64) segment.Span {
+		return segment.Span{Clock: clock, After: after, Until: until}
+	}
+	const forever, processing = math.MaxInt64, segment.ProcessingTime
+	for name, c := range map[string]struct {
+		was, is string
+		before  segment.Spans
+		want    segment.Spans
+	}{
+		"the same clock":      {was: "processing", is: "processing"},
+		"none as before":      {was: "none", is: "none"},
+		"timers":              {},
+		"taken away":          {was: "processing", is: "none", want: segment.Spans{span(processing, 10, forever)}},
+		"another clock":       {was: "processing", is: "event", want: segment.Spans{span(processing, 10, forever)}},
+		"gone for long":       {was: "none", is: "none", before: segment.Spans{span(processing, 5, forever)}, want: segment.Spans{span(processing, 5, forever)}},
+		"brought back":        {was: "none", is: "processing", before: segment.Spans{span(processing, 5, forever)}, want: segment.Spans{span(processing, 5, 10)}},
+		"taken away again":    {was: "processing", is: "none", before: segment.Spans{span(processing, 5, 7)}, want: segment.Spans{span(processing, 5, 7), span(processing, 10, forever)}},
+		"of an earlier build": {is: "none", want: segment.Spans{span(processing, 10, forever), span(segment.EventTime, 20, forever)}},
+	} {
+		before := slices.Clone(c.before)
+		s := checkpoint.StateInfo{Clock: c.is}
+		s.Follow(checkpoint.StateInfo{ID: 3, Clock: c.was, Spared: c.before}, 10, 20)
+		if s.ID != 3 || !slices.Equal(s.Spared, c.want) || !slices.Equal(c.before, before) {
+			t.Errorf("%s: %+v, want %v; it followed %v", name, s, c.want, c.before)
+		}
+	}
+}
 
 func TestManifestComesBackAsItWas(t *testing.T) {
 	stores(t, func(t *testing.T, s checkpoint.Store) {

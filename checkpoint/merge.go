@@ -231,14 +231,14 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int, buffer *bytes.Buffer) 
 	for _, at := range plan.inputs {
 		m.inputs = append(m.inputs, w.base.Segments[at])
 	}
-	watermark := w.base.Watermark
+	watermark, spared := w.base.Watermark, w.base.spared()
 	w.merge.merges = append(w.merge.merges, m)
 	l.running = true
 	w.mu.Unlock()
 
 	start := w.cfg.Now()
 	info := event.Merged{App: w.cfg.App, Segments: len(m.inputs), Bytes: plan.bytes}
-	output, err := w.mergeSegments(ctx, m, plan, watermark, &info, buffer)
+	output, err := w.mergeSegments(ctx, m, plan, watermark, spared, &info, buffer)
 	if err != nil {
 		*buffer = bytes.Buffer{} // a put that hangs may still be reading the old one
 	}
@@ -291,7 +291,7 @@ func shardsOf(bytes, target int64, limit int) int {
 	return n
 }
 
-func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, info *event.Merged, buffer *bytes.Buffer) ([]SegmentRef, error) {
+func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, watermark int64, spared map[uint16]segment.Spans, info *event.Merged, buffer *bytes.Buffer) ([]SegmentRef, error) {
 	levels := levelsOf(m.inputs)
 	coarse, fine := w.shardsFor(m, levels)
 	first, last := m.inputs[0].FirstCheckpoint, m.inputs[0].LastCheckpoint
@@ -306,7 +306,7 @@ func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, wa
 	buffer.Grow(int(min(plan.bytes, w.cfg.MergeTarget*5/4)))
 	var output []SegmentRef
 	err := segment.MergeLevels(segment.MergeOptions{
-		Base: plan.base, Processing: w.cfg.Now().UnixMilli(), Event: watermark,
+		Base: plan.base, Processing: w.cfg.Now().UnixMilli(), Event: watermark, Spared: spared,
 		KeyGroups: w.cfg.KeyGroups, Shards: fine, TargetBytes: w.cfg.MergeTarget, Pace: p.work, Buffer: buffer, BloomBits: w.cfg.BloomBits,
 	}, func(piece segment.Merged, data []byte) error {
 		w.mu.Lock()

@@ -211,6 +211,31 @@ func TestMergeDropsWhatExpired(t *testing.T) {
 	}
 }
 
+// A state that lost its time to live keeps what had not expired by then.
+func TestMergeKeepsWhatIsSpared(t *testing.T) {
+	s := checkpoint.NewMem()
+	r := newRig(t, s, func(c *checkpoint.Config) {
+		c.MergeFanIn, c.InlineLimit, c.Now = 2, -1, func() time.Time { return time.UnixMilli(2000) }
+	})
+	entry := func(ms int64) string {
+		return string(segment.AppendHeader(nil, segment.Header{Version: 1, Domain: segment.ProcessingTime, Expires: ms}))
+	}
+	for id, e := range []epoch{{"gone": entry(1000), "kept": entry(1001), "last": entry(1500), "later": entry(1501)}, {"x": entry(5000)}, {"y": entry(5000)}, nil, nil} {
+		snap := snapshot(int64(id+1), nil)
+		snap.Runs = []segment.Run{e.run(keyGroups)}
+		snap.States[0].Spared = segment.Spans{{Clock: segment.ProcessingTime, After: 1000, Until: 1500}}
+		if _, _, err := r.Persist(t.Context(), snap); err != nil {
+			t.Fatal(err)
+		}
+		r.Committed(int64(id + 1))
+		r.Settle()
+	}
+	m, _ := r.Base()
+	if got := slices.Sorted(maps.Keys(contents(t, s, m))); !slices.Equal(got, []string{"kept", "last", "x", "y"}) {
+		t.Errorf("left: %q", got)
+	}
+}
+
 // TestResultOfAMergeGetsOldAndIsGivenUp makes sure that a result which Collect of
 // another process may have deleted is not named any more.
 func TestResultOfAMergeGetsOldAndIsGivenUp(t *testing.T) {

@@ -360,7 +360,7 @@ func (b *Builder) declare(info checkpoint.StateInfo) (Layout, error) {
 	for d := range b.dropped {
 		id = max(id, d+1)
 	}
-	info.ID = id
+	info.ID, info.Spared = id, nil
 	info.ValueVersion = max(info.ValueVersion, 1)
 	if info.Kind == kindTimers {
 		info.ValueVersion = timerVersion

@@ -134,7 +134,7 @@ func (d *side) advance() error {
 			d.ok = false
 			return err
 		}
-		_, expired, err := d.o.header(e.Value)
+		_, _, expired, err := d.o.header(e)
 		if err != nil {
 			return d.s.entryError(d.info, e, err)
 		}

@@ -18,6 +18,7 @@ type options struct {
 	lo, hi     int
 	progress   func(Progress)
 	messages   *protoregistry.Files
+	spared     map[uint16]segment.Spans
 }
 
 // IncludeExpired yields entries that have expired as well, and says so in their Meta.
@@ -47,7 +48,10 @@ type Progress struct {
 }
 
 func (s *Snapshot) options(opts []Option) *options {
-	o := &options{processing: time.Now().UnixMilli(), event: s.manifest.Watermark, hi: s.manifest.KeyGroups}
+	o := &options{processing: time.Now().UnixMilli(), event: s.manifest.Watermark, hi: s.manifest.KeyGroups, spared: map[uint16]segment.Spans{}}
+	for _, i := range s.manifest.States {
+		o.spared[i.ID] = i.Spared
+	}
 	for _, opt := range opts {
 		opt(o)
 	}
@@ -66,13 +70,16 @@ type Meta struct {
 	Expired bool // it has, see [IncludeExpired]
 }
 
-// header reads what a value begins with.
-func (o *options) header(value []byte) (h segment.Header, expired bool, err error) {
-	h, _, err = segment.CutHeader(value)
-	return h, h.Expired(o.processing, o.event), err
+// header reads what the value of an entry begins with. What is spared never expires.
+func (o *options) header(e segment.Entry) (h segment.Header, rest []byte, expired bool, err error) {
+	h, rest, err = segment.CutHeader(e.Value)
+	if o.spared[e.State].Has(h) {
+		h.Domain, h.Expires = segment.Forever, 0
+	}
+	return h, rest, h.Expired(o.processing, o.event), err
 }
 
 func (o *options) meta(e segment.Entry) (m Meta, rest []byte, err error) {
-	h, rest, err := segment.CutHeader(e.Value)
-	return Meta{KeyGroup: int(e.KeyGroup), Version: h.Version, Clock: h.Domain, Expires: h.Expires, Expired: h.Expired(o.processing, o.event)}, rest, err
+	h, rest, expired, err := o.header(e)
+	return Meta{KeyGroup: int(e.KeyGroup), Version: h.Version, Clock: h.Domain, Expires: h.Expires, Expired: expired}, rest, err
 }

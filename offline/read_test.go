@@ -93,6 +93,22 @@ func TestExpiredEntriesAreLeftOutOrShownAsSuch(t *testing.T) {
 	}
 }
 
+// What was to expire after the state had lost its time to live never does.
+func TestWhatIsSparedNeverExpires(t *testing.T) {
+	store, _ := sample(t)
+	s := openLatest(t, store)
+	i := slices.IndexFunc(s.manifest.States, func(i checkpoint.StateInfo) bool { return i.Operator == "balance" && i.Name == "total" })
+	at := wallClock.UnixMilli()
+	s.manifest.States[i].Spared = segment.Spans{{Clock: segment.ProcessingTime, After: at - 1, Until: at}}
+	e, ok, err := Get(t.Context(), s, "balance", "total", codec.String, codec.Int64, "short", At(wallClock))
+	if !ok || err != nil || e.Expired || e.Clock != segment.Forever || e.Expires != 0 {
+		t.Errorf("%+v %t %v", e, ok, err)
+	}
+	if m := totals(t, s); len(m) != 54 {
+		t.Errorf("%d entries live", len(m))
+	}
+}
+
 func TestKeyGroupsRestrictAScan(t *testing.T) {
 	store, _ := sample(t)
 	s := openLatest(t, store)

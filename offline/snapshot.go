@@ -309,7 +309,7 @@ func (s *Snapshot) Measure(ctx context.Context, opts ...Option) ([]Size, error) 
 		if size == nil {
 			continue // dropped from the topology
 		}
-		_, expired, err := o.header(e.Value)
+		_, _, expired, err := o.header(e)
 		if err != nil {
 			return nil, fmt.Errorf("measure state: %w", s.entryError(size.StateInfo, e, err))
 		}

@@ -153,7 +153,7 @@ func (inc *incarnation) query(ctx context.Context, d DeclaredState, userKey []by
 	if err != nil {
 		return Answer{}, fmt.Errorf("operator %q, state %q: %w", d.Operator, d.Name, err)
 	}
-	if h.Domain != segment.Forever && h.Expired(inc.clock.Now().UnixMilli(), at.Watermarks(d.Stage, kg, kg+1)[0]) {
+	if h.Domain != segment.Forever && h.Expired(inc.clock.Now().UnixMilli(), at.Watermarks(d.Stage, kg, kg+1)[0]) && !inc.states[i].Spared.Has(h) {
 		return Answer{Checkpoint: a.Checkpoint}, nil
 	}
 	a.Version, a.Value = h.Version, value

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/state"
+	"github.com/weirstream/weir/state/segment"
 )
 
 // kindDropped marks a state whose operator left the topology: its number stays
@@ -33,7 +34,7 @@ func (inc *incarnation) register() error {
 		})
 		info := checkpoint.StateInfo{
 			Operator: d.Operator, Name: d.Name, Kind: d.Kind,
-			KeyCodec: d.KeyCodec, SubCodec: d.SubCodec, ValueCodec: d.ValueCodec, ValueVersion: d.ValueVersion,
+			KeyCodec: d.KeyCodec, SubCodec: d.SubCodec, ValueCodec: d.ValueCodec, ValueVersion: d.ValueVersion, Clock: d.Clock,
 		}
 		if i < 0 {
 			info.ID = next
@@ -42,7 +43,11 @@ func (inc *incarnation) register() error {
 			continue
 		}
 		was := old[i]
-		info.ID = was.ID
+		watermark, ok := inc.base.EventTime.Stages[d.Stage]
+		if !ok {
+			watermark = noWatermark
+		}
+		info.Follow(was, inc.clock.Now().UnixMilli(), watermark)
 		where := fmt.Sprintf("operator %q, state %q", d.Operator, d.Name)
 		if was.KeyCodec != d.KeyCodec {
 			errs = append(errs, fmt.Errorf("%s: the keys of checkpoint %d were written by codec %q, the topology uses %q; keys never change type: give the operator a new ID, or go back to the old codec", where, inc.base.Checkpoint, was.KeyCodec, d.KeyCodec))
@@ -78,6 +83,17 @@ func (inc *incarnation) register() error {
 		inc.states = append(inc.states, s)
 	}
 	return errors.Join(errs...)
+}
+
+// spared returns the expiries that do not count, by state.
+func (inc *incarnation) spared() map[uint16]segment.Spans {
+	m := map[uint16]segment.Spans{}
+	for _, s := range inc.states {
+		if len(s.Spared) > 0 {
+			m[s.ID] = s.Spared
+		}
+	}
+	return m
 }
 
 // stateIDs returns the registry numbers of a scope's handles.

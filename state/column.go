@@ -15,6 +15,8 @@ type Descriptor struct {
 	ValueVersion int
 	// SubCodec is the codec of a map's keys, or empty.
 	SubCodec string
+	// Clock is that of the time to live: none, processing or event. It is empty for timers.
+	Clock string
 }
 
 // Kinds of states.
@@ -103,6 +105,8 @@ type slots interface {
 	// that the backing has.
 	checkpoint() int64
 	committed() int64
+	// spared tells whether an entry of a state does not expire, whatever its header says.
+	spared(state uint16, h segment.Header) bool
 	// newest is the newest checkpoint for which something was written that is not in
 	// memory.
 	newest() int64

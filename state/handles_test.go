@@ -29,9 +29,9 @@ type one struct {
 // there is a budget.
 func newOne(t *testing.T, store *committed, budget int64, declare func(s state.Setup)) *one {
 	t.Helper()
-	cfg := state.Config{}
+	cfg := state.Config{Spared: store.spared}
 	if budget > 0 {
-		cfg = state.Config{Backing: store, MemoryBytes: budget, KeyGroups: 1, Committed: func() int64 { return store.id }}
+		cfg = state.Config{Backing: store, MemoryBytes: budget, KeyGroups: 1, Committed: func() int64 { return store.id }, Spared: store.spared}
 	}
 	o := &one{t: t, ks: state.NewKeyspace(codec.String, cfg), store: store, id: store.id}
 	scope := state.NewScope("op")
@@ -595,6 +595,51 @@ func TestTimeToLiveIsTakenAwayWithTheFirstRead(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What was to expire while a state had no time to live is there when a new version brings it
+// back, and counts as written when it is read first.
+func TestTimeToLiveThatComesBackBeginsWithTheFirstRead(t *testing.T) {
+	const ttl, now = 1000, 1_700_000_000_000
+	bothWays(t, func(t *testing.T, budget int64) {
+		var v *state.OfValue[int64]
+		var m *state.OfMap[int64, int64]
+		start := func(store *committed, at int64) *one {
+			o := newOne(t, store, budget, func(s state.Setup) {
+				v = state.Value(s, "v", codec.Int64, state.TTL(ttl*time.Millisecond))
+				m = state.Map(s, "m", codec.Int64, codec.Int64, state.TTL(ttl*time.Millisecond))
+			})
+			o.ks.SetTime(segment.ProcessingTime, at)
+			if budget == 0 {
+				o.restore()
+			}
+			return o
+		}
+		expect := func(what string, want bool) {
+			t.Helper()
+			_, ok := v.Lookup()
+			if got := keysOf(m.All()); ok != want || slices.Contains(got, 1) != want || m.Has(0) {
+				t.Errorf("%s: the value is there: %v, the map has %v", what, ok, got)
+			}
+		}
+		o := start(newCommitted(), now-1)
+		m.Put(0, 0) // expires when the time to live is taken away
+		o.ks.SetTime(segment.ProcessingTime, now)
+		v.Set(1)
+		m.Put(1, 1)
+		o.commit()
+		span := segment.Spans{{Clock: segment.ProcessingTime, After: now + ttl - 1, Until: now + 5*ttl}}
+		o.store.spared = map[uint16]segment.Spans{1: span, 2: span}
+		o = start(o.store, now+5*ttl)
+		expect("when it comes back", true)
+		if n := o.commit(); n != 2 {
+			t.Errorf("the first read wrote %d entries, want 2", n)
+		}
+		start(o.store, now+6*ttl-1)
+		expect("before it is over", true)
+		start(o.store, now+6*ttl)
+		expect("when it is over", false)
+	})
 }
 
 // What is removed stays away, also if it had expired when it was: timers that fire in a

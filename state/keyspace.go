@@ -52,6 +52,8 @@ type Config struct {
 	// Committed returns the newest checkpoint that the Backing has. What was encoded
 	// for a later one is not dropped.
 	Committed func() int64
+	// Spared, by state, are expiries in what is stored that do not count.
+	Spared map[uint16]segment.Spans
 }
 
 // Keyspace maps the keys of one keyed subtask to slots. Every handle of the
@@ -648,6 +650,10 @@ func (ks *Keyspace[K]) floorOf(slot uint32) int64 {
 
 func (ks *Keyspace[K]) keyGroups() (lo, hi int) {
 	return ks.cfg.FirstKeyGroup, ks.cfg.FirstKeyGroup + ks.cfg.KeyGroups
+}
+
+func (ks *Keyspace[K]) spared(state uint16, h segment.Header) bool {
+	return len(ks.cfg.Spared) > 0 && ks.cfg.Spared[state].Has(h)
 }
 
 func (ks *Keyspace[K]) fail(err error) {

@@ -32,7 +32,8 @@ type committed struct {
 	entries map[string][]byte
 	// since is what the entries that changed since the last start held, oldest first.
 	since  map[string][]written
-	keys   []string // sorted; nil if entries changed since
+	spared map[uint16]segment.Spans // by state
+	keys   []string                 // sorted; nil if entries changed since
 	id     int64
 	fail   error // of every read
 	gets   int

@@ -111,7 +111,7 @@ func (h *entryTable[V]) visitStored(slot uint32, s span, b *backingCursor[V], vi
 // rewrites tells whether reading an entry of the backing changes when it expires.
 func (h *entryTable[V]) rewrites(header segment.Header, slot uint32) bool {
 	return h.opts.outdated(header) ||
-		h.opts.domain != segment.Forever && h.opts.moves(h.opts.expiry(header), h.now(h.opts.domain, slot))
+		h.opts.domain != segment.Forever && h.opts.moves(h.expiry(header), h.now(h.opts.domain, slot))
 }
 
 // backingCursor walks through what the backing holds of a slot's entries.

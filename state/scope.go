@@ -88,9 +88,11 @@ func (f ttlOption) applyTTL(o *options) { f(o) }
 // be read for that.
 //
 // What was written when the handle had another time to live expires when it was to. If a
-// new version of the app takes the time to live away, or counts it by another clock, this
-// holds until the entry is read first: then it counts as written, and without a time to
-// live it stays. Without a backing a start reads all. What had expired does not come back.
+// new version of the app takes the time to live away, what had expired when that started
+// first does not come back, and all else stays. So it is if it counts by another clock: then
+// an entry counts as written when it is read first. Without a backing a start reads all. If a
+// later version brings the old clock back, what would have expired in between counts as
+// written when it is read first, and what was not read since expires when it was to.
 func TTL(d time.Duration, how ...TTLOption) Option {
 	return option(func(o *options) {
 		o.ttl, o.domain = d, segment.ProcessingTime
@@ -151,16 +153,16 @@ func (o *options) header(version int, expires int64) segment.Header {
 }
 
 // expiry is the expiry of an entry that was stored with h.
-func (o *options) expiry(h segment.Header) int64 {
-	if h.Domain != o.domain {
+func (o *options) expiry(h segment.Header, spared bool) int64 {
+	if h.Domain != o.domain || spared {
 		return unstamped // the handle got its time to live, or another clock, since then
 	}
 	return h.Expires
 }
 
 // outdated tells whether an entry was stored with h when the handle had a time to live by
-// a clock that is not, or no more, its own. Reading it writes it anew: what is read must not
-// vanish with a restart or with a merge of segments, which go by what is stored.
+// a clock that is not, or no more, its own. Reading it writes it anew, so that it counts as
+// written then also after a restart.
 func (o *options) outdated(h segment.Header) bool {
 	return h.Domain != segment.Forever && h.Domain != o.domain
 }

@@ -269,7 +269,7 @@ func (h *entryTable[V]) decode(slot uint32, sub string, b []byte) (e *entry[V], 
 	}
 	e = h.newEntry(slot, sub, cellSet|cellStored|entryUsed)
 	e.v = v
-	e.expires = h.opts.expiry(header)
+	e.expires = h.expiry(header)
 	return e, h.opts.outdated(header), nil
 }
 
@@ -290,7 +290,7 @@ func (h *entryTable[V]) decodeValue(slot uint32, b []byte) (header segment.Heade
 }
 
 func (h *entryTable[V]) expired(header segment.Header, slot uint32) bool {
-	return header.Domain != segment.Forever && header.Expires <= h.now(header.Domain, slot)
+	return header.Domain != segment.Forever && header.Expires <= h.now(header.Domain, slot) && !h.keys.spared(h.id, header)
 }
 
 // now is the time of a clock for the entries of a slot: of a shared table that for who reads
@@ -300,6 +300,11 @@ func (h *entryTable[V]) now(d segment.Domain, slot uint32) int64 {
 		return h.keys.here(d)
 	}
 	return h.keys.now(d, slot)
+}
+
+// expiry is the expiry of an entry that was stored with header.
+func (h *entryTable[V]) expiry(header segment.Header) int64 {
+	return h.opts.expiry(header, h.keys.spared(h.id, header))
 }
 
 // put sets the current key's entry under sub. fresh says that no segment holds one.
@@ -763,7 +768,7 @@ func (h *entryTable[V]) extra() int64 {
 }
 
 func (h *entryTable[V]) describe() Descriptor {
-	d := Descriptor{Operator: h.operator, Name: h.name, Kind: h.kind}
+	d := Descriptor{Operator: h.operator, Name: h.name, Kind: h.kind, Clock: h.opts.domain.Name()}
 	if h.codec != nil {
 		d.ValueCodec, d.ValueVersion = h.codec.Name(), h.codec.Version()
 	}

@@ -47,8 +47,8 @@ var (
 //
 // It turns red without the guards ask-up-to-eviction, carry-over, in-use, newest-wins and
 // tombstones, and if what is not committed is evicted or trimmed, a merge goes by the wrong
-// clock, or tombstones of what expired are dropped; with some more seeds without
-// frozen-values. That a merge keeps what expired shows nowhere. For more seeds:
+// clock, or tombstones of what expired are dropped, or a merge or a read ignores what a state
+// that lost its time to live is spared; with some more seeds without frozen-values. That a merge keeps what expired shows nowhere. For more seeds:
 //
 //	go test ./state -run TestPebbleShowsWhatMemoryShows -timeout 0 -seed=1000 -seeds=100000 -for=15m
 func TestPebbleShowsWhatMemoryShows(t *testing.T) {
@@ -87,6 +87,7 @@ type twins struct {
 // moment is what goes back in a crash.
 type moment struct {
 	ttls  twinTTLs
+	away  [4]bool // whose was taken away
 	event int64
 	plain map[string]map[string]int64 // by key
 }
@@ -96,7 +97,7 @@ func (m moment) clone() moment {
 	for k, entries := range m.plain {
 		plain[k] = maps.Clone(entries)
 	}
-	return moment{m.ttls, m.event, plain}
+	return moment{m.ttls, m.away, m.event, plain}
 }
 
 // twin is a backend, with its checkpoint store.
@@ -113,6 +114,7 @@ type twin struct {
 	ref    offsets.ManifestRef // the last committed checkpoint, or none
 	done   atomic.Int64        // its number
 	spaces []*twinSpace        // by subtask
+	states []checkpoint.StateInfo
 }
 
 // twinSpace is the state of one subtask.
@@ -664,13 +666,7 @@ func (r *twins) commit() {
 }
 
 func (r *twins) snapshot(w *twin) checkpoint.Snapshot {
-	snap := checkpoint.Snapshot{Checkpoint: r.id, Watermark: r.cut.event}
-	for i, d := range w.spaces[0].h.described {
-		snap.States = append(snap.States, checkpoint.StateInfo{
-			ID: uint16(i + 1), Operator: "op", Name: d.Name, Kind: d.Kind,
-			KeyCodec: codec.String.Name(), SubCodec: d.SubCodec, ValueCodec: d.ValueCodec, ValueVersion: d.ValueVersion,
-		})
-	}
+	snap := checkpoint.Snapshot{Checkpoint: r.id, Watermark: r.cut.event, States: w.states}
 	for _, s := range w.spaces {
 		snap.Runs = append(snap.Runs, s.runs...)
 		s.runs = nil
@@ -744,13 +740,7 @@ func (r *twins) crash() {
 	if r.rng.IntN(2) == 0 {
 		r.subtasks = 1 + r.rng.IntN(4)
 	}
-	changed := r.rng.IntN(2) == 0
-	if changed {
-		for i := range r.ttls {
-			r.ttls[i] = r.rng.IntN(len(twinClocks))
-		}
-		r.ttls[3] = 1 + r.rng.IntN(len(twinClocks)-1) // a list keeps one
-	}
+	changed := r.changeTTLs()
 	from := r.keyGroups
 	saved := r.rng.IntN(5) == 0 && r.all[0].ref != offsets.ManifestRef{}
 	if saved && r.rng.IntN(2) == 0 {
@@ -779,8 +769,32 @@ func (r *twins) crash() {
 	}
 	r.start()
 	if changed {
-		r.readAll() // a time to live that ends, or begins, does so in memory at the start
+		r.readAll() // a time to live begins, or goes by another clock, in memory at the start
 	}
+}
+
+// changeTTLs is another version of the app. It tells whether that gave a state a clock that
+// it did not have. Some versions only take times to live away, and these stay away: in memory
+// what was there is written anew at the start, with the Pebble backend when it is read.
+func (r *twins) changeTTLs() bool {
+	switch r.rng.IntN(4) {
+	case 0, 1:
+		return false
+	case 2:
+		for i := range r.ttls[:3] { // a list keeps one
+			if r.rng.IntN(2) == 0 {
+				r.ttls[i], r.away[i] = 0, true
+			}
+		}
+		return false
+	}
+	for i := range r.ttls {
+		if !r.away[i] {
+			r.ttls[i] = r.rng.IntN(len(twinClocks))
+		}
+	}
+	r.ttls[3] = 1 + r.rng.IntN(len(twinClocks)-1)
+	return true
 }
 
 // throughSavepoint puts a savepoint of what was committed, rewritten if it takes other
@@ -815,6 +829,7 @@ func (r *twins) start() {
 			base = r.load(w)
 		}
 		r.newWriter(w, base)
+		r.register(w, base)
 		r.newSpaces(w)
 		if w.local != nil {
 			r.attach(w, base)
@@ -844,6 +859,23 @@ func (r *twins) newWriter(w *twin, base *checkpoint.Manifest) {
 	w.done.Store(w.ref.Checkpoint)
 }
 
+// register numbers the states, as package processor does.
+func (r *twins) register(w *twin, base *checkpoint.Manifest) {
+	scope := state.NewScope("op")
+	declareTwin(scope, r.ttls)
+	w.states = nil
+	for i, d := range scope.Descriptors() {
+		info := checkpoint.StateInfo{
+			ID: uint16(i + 1), Operator: "op", Name: d.Name, Kind: d.Kind, Clock: d.Clock,
+			KeyCodec: codec.String.Name(), SubCodec: d.SubCodec, ValueCodec: d.ValueCodec, ValueVersion: d.ValueVersion,
+		}
+		if base != nil {
+			info.Follow(base.States[i], r.now.Load(), r.event)
+		}
+		w.states = append(w.states, info)
+	}
+}
+
 func (r *twins) newSpaces(w *twin) {
 	for _, s := range w.spaces {
 		for _, run := range s.runs {
@@ -853,7 +885,10 @@ func (r *twins) newSpaces(w *twin) {
 	w.spaces = nil
 	for i := range r.subtasks {
 		lo, hi := keygroup.Range(i, r.subtasks, r.keyGroups)
-		cfg := state.Config{FirstKeyGroup: lo, KeyGroups: hi - lo}
+		cfg := state.Config{FirstKeyGroup: lo, KeyGroups: hi - lo, Spared: map[uint16]segment.Spans{}}
+		for _, info := range w.states {
+			cfg.Spared[info.ID] = info.Spared
+		}
 		if w.local != nil {
 			cfg.Backing, cfg.MemoryBytes, cfg.Committed = &localStore{db: w.local}, w.budget, w.done.Load
 		}

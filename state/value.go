@@ -203,7 +203,7 @@ func (h *OfValue[V]) at(slot uint32) *cell[V] {
 }
 
 func (h *OfValue[V]) describe() Descriptor {
-	d := Descriptor{Operator: h.operator, Name: h.name, Kind: h.kind}
+	d := Descriptor{Operator: h.operator, Name: h.name, Kind: h.kind, Clock: h.opts.domain.Name()}
 	if h.codec != nil {
 		d.ValueCodec, d.ValueVersion = h.codec.Name(), h.codec.Version()
 	}
@@ -236,7 +236,8 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 	if err != nil {
 		return h.errorf("%w", err)
 	}
-	if header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain, slot) {
+	spared := h.keys.spared(h.id, header)
+	if header.Domain != segment.Forever && header.Expires <= h.keys.now(header.Domain, slot) && !spared {
 		if h.keys.backing() == nil {
 			h.keys.emptied(slot)
 		} else {
@@ -252,7 +253,7 @@ func (h *OfValue[V]) restore(slot uint32, _, b []byte) error {
 	c := h.at(slot)
 	c.v, c.flags = codec.Clone(h.codec, v), cellSet|cellStored
 	if h.opts.domain != segment.Forever {
-		h.expires[slot>>chunkBits][slot&chunkMask] = h.opts.expiry(header)
+		h.expires[slot>>chunkBits][slot&chunkMask] = h.opts.expiry(header, spared)
 	}
 	if h.opts.outdated(header) {
 		h.change(slot, c)

@@ -75,6 +75,9 @@ func (d Domain) String() string {
 	return fmt.Sprintf("domain %d", uint8(d))
 }
 
+// Name is what manifests call the clock: none, processing or event.
+func (d Domain) Name() string { return [...]string{"none", "processing", "event"}[d] }
+
 // Header is what every value begins with.
 type Header struct {
 	// Version is that of the codec which wrote the value: a segment may hold several,
@@ -94,6 +97,29 @@ func (h Header) Expired(processing, event int64) bool {
 		return h.Expires <= processing
 	case EventTime:
 		return h.Expires <= event
+	}
+	return false
+}
+
+// Span is expiries by a clock that do not count, those in (After, Until]: nothing expired by
+// that clock then, because the state had no time to live by it.
+type Span struct {
+	Clock Domain `json:"clock"`
+	// After and Until are in milliseconds since 1970. Until is math.MaxInt64 as long as the
+	// state has no such time to live.
+	After int64 `json:"after"`
+	Until int64 `json:"until"`
+}
+
+// Spans are those of one state.
+type Spans []Span
+
+// Has tells whether an entry is one that does not expire, as far as its header says.
+func (s Spans) Has(h Header) bool {
+	for _, sp := range s {
+		if sp.Clock == h.Domain && sp.After < h.Expires && h.Expires <= sp.Until {
+			return true
+		}
 	}
 	return false
 }

@@ -3,6 +3,7 @@ package segment
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -66,6 +67,8 @@ type MergeOptions struct {
 	// Processing and Event are the two clocks, in milliseconds since 1970. What has
 	// expired by them becomes a tombstone. math.MinInt64 is before everything.
 	Processing, Event int64
+	// Spared, by state, are expiries that do not count.
+	Spared map[uint16]Spans
 
 	// KeyGroups is the app's count. The key-groups are divided into Shards ranges of
 	// equal size; a piece ends where one of them ends.
@@ -142,7 +145,7 @@ func (c *cutter) add(key, value []byte, deleted bool) error {
 	if !deleted {
 		// A value that doesn't begin with a header is not for a merge to judge.
 		if h, _, err := CutHeader(value); err == nil && h.Domain != Forever {
-			expired = h.Expired(c.o.Processing, c.o.Event)
+			expired = h.Expired(c.o.Processing, c.o.Event) && !c.o.Spared[binary.BigEndian.Uint16(key[2:])].Has(h)
 		}
 	}
 	if (deleted || expired) && (c.o.Base || guard.Broken(guard.Tombstones)) {
