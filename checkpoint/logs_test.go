@@ -226,15 +226,26 @@ func TestSmallLogsArePacked(t *testing.T) {
 
 // The receiver is away, so all logs are kept; one of the first is too large to be packed.
 func TestSmallLogsBehindALargeOneArePacked(t *testing.T) {
+	packsBetween(t, 5, 200/5+10, func(id int64) bool { return id == 3 || id == 100 })
+}
+
+// Here so many are too large that there is no row as long as a pack is otherwise.
+func TestSmallLogsBetweenLargeOnesArePacked(t *testing.T) {
+	packsBetween(t, 16, 200/10*2+10, func(id int64) bool { return id%10 == 0 })
+}
+
+// packsBetween commits 200 logs, all of which are kept, and checks that at most some are
+// listed on their own or as packs.
+func packsBetween(t *testing.T, packLogs, most int, large func(id int64) bool) {
 	s := checkpoint.NewMem()
-	r := newRig(t, s, func(c *checkpoint.Config) { c.InlineLimit, c.PackLogs, c.Retain = 50, 5, 1 })
+	r := newRig(t, s, func(c *checkpoint.Config) { c.InlineLimit, c.PackLogs, c.Retain = 50, packLogs, 1 })
 	defer r.close()
 	const checkpoints = 200
 	var m *checkpoint.Manifest
 	want := []string{"sink after 0"}
 	for id := int64(1); id <= checkpoints; id++ {
 		text := "x"
-		if id == 3 || id == 100 {
+		if large(id) {
 			text = strings.Repeat("x", 60)
 		}
 		_, stats, err := r.Persist(t.Context(), logged(id, map[string]int64{"sink": 0}, "sink="+text))
@@ -246,8 +257,8 @@ func TestSmallLogsBehindALargeOneArePacked(t *testing.T) {
 		want = append(want, fmt.Sprintf("sink %d [%s]", id, text))
 	}
 	r.Settle()
-	if n := len(m.Logs[0].Logs); n > checkpoints/5+10 {
-		t.Errorf("%d logs are listed", n)
+	if n := len(m.Logs[0].Logs); n > most {
+		t.Errorf("%d logs are listed, want %d at most", n, most)
 	}
 	if got := readLogs(t, s, m); !slices.Equal(got, want) {
 		t.Errorf("the logs are\n%q, want\n%q", got, want)

@@ -518,6 +518,11 @@ func (w *Writer) packs(m *Manifest, n int) (objects []object) {
 	return objects
 }
 
+// shortRow is the part of a pack that a row of small logs must be to become one although it
+// grows no more: where large logs are frequent no row gets long, and a receiver that is away
+// for an hour would have each of them named, and its manifest kept.
+const shortRow = 8
+
 // packable returns the first n or more small logs that follow each other, logs[lo:hi]. What
 // is in a pack, or too large for one, ends such a row.
 func packable(logs []LogRef, small map[int64][]byte, n int) (lo, hi int, ok bool) {
@@ -525,7 +530,7 @@ func packable(logs []LogRef, small map[int64][]byte, n int) (lo, hi int, ok bool
 		if hi < len(logs) && !logs[hi].Pack() && small[logs[hi].Checkpoint] != nil {
 			continue
 		}
-		if hi-lo >= n {
+		if hi-lo >= n || hi < len(logs) && hi-lo >= max(2, n/shortRow) {
 			return lo, hi, true
 		}
 		lo = hi + 1
