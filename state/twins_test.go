@@ -46,9 +46,10 @@ var (
 // values.
 //
 // It turns red without the guards ask-up-to-eviction, carry-over, in-use, newest-wins and
-// tombstones, and if what is not committed is evicted or trimmed, a merge goes by the wrong
-// clock, or tombstones of what expired are dropped, or a merge or a read ignores what a state
-// that lost its time to live is spared; with some more seeds without frozen-values. That a merge keeps what expired shows nowhere. For more seeds:
+// tombstones; if what is not committed is evicted or trimmed; if a merge goes by the wrong
+// clock or drops tombstones of what expired; and if a merge or a read drops what a state that
+// lost its time to live is spared. With some more seeds it does so without frozen-values. That
+// a merge keeps what expired shows nowhere. For more seeds:
 //
 //	go test ./state -run TestPebbleShowsWhatMemoryShows -timeout 0 -seed=1000 -seeds=100000 -for=15m
 func TestPebbleShowsWhatMemoryShows(t *testing.T) {
