@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"iter"
@@ -22,9 +23,33 @@ type disk struct {
 	*checkpoint.Mem
 	// archive has every manifest that was ever written.
 	archive *checkpoint.Mem
+
+	mu    sync.Mutex
+	until time.Time // when the outage is over
+	hangs bool      // nobody gets an answer until then; else an error
 }
 
-func newDisk() *disk { return &disk{checkpoint.NewMem(), checkpoint.NewMem()} }
+func newDisk() *disk { return &disk{Mem: checkpoint.NewMem(), archive: checkpoint.NewMem()} }
+
+// outage begins one.
+func (d *disk) outage(s step) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.until, d.hangs = time.Now().Add(s.dur), s.mode == "hang"
+}
+
+func (d *disk) heal() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.until = time.Time{}
+}
+
+// out tells how long the outage still lasts.
+func (d *disk) out() (left time.Duration, hangs bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Until(d.until), d.hangs
+}
 
 var (
 	errDead      = errors.New("the process is dead")
@@ -201,6 +226,13 @@ var readOnly = []string{"get", "list", "delete", "leftovers"}
 func (h *handle) operation(ctx context.Context, op string, do func() error) (flip bool, err error) {
 	var before, after time.Duration
 	deaf, unknown := false, false
+	if left, hangs := h.out(); left > 0 && slices.Contains(storeOps, op) {
+		if !hangs {
+			// It takes a while to learn that.
+			return false, cmp.Or(h.wait(ctx, 0, false), errInjected)
+		}
+		before = left
+	}
 	if r := h.match(op); r != nil {
 		switch r.mode {
 		case "fail":

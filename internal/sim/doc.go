@@ -16,8 +16,8 @@
 //  2. Input and faults happen as the script says (faults_test.go). An instance has a
 //     network of its own (net_test.go), in which requests and answers can be lost, late
 //     or held; a handle of its own on the store that all share (disk_test.go), whose
-//     operations can fail, hang, or be done without anybody being told; and a wall clock
-//     that may be set. The receiver of the app's write-ahead sink (receiver_test.go) can be
+//     operations can fail, hang, or be done without anybody being told, and which is away
+//     while local stores read what they have not copied yet; and a wall clock that may be set. The receiver of the app's write-ahead sink (receiver_test.go) can be
 //     down, lose answers, and lose its tail in a failover; the vault of its two-phase sink
 //     (vault_test.go) can be down, lose answers, and forget what is prepared, which is
 //     brought back once an app stopped for it; the registry in which the app looks

@@ -61,6 +61,9 @@ func (w *world) apply(ctx context.Context, s step) {
 	case verbReceiver:
 		w.receiver.fault(s)
 		return
+	case verbOutage:
+		w.disk.outage(s)
+		return
 	case verbRule:
 		w.rule(ctx, s.n)
 		return
@@ -354,8 +357,29 @@ func generate(seed uint64, steps int) script {
 	sc.lookUps(rand.New(rand.NewPCG(seed, 5)), now)
 	sc.vaults(rand.New(rand.NewPCG(seed, 6)), now)
 	sc.rulings(rand.New(rand.NewPCG(seed, 7)), now)
+	sc.outages(rand.New(rand.NewPCG(seed, 8)), now)
 	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return sc
+}
+
+// outages makes local stores of every sixteenth world copy what they have not so slowly that they
+// read it where it is, and takes that away.
+func (sc *script) outages(r *rand.Rand, within time.Duration) {
+	if r.IntN(16) > 0 {
+		return
+	}
+	sc.copying = pick(r, 100, 1000, 20000)
+	for i := range sc.lives {
+		sc.lives[i].backend = pick(r, "fresh", "fresh", "pebble")
+	}
+	for range 1 + r.IntN(3) {
+		at := sc.insert(r, step{verb: verbKill, who: active, dur: 50 * time.Millisecond}, within)
+		// It takes some time until somebody else has restored.
+		at += pick[time.Duration](r, 60, 100, 500, 3000, 8000) * time.Millisecond
+		sc.steps = append(sc.steps,
+			step{at: at, verb: verbOutage, mode: pick(r, "fail", "hang"), dur: pick[time.Duration](r, 50, 1000, 5000, 20000) * time.Millisecond},
+			step{at: at, verb: verbFeed, mode: "plain", n: 1 + r.IntN(40)})
+	}
 }
 
 // insert puts a step at some time of the script.

@@ -115,9 +115,9 @@ func (w *world) rule(ctx context.Context, n int) {
 	w.rules = append(w.rules, fed...)
 }
 
-// rulings gives every fourth world rules.
+// rulings gives every sixth world rules.
 func (sc *script) rulings(r *rand.Rand, within time.Duration) {
-	if sc.rules = r.IntN(4) == 0; !sc.rules {
+	if sc.rules = r.IntN(6) == 0; !sc.rules {
 		return
 	}
 	for range 2 + r.IntN(8) {

@@ -222,6 +222,19 @@ func TestS08_StoreFailsOrHangsBetweenBarrierAndCommit(t *testing.T) {
 	})
 }
 
+func TestS08_StoreIsAwayWhileStateIsReadInPlace(t *testing.T) {
+	for how, saw := range map[string]string{"mode=fail": "reading what is committed", "mode=hang": "outage mode=hang"} {
+		t.Run(how, func(t *testing.T) {
+			story{
+				world: "copying=100",
+				lives: []string{"backend=fresh tolerable=100 timeout=500ms", "backend=fresh tolerable=100 timeout=500ms unaligned=true parallelism=3"},
+				steps: flow(time.Second, 6*time.Second, 50*time.Millisecond, 10) + "at 3s kill who=a for=50ms\nat 3.2s outage for=3s " + how + "\nat 12s feed mode=plain n=20",
+				saw:   []string{"a1  restored", saw},
+			}.tell(t)
+		})
+	}
+}
+
 func TestS09_RestoreFailsAgainAndAgain(t *testing.T) {
 	for name, mode := range modes() {
 		t.Run(name, func(t *testing.T) {

@@ -26,8 +26,11 @@ type script struct {
 	lookup     bool          // the app looks up the branch of each transfer
 	vault      bool          // the app has a two-phase sink
 	rules      bool          // the app hears a broadcast stream
-	lives      []settings    // of an instance's lives, in turn
-	steps      []step        // by time
+	// copying is how many bytes a second the local store copies; 0: no bound. What is not
+	// copied yet is read where it is.
+	copying int
+	lives   []settings // of an instance's lives, in turn
+	steps   []step     // by time
 	// expect is what an error has to say that a life ends with, for a script of something
 	// that can't go on. Empty: everything has to be processed in the end.
 	expect string
@@ -97,6 +100,8 @@ const (
 	// next n transactions that are to be committed).
 	verbVault = "vault"
 	verbRule  = "rule" // n rules
+	// verbOutage takes the checkpoint store away from everybody, for dur; mode fail or hang.
+	verbOutage = "outage"
 )
 
 // isFault tells whether the rest of the script makes sense without the step.
@@ -139,6 +144,9 @@ func (sc script) String() string {
 	if sc.rules {
 		b.WriteString(" rules=true")
 	}
+	if sc.copying > 0 {
+		fmt.Fprintf(&b, " copying=%d", sc.copying)
+	}
 	b.WriteByte('\n')
 	for _, l := range sc.lives {
 		fmt.Fprintln(&b, l)
@@ -175,7 +183,7 @@ func (sc *script) parseLine(line string) error {
 	case "world":
 		return fields(words[1:], map[string]any{
 			"seed": &sc.seed, "brokers": &sc.brokers, "partitions": &sc.partitions, "accounts": &sc.accounts,
-			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast, "lookup": &sc.lookup, "vault": &sc.vault, "rules": &sc.rules,
+			"instances": &sc.instances, "latency": &sc.latency, "v1": &sc.v1, "ballast": &sc.ballast, "lookup": &sc.lookup, "vault": &sc.vault, "rules": &sc.rules, "copying": &sc.copying,
 		})
 	case "life":
 		var l settings

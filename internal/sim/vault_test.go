@@ -201,9 +201,9 @@ func (p *paying) Rollback(ctx context.Context) {
 	})
 }
 
-// vaults gives every third world a vault, with what may happen to it and at it.
+// vaults gives every fourth world a vault, with what may happen to it and at it.
 func (sc *script) vaults(r *rand.Rand, within time.Duration) {
-	if sc.vault = r.IntN(3) == 0; !sc.vault {
+	if sc.vault = r.IntN(4) == 0; !sc.vault {
 		return
 	}
 	for range r.IntN(6) {

@@ -320,7 +320,10 @@ func (w *world) run(ctx context.Context) {
 	}()
 	opts := []kfake.Opt{
 		kfake.ListenFn(w.net.Listen), kfake.Ports(ports...), kfake.NumBrokers(w.sc.brokers),
-		kfake.SeedTopics(int32(w.sc.partitions), inTopic), kfake.SeedTopics(rulePartitions, rulesTopic), kfake.SeedTopics(2, entryTopic, largeTopic, bucketTopic, deadTopic, alarmTopic),
+		kfake.SeedTopics(int32(w.sc.partitions), inTopic), kfake.SeedTopics(2, entryTopic, largeTopic, bucketTopic, deadTopic, alarmTopic),
+	}
+	if w.sc.rules {
+		opts = append(opts, kfake.SeedTopics(rulePartitions, rulesTopic))
 	}
 	if w.sc.v1 {
 		opts = append(opts, kfake.MaxVersions(kversion.V3_9_0()))
@@ -522,7 +525,7 @@ func (w *world) trim(ctx context.Context, mode string) {
 // records that it ended at 0 in an epoch before the present one, wherever it was: a consumer
 // believes then that records were lost.
 func (w *world) lastKept(ctx context.Context, to kadm.Offsets) (kadm.Offsets, error) {
-	ends, err := w.adm.ListEndOffsets(ctx, inTopic, rulesTopic)
+	ends, err := w.adm.ListEndOffsets(ctx, w.inputs()...)
 	if err != nil {
 		return nil, err
 	}
@@ -649,6 +652,10 @@ func (in *instance) start() *life {
 		// The least there is in one world of three: state comes and goes with each commit.
 		if b.MemoryBytes = 1; w.sc.seed%3 > 0 {
 			b.MemoryBytes = 64 << 10
+		}
+		if w.sc.copying > 0 {
+			b.DownloadRate, b.MemoryBytes, b.CacheBytes = int64(w.sc.copying), 1, 1
+			b = localdisk.ReadInPlace(b).(pebble.Backend)
 		}
 		opts = append(opts, weir.StateBackend(localdisk.On(b, in.fs).(pebble.Backend)))
 	}
@@ -857,6 +864,7 @@ func (w *world) heal() {
 	close(w.healed)
 	w.receiver.heal()
 	w.vault.heal()
+	w.disk.heal()
 	w.registry.heal()
 	w.drag.Store(0)
 	w.mu.Lock()
@@ -929,9 +937,17 @@ func (w *world) loosen() {
 	}
 }
 
+// inputs are the topics that the app reads.
+func (w *world) inputs() []string {
+	if w.sc.rules {
+		return []string{inTopic, rulesTopic}
+	}
+	return []string{inTopic}
+}
+
 // lag says which partitions are not processed to their end.
 func (w *world) lag(ctx context.Context) (string, error) {
-	ends, err := w.adm.ListCommittedOffsets(ctx, inTopic, rulesTopic)
+	ends, err := w.adm.ListCommittedOffsets(ctx, w.inputs()...)
 	if err != nil {
 		return "", err
 	}

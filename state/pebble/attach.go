@@ -208,7 +208,7 @@ func (s *Store) open(ctx context.Context, seg Segment, name string, have bool) (
 	from := linked
 	ok, err := s.link(ctx, seg, name)
 	if err == nil && !ok {
-		if seg.Length > copyBytes && name != s.suspect {
+		if seg.Length > s.opts.copyFirst && name != s.suspect {
 			t, err := s.openTable(ctx, seg, "")
 			return t, referred, err
 		}

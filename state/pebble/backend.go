@@ -30,4 +30,9 @@ func init() {
 		b.fs = fs
 		return b
 	}
+	localdisk.ReadInPlace = func(backend any) any {
+		b := backend.(Backend)
+		b.copyFirst = -1
+		return b
+	}
 }

@@ -29,6 +29,8 @@ type Options struct {
 
 	// fs is what tests put in place of the file system.
 	fs vfs.FS
+	// copyFirst is copyBytes, unless a test says otherwise.
+	copyFirst int64
 }
 
 func (o Options) withDefaults() Options {
@@ -39,6 +41,7 @@ func (o Options) withDefaults() Options {
 	if o.fs == nil {
 		o.fs = vfs.Default
 	}
+	o.copyFirst = cmp.Or(o.copyFirst, copyBytes)
 	return o
 }
 
