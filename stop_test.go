@@ -37,6 +37,35 @@ func TestStopBetweenRestartsIsNotCleanAndLeavesTheGroup(t *testing.T) {
 	wantNoMembers(t, brokers, "app")
 }
 
+func TestStandbyThatStopsBetweenRestartsStopsCleanly(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1")
+	store := checkpoint.NewMem()
+	active := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("first"))
+	await(active, 1, any1[event.CheckpointCommitted])
+	standby := start(t, "app", brokers, sums(same), weir.Store(store), weir.InstanceID("second"), longPause)
+	awaitMembers(t, brokers, "app", 2)
+	evict(t, brokers, "app", "second")
+	await(standby, 1, any1[event.Restarting])
+	standby.stop()
+	if err := standby.wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// evict makes the group take an instance for gone.
+func evict(t *testing.T, brokers []string, group, instance string) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if _, err := kadm.NewClient(cl).LeaveGroup(t.Context(), kadm.LeaveGroup(group).InstanceIDs(instance)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestAppThatGivesUpRestartingLeavesTheGroup(t *testing.T) {
 	brokers := broker(t, 1, "in", "out")
 	produce(t, brokers, "in", "fail:1")

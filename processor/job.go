@@ -115,11 +115,16 @@ func (j *Job) run(ctx context.Context) error {
 		if errors.As(err, &te) && te.Kind == txn.Fenced {
 			j.cfg.Listener.Fenced(event.Fenced{App: j.cfg.App, Err: err})
 		}
-		if ctx.Err() != nil {
+		// Who never was active has nothing to commit, and its stop is a clean one.
+		idle := unsettled == nil && !inc.hasStarted() && j.head == (offsets.ManifestRef{})
+		if ctx.Err() != nil && !idle {
 			return stopError(err)
 		}
 		if isFatal(err) {
 			return err
+		}
+		if ctx.Err() != nil {
+			return nil
 		}
 		if time.Since(begun) >= j.cfg.Restart.Quiet {
 			restarts = 0
@@ -135,6 +140,9 @@ func (j *Job) run(ctx context.Context) error {
 		case <-time.After(after):
 		case <-ctx.Done():
 			inc.leaveLate()
+			if idle {
+				return nil
+			}
 			return stopError(err)
 		}
 		unsettled = err
