@@ -61,6 +61,9 @@ func (in *instance) judge(l *life) {
 	if flipped && (errors.As(l.err, &damaged) || errors.As(l.err, &version)) {
 		return // as it has to be
 	}
+	if l.asked.Load() && !l.assigned.Load() && strings.Contains(l.err.Error(), "the last checkpoint was not committed") {
+		in.w.violate("%v was never active, and says at its stop that it lost a commit: %v", l, l.err)
+	}
 	var gone *twophase.GoneError
 	if errors.As(l.err, &gone) {
 		in.w.gone(l, gone)

@@ -33,7 +33,8 @@
 // State, as read offline from the checkpoint that the committed offsets name, every
 // read_committed output, and what receiver and vault have, equal what a loop over the input
 // gives; what was left in the vault is rolled back by the next start; entries of one sender keep their order within an account. Each alarm rang once,
-// was called off once, or is still set and has its timer. Each subtask heard each rule once,
+// was called off once, or is still set and has its timer. Who never was active does not say
+// at its stop that it lost a commit. Each subtask heard each rule once,
 // no account was booked by an older rule than before, and broadcast state is that of the rules
 // up to the positions. Savepoints equal a loop over the
 // input up to their positions. Queries were answered from checkpoints that were committed,

@@ -164,11 +164,11 @@ func (w *world) apply(ctx context.Context, s step) {
 			w.watching.Go(func() { w.evict(ctx, in) })
 		})
 	case verbStop:
-		l.asked.Store(true)
-		l.mu.Lock()
-		l.again = s.dur
-		l.mu.Unlock()
-		l.stop()
+		if s.on == "restart" {
+			l.stopAt.Store(&s)
+			return
+		}
+		l.ask(s.dur)
 	case verbLose, verbDrop:
 		if isRequest {
 			l.nic.addRule(&rule{key: key, answer: s.verb == verbLose, left: n, act: func(*wire) bool {
@@ -358,6 +358,7 @@ func generate(seed uint64, steps int) script {
 	sc.vaults(rand.New(rand.NewPCG(seed, 6)), now)
 	sc.rulings(rand.New(rand.NewPCG(seed, 7)), now)
 	sc.outages(rand.New(rand.NewPCG(seed, 8)), now)
+	sc.stops(rand.New(rand.NewPCG(seed, 9)), now)
 	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return sc
 }
@@ -379,6 +380,25 @@ func (sc *script) outages(r *rand.Rand, within time.Duration) {
 		sc.steps = append(sc.steps,
 			step{at: at, verb: verbOutage, mode: pick(r, "fail", "hang"), dur: pick[time.Duration](r, 50, 1000, 5000, 20000) * time.Millisecond},
 			step{at: at, verb: verbFeed, mode: "plain", n: 1 + r.IntN(40)})
+	}
+}
+
+// stops ends lives in the pause before they restart, in every fourth world.
+func (sc *script) stops(r *rand.Rand, within time.Duration) {
+	if r.IntN(4) > 0 {
+		return
+	}
+	for range 1 + r.IntN(3) {
+		who := pick(r, active, string(rune('a'+r.IntN(sc.instances))))
+		at := sc.insert(r, step{verb: verbStop, who: who, on: "restart", n: pick(r, 0, 5, 50), dur: pick[time.Duration](r, 50, 1000, 10000) * time.Millisecond}, within)
+		why := step{at: at, verb: verbEvict, who: who}
+		if r.IntN(2) == 0 {
+			why = step{at: at, verb: verbBroker, who: who, on: kmsg.EndTxn.Name(), mode: kerr.UnknownServerError.Message, n: 1}
+			if r.IntN(2) == 0 {
+				why.on, why.mode = kmsg.Heartbeat.Name(), kerr.UnknownMemberID.Message
+			}
+		}
+		sc.steps = append(sc.steps, why)
 	}
 }
 

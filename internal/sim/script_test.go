@@ -69,7 +69,7 @@ type step struct {
 const (
 	verbFeed  = "feed"  // n records of input; mode plain, commit (in a transaction) or abort
 	verbKill  = "kill"  // kill -9, restarted after dur; mode before or after the request
-	verbStop  = "stop"  // SIGTERM, restarted after dur
+	verbStop  = "stop"  // SIGTERM, restarted after dur; on=restart: n ms into the pause before its next restart
 	verbPause = "pause" // SIGSTOP for dur; mode before or after the request
 	verbCut   = "cut"   // no network for dur; mode silent, reset, deaf (from an answer on) or mute (no requests)
 	verbLose  = "lose"  // n requests are applied and their answers lost

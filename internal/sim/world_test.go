@@ -577,6 +577,9 @@ type life struct {
 	once   sync.Once
 	killed atomic.Bool
 	asked  atomic.Bool // to stop
+	// assigned says that it was given partitions, by any of its incarnations.
+	assigned atomic.Bool
+	stopAt   atomic.Pointer[step] // in the next pause
 
 	mu    sync.Mutex
 	again time.Duration // after what time the next life begins
@@ -741,6 +744,32 @@ func (in *instance) crash(l *life) {
 	in.fs = in.fs.CrashClone(cfg)
 }
 
+// ask asks the process to stop. It is started again after that time.
+func (l *life) ask(again time.Duration) {
+	l.asked.Store(true)
+	l.mu.Lock()
+	l.again = again
+	l.mu.Unlock()
+	l.stop()
+}
+
+// stopIn stops the process in a pause before a restart, which is after long. There is
+// nothing to end, so it takes no longer than to tell the group.
+func (l *life) stopIn(after time.Duration, s step) {
+	time.Sleep(min(time.Duration(s.n)*time.Millisecond, after/2))
+	if l.killed.Load() {
+		return
+	}
+	l.in.w.note(l.String(), "%v", s)
+	l.ask(s.dur)
+	select {
+	case <-l.done:
+	case <-l.over:
+	case <-time.After(stopWithin):
+		l.in.w.violate("%v: a stop in the pause before a restart is not done after %v", l, stopWithin)
+	}
+}
+
 // step is called by the handlers.
 func (l *life) step(account string) {
 	l.store.running()
@@ -794,9 +823,19 @@ func (l *life) listener() weir.Listener {
 			}
 			note(i)
 		},
-		Restarting: func(i event.Restarting) { note(i) },
-		Rebalanced: func(i event.Rebalanced) { note(i) },
-		Fenced:     func(i event.Fenced) { note(i) },
+		Restarting: func(i event.Restarting) {
+			note(i)
+			if s := l.stopAt.Load(); s != nil && i.After > 0 && l.stopAt.CompareAndSwap(s, nil) {
+				l.in.w.watching.Go(func() { l.stopIn(i.After, *s) })
+			}
+		},
+		Rebalanced: func(i event.Rebalanced) {
+			if len(i.Assigned) > 0 {
+				l.assigned.Store(true)
+			}
+			note(i)
+		},
+		Fenced: func(i event.Fenced) { note(i) },
 	}
 }
 
