@@ -145,7 +145,9 @@ func (j *Job) run(ctx context.Context) error {
 			}
 			return stopError(err)
 		}
-		unsettled = err
+		if !idle {
+			unsettled = err
+		}
 	}
 }
 
