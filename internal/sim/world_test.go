@@ -656,7 +656,7 @@ func (in *instance) start() *life {
 		if b.MemoryBytes = 1; w.sc.seed%3 > 0 {
 			b.MemoryBytes = 64 << 10
 		}
-		if w.sc.copying > 0 {
+		if w.sc.copying > 0 && !w.isHealed() { // it may be too slow for the transaction timeout
 			b.DownloadRate, b.MemoryBytes, b.CacheBytes = int64(w.sc.copying), 1, 1
 			b = localdisk.ReadInPlace(b).(pebble.Backend)
 		}
@@ -922,6 +922,16 @@ func (w *world) heal() {
 			l.store.heal()
 			l.slow.Store(0)
 		}
+	}
+}
+
+// isHealed tells whether all faults have ended.
+func (w *world) isHealed() bool {
+	select {
+	case <-w.healed:
+		return true
+	default:
+		return false
 	}
 }
 
