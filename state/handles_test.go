@@ -1049,20 +1049,20 @@ func TestMistakesInDeclarationsAreFound(t *testing.T) {
 	}
 }
 
-func TestDescriptorsTellKindAndCodecs(t *testing.T) {
+func TestDescriptorsTellKindCodecsAndClock(t *testing.T) {
 	scope := state.NewScope("op")
 	s := setup{scope}
 	state.Map(s, "m", codec.String, codec.Int64)
-	state.List(s, "l", codec.Bool)
+	state.List(s, "l", codec.Bool, state.TTL(time.Hour))
 	state.Reducing(s, "r", func(a, b int64) int64 { return a }, codec.Int64)
 	state.Aggregating(s, "a", state.Aggregator[int, int64, int]{Codec: codec.Int64})
-	state.Broadcast(s, "b", codec.Int32, codec.String)
+	state.Broadcast(s, "b", codec.Int32, codec.String, state.TTL(time.Hour, state.InEventTime))
 	want := []state.Descriptor{
-		{Operator: "op", Name: "m", Kind: "map", SubCodec: "string", ValueCodec: "int64", ValueVersion: 1},
-		{Operator: "op", Name: "l", Kind: "list", ValueCodec: "bool", ValueVersion: 1},
-		{Operator: "op", Name: "r", Kind: "reducing", ValueCodec: "int64", ValueVersion: 1},
-		{Operator: "op", Name: "a", Kind: "aggregating", ValueCodec: "int64", ValueVersion: 1},
-		{Operator: "op", Name: "b", Kind: "broadcast", SubCodec: "int32", ValueCodec: "string", ValueVersion: 1},
+		{Operator: "op", Name: "m", Kind: "map", SubCodec: "string", ValueCodec: "int64", ValueVersion: 1, Clock: "none"},
+		{Operator: "op", Name: "l", Kind: "list", ValueCodec: "bool", ValueVersion: 1, Clock: "processing"},
+		{Operator: "op", Name: "r", Kind: "reducing", ValueCodec: "int64", ValueVersion: 1, Clock: "none"},
+		{Operator: "op", Name: "a", Kind: "aggregating", ValueCodec: "int64", ValueVersion: 1, Clock: "none"},
+		{Operator: "op", Name: "b", Kind: "broadcast", SubCodec: "int32", ValueCodec: "string", ValueVersion: 1, Clock: "event"},
 	}
 	if got := scope.Descriptors(); !slices.Equal(got, want) {
 		t.Errorf("descriptors are\n%+v, want\n%+v", got, want)
