@@ -148,10 +148,13 @@ func (h *handle) addRule(r *storeRule) {
 	h.rules = append(h.rules, r)
 }
 
-func (h *handle) match(op string) *storeRule {
+func (h *handle) match(op, name string) *storeRule {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, r := range h.rules {
+		if r.mode == "flip" && strings.HasPrefix(name, "owner/") {
+			continue // there is more to damage, and each start reads them first
+		}
 		if r.op != op && (r.op != "any" || !slices.Contains(storeOps, op)) {
 			continue
 		}
@@ -200,7 +203,7 @@ func (h *handle) wait(ctx context.Context, more time.Duration, deaf bool) error 
 
 // around runs do as an operation of the process on the store. got is what it reads.
 func (h *handle) around(ctx context.Context, op, name string, got *[]byte, do func() error) error {
-	flip, err := h.operation(ctx, op, do)
+	flip, err := h.operation(ctx, op, name, do)
 	if err != nil {
 		var se *checkpoint.StoreError
 		if errors.As(err, &se) {
@@ -211,11 +214,26 @@ func (h *handle) around(ctx context.Context, op, name string, got *[]byte, do fu
 	if flip && got != nil && len(*got) > 0 {
 		h.mu.Lock()
 		*got = bytes.Clone(*got)
-		(*got)[h.rng.IntN(len(*got))] ^= 1 << h.rng.IntN(8)
+		h.damage(*got)
 		h.flipped = true
 		h.mu.Unlock()
 	}
 	return nil
+}
+
+// damage flips a bit: anywhere, or so that a digit becomes another one, of which nothing but
+// a checksum tells. It is called with h.mu held.
+func (h *handle) damage(b []byte) {
+	at := h.rng.IntN(len(b))
+	if h.rng.IntN(2) == 0 {
+		for i := range b {
+			if j := (at + i) % len(b); b[j] >= '0' && b[j] <= '9' {
+				b[j] ^= 1
+				return
+			}
+		}
+	}
+	b[at] ^= 1 << h.rng.IntN(8)
 }
 
 // readOnly are operations of which it says nothing whether they were done.
@@ -223,7 +241,7 @@ var readOnly = []string{"get", "list", "delete", "leftovers"}
 
 // operation runs do as an operation of the process, on the store or on something else that
 // takes its time and may fail. flip says that what it read is to be damaged.
-func (h *handle) operation(ctx context.Context, op string, do func() error) (flip bool, err error) {
+func (h *handle) operation(ctx context.Context, op, name string, do func() error) (flip bool, err error) {
 	var before, after time.Duration
 	deaf, unknown := false, false
 	if left, hangs := h.out(); left > 0 && slices.Contains(storeOps, op) {
@@ -233,7 +251,7 @@ func (h *handle) operation(ctx context.Context, op string, do func() error) (fli
 		}
 		before = left
 	}
-	if r := h.match(op); r != nil {
+	if r := h.match(op, name); r != nil {
 		switch r.mode {
 		case "fail":
 			return false, errInjected

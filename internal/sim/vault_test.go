@@ -115,7 +115,7 @@ var vaultOps = []string{"begin", "prepare", "prepare", "commit", "commit", "left
 // do runs f at the vault, which takes a while. A process that is dead or stopped gets
 // nowhere.
 func (t teller) do(ctx context.Context, op string, f func(v *vault) error) error {
-	_, err := t.l.store.operation(ctx, op, func() error {
+	_, err := t.l.store.operation(ctx, op, "", func() error {
 		v := t.l.in.w.vault
 		v.mu.Lock()
 		defer v.mu.Unlock()
