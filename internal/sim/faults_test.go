@@ -277,8 +277,10 @@ func (l *life) at(s step, do func()) {
 	}
 	noted := func() {
 		l.in.w.note(l.String(), "%v", s)
-		if l.set.backend != "memory" {
-			l.in.w.query(l) // it takes no time
+		// It takes no time, unless state is read where it is: then this may be in the midst of
+		// a read that the query would wait for.
+		if l.set.backend != "memory" && l.in.w.sc.copying == 0 {
+			l.in.w.query(l)
 		}
 		do()
 	}
