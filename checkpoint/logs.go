@@ -26,9 +26,9 @@ import (
 // Quick checkpoints make many small logs, each of which would be named by every manifest
 // and keep the manifest that it is in. So the writer puts those of one sink together, as
 // soon as there are some dozens, or some in front of a large one, into one object with an
-// index: a pack, which manifests name as one. [ExpandLogs] reads the index. Only logs whose bytes the writer still has in
-// memory are packed, so nothing is read for it; those of earlier incarnations fall out of
-// the list by themselves.
+// index: a pack, which manifests name as one. [ExpandLogs] reads the index. Only logs whose
+// bytes the writer still has in memory are packed, so nothing is read for it; those of
+// earlier incarnations fall out of the list by themselves.
 //
 // What holds for segments holds for logs: they are immutable, carry the id of their
 // checkpoint in their names, are verified when they are read, are inherited by reference,

@@ -126,11 +126,13 @@ func (s *StateInfo) Follow(was StateInfo, processing, event int64) {
 	}
 }
 
-// spared returns the expiries that do not count, by state.
-func (m *Manifest) spared() map[uint16]segment.Spans {
+// Spared returns the expiries that do not count, by the ID of a state that has some.
+func Spared(states []StateInfo) map[uint16]segment.Spans {
 	spared := map[uint16]segment.Spans{}
-	for _, s := range m.States {
-		spared[s.ID] = s.Spared
+	for _, s := range states {
+		if len(s.Spared) > 0 {
+			spared[s.ID] = s.Spared
+		}
 	}
 	return spared
 }

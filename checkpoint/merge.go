@@ -231,7 +231,7 @@ func (w *Writer) mergeOnce(ctx context.Context, kind int, buffer *bytes.Buffer) 
 	for _, at := range plan.inputs {
 		m.inputs = append(m.inputs, w.base.Segments[at])
 	}
-	watermark, spared := w.base.Watermark, w.base.spared()
+	watermark, spared := w.base.Watermark, Spared(w.base.States)
 	w.merge.merges = append(w.merge.merges, m)
 	l.running = true
 	w.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -48,10 +49,7 @@ type Progress struct {
 }
 
 func (s *Snapshot) options(opts []Option) *options {
-	o := &options{processing: time.Now().UnixMilli(), event: s.manifest.Watermark, hi: s.manifest.KeyGroups, spared: map[uint16]segment.Spans{}}
-	for _, i := range s.manifest.States {
-		o.spared[i.ID] = i.Spared
-	}
+	o := &options{processing: time.Now().UnixMilli(), event: s.manifest.Watermark, hi: s.manifest.KeyGroups, spared: checkpoint.Spared(s.manifest.States)}
 	for _, opt := range opts {
 		opt(o)
 	}

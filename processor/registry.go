@@ -7,7 +7,6 @@ import (
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/state"
-	"github.com/weirstream/weir/state/segment"
 )
 
 // kindDropped marks a state whose operator left the topology: its number stays
@@ -83,17 +82,6 @@ func (inc *incarnation) register() error {
 		inc.states = append(inc.states, s)
 	}
 	return errors.Join(errs...)
-}
-
-// spared returns the expiries that do not count, by state.
-func (inc *incarnation) spared() map[uint16]segment.Spans {
-	m := map[uint16]segment.Spans{}
-	for _, s := range inc.states {
-		if len(s.Spared) > 0 {
-			m[s.ID] = s.Spared
-		}
-	}
-	return m
 }
 
 // stateIDs returns the registry numbers of a scope's handles.

@@ -78,8 +78,8 @@ const (
 //
 // What fails for a reason that may pass is tried again, with growing waits. A service
 // that is silent for a minute, and longer for a large object, has failed: no operation
-// waits for it for ever. A Put whose outcome was lost on the way is found out: each Put marks its object, and the
-// object that stands in its way may be its own.
+// waits for it for ever. A Put whose outcome was lost on the way is found out: each Put
+// marks its object, and the object that stands in its way may be its own.
 //
 // The first small object is put twice, to see that the service doesn't overwrite:
 // some ignore the condition.
