@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -42,6 +43,25 @@ func BenchmarkBuilderFreeze(b *testing.B) {
 		builder.Finish().Release()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchEntries, "ns/entry")
+}
+
+// BenchmarkRunSort sorts what two busy subtasks freeze at a time, and what one does after a
+// long interval.
+func BenchmarkRunSort(b *testing.B) {
+	for _, n := range []int{7_500, benchEntries} {
+		b.Run(fmt.Sprintf("entries=%d", n), func(b *testing.B) {
+			var builder Builder
+			fill(&builder, n, rand.New(rand.NewPCG(1, 2)))
+			frozen := slices.Clone(builder.entries)
+			run := builder.Finish()
+			b.ReportAllocs()
+			for b.Loop() {
+				run.d.entries = append(run.d.entries[:0], frozen...)
+				run.d.sort()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/entry")
+		})
+	}
 }
 
 func BenchmarkSegmentWrite(b *testing.B) {

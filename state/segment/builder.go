@@ -2,7 +2,9 @@ package segment
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
+	"math/bits"
 	"slices"
 	"sync"
 )
@@ -103,13 +105,13 @@ func (b *Builder) Finish() Run {
 // First a radix pass by key-group and state, of which a subtask has few. Then, in
 // each of these groups, by the eight bytes that follow the prefix which all its
 // keys share ("user-", a tenant, the high bytes of a number), so that nearly every
-// comparison is one of integers that lie in the entry itself.
+// comparison is one of integers.
 func (d *runData) sort() {
 	es := d.entries
 	if len(es) == 0 {
 		return
 	}
-	scratch := d.pool.takeScratch()
+	scratch, order := d.pool.takeScratch()
 	var differ uint32
 	for i := range es {
 		differ |= es[i].group ^ es[0].group
@@ -119,25 +121,17 @@ func (d *runData) sort() {
 			es, scratch = radixPass(es, scratch, shift)
 		}
 	}
+	out := slices.Grow(scratch[:0], len(es))
 	for lo := 0; lo < len(es); {
 		hi := lo + 1
 		for hi < len(es) && es[hi].group == es[lo].group {
 			hi++
 		}
-		sortGroup(d.arena, es[lo:hi])
+		out, order = appendSorted(out, order, d.arena, es[lo:hi])
 		lo = hi
 	}
-	out := es[:1]
-	for _, e := range es[1:] {
-		last := &out[len(out)-1]
-		if e.group == last.group && e.prefix == last.prefix && bytes.Equal(keyOf(d.arena, &e), keyOf(d.arena, last)) {
-			*last = e // sorted by offset: the later one is the newer one
-			continue
-		}
-		out = append(out, e)
-	}
 	d.entries = out
-	d.pool.putScratch(scratch)
+	d.pool.putScratch(es[:0], order)
 }
 
 // touchAhead is how many entries are read together before they are written: in the order
@@ -180,7 +174,9 @@ func radixPass(es, scratch []entry, shift int) (ordered, other []entry) {
 	return dst, es[:0]
 }
 
-func sortGroup(arena []byte, es []entry) {
+// appendSorted appends the entries of a group, which come in the order of their age, to out
+// in the order of their keys, of each key the newest. order is memory to work in.
+func appendSorted(out []entry, order []uint64, arena []byte, es []entry) ([]entry, []uint64) {
 	first := keyOf(arena, &es[0])
 	shared := len(first)
 	for i := 1; i < len(es) && shared > headerLen; i++ {
@@ -194,21 +190,54 @@ func sortGroup(arena []byte, es []entry) {
 			shared = n
 		}
 	}
+	// Numbers are sorted, each of which has as much of a prefix as its place among the
+	// entries leaves room for. Where that does not tell keys apart the place does, so what is
+	// left to sort there is in the order of its age.
+	room := bits.Len(uint(len(es) - 1))
+	order = order[:0]
 	for i := range es {
 		es[i].prefix = prefixOf(keyOf(arena, &es[i])[shared:])
+		order = append(order, es[i].prefix>>room<<room|uint64(i))
 	}
-	slices.SortFunc(es, func(x, y entry) int {
-		switch {
-		case x.prefix < y.prefix:
-			return -1
-		case x.prefix > y.prefix:
-			return 1
+	slices.Sort(order)
+	at := func(i int) *entry { return &es[order[i]&(1<<room-1)] }
+	for lo := 0; lo < len(order); {
+		hi := lo + 1
+		for hi < len(order) && order[hi]>>room == order[lo]>>room {
+			hi++
 		}
-		if c := bytes.Compare(keyOf(arena, &x)[shared:], keyOf(arena, &y)[shared:]); c != 0 {
+		begin := len(out)
+		for i := lo; i < hi; i++ {
+			out = append(out, *at(i))
+		}
+		if hi-lo > 1 {
+			out = out[:begin+sortAlike(arena, out[begin:])]
+		}
+		lo = hi
+	}
+	return out, order
+}
+
+// sortAlike sorts entries of one group whose keys have nearly the same prefix, and which are
+// in the order of their age. It returns how many are left when of each key only the newest
+// is kept.
+func sortAlike(arena []byte, es []entry) int {
+	slices.SortStableFunc(es, func(x, y entry) int {
+		if c := cmp.Compare(x.prefix, y.prefix); c != 0 {
 			return c
 		}
-		return x.off - y.off
+		return bytes.Compare(keyOf(arena, &x), keyOf(arena, &y))
 	})
+	n := 1
+	for _, e := range es[1:] {
+		if last := &es[n-1]; e.prefix == last.prefix && bytes.Equal(keyOf(arena, &e), keyOf(arena, last)) {
+			*last = e
+			continue
+		}
+		es[n] = e
+		n++
+	}
+	return n
 }
 
 // prefixOf returns the first eight bytes of k, padded with zeros, as a number that
@@ -231,6 +260,7 @@ type pool struct {
 	mu      sync.Mutex
 	free    []spare
 	scratch []entry
+	order   []uint64
 }
 
 type spare struct {
@@ -261,16 +291,17 @@ func (p *pool) put(arena []byte, entries []entry) {
 	}
 }
 
-func (p *pool) takeScratch() []entry {
+// takeScratch returns memory for sorting.
+func (p *pool) takeScratch() (scratch []entry, order []uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.scratch
-	p.scratch = nil
-	return s
+	scratch, order = p.scratch, p.order
+	p.scratch, p.order = nil, nil
+	return scratch, order
 }
 
-func (p *pool) putScratch(s []entry) {
+func (p *pool) putScratch(scratch []entry, order []uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.scratch = s
+	p.scratch, p.order = scratch, order
 }

@@ -88,9 +88,13 @@ func TestRunIsSortedAndKeepsTheNewestOfAKey(t *testing.T) {
 	del(&b, 2, 1, "user-a")
 	put(&b, 300, 1, "user", "4")
 	put(&b, 300, 1, "user\x00", "5")
+	for i := range 40 { // more than are sorted by insertion
+		put(&b, 4, 1, "again", fmt.Sprint(i))
+		put(&b, 4, 1, fmt.Sprintf("again and again %d", i%2), fmt.Sprint(i))
+	}
 	b.BeginPut(1, 1)
 	b.Abandon()
-	if b.Len() != 8 {
+	if b.Len() != 88 {
 		t.Fatalf("Len is %d", b.Len())
 	}
 	var got []string
@@ -98,7 +102,8 @@ func TestRunIsSortedAndKeepsTheNewestOfAKey(t *testing.T) {
 	for e := range r.All() {
 		got = append(got, dump(e))
 	}
-	equal(t, "run", got, []string{"0/7/=empty key", "2/0/z=", "2/1/user-a-", "2/1/user-b=3", "300/1/user=4", "300/1/user\x00=5"})
+	equal(t, "run", got, []string{"0/7/=empty key", "2/0/z=", "2/1/user-a-", "2/1/user-b=3",
+		"4/1/again=39", "4/1/again and again 0=38", "4/1/again and again 1=39", "300/1/user=4", "300/1/user\x00=5"})
 	if b.Len() != 0 || b.Bytes() != 0 {
 		t.Fatal("the builder is not empty after Finish")
 	}
