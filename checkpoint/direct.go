@@ -28,6 +28,10 @@ func goesDirect(size int64) bool { return size >= directMin && size <= directMax
 // addressOff is added to addresses that would be aligned; for a test.
 var addressOff = 0
 
+func isAligned(b []byte) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(b)))&(directAlign-1) == 0
+}
+
 // aligned returns n bytes at an address that is a multiple of directAlign.
 func aligned(n int) []byte {
 	b := make([]byte, n+directAlign-1+addressOff)
@@ -47,11 +51,21 @@ func writeDirect(f *os.File, data []byte) (n int, err error) {
 	if !goesDirect(int64(len(data))) || setDirect(f, true) != nil {
 		return 0, nil
 	}
-	b := directBuffers.Get().(*[]byte)
-	defer directBuffers.Put(b)
+	// What comes from a large buffer begins with a page as it is.
+	var buffer []byte
+	if !isAligned(data) {
+		b := directBuffers.Get().(*[]byte)
+		defer directBuffers.Put(b)
+		buffer = *b
+	}
 	for err == nil && len(data)-n >= directAlign {
-		c := copy(*b, data[n:]) &^ (directAlign - 1)
-		_, err = f.Write((*b)[:c])
+		c := min(len(data)-n, writeAtOnce) &^ (directAlign - 1)
+		from := data[n : n+c]
+		if buffer != nil {
+			copy(buffer, from)
+			from = buffer[:c]
+		}
+		_, err = f.Write(from)
 		if errors.Is(err, syscall.EINVAL) { // this file system wants something else
 			err = nil
 			break

@@ -50,15 +50,16 @@ func TestDirectoryThatWasNotSyncedIsSyncedLater(t *testing.T) {
 
 // Objects go around the page cache or through it, by their size, and come back as they were.
 func TestObjectsOfAllSizesComeBack(t *testing.T) {
-	t.Run("as it should be", objectsOfAllSizesComeBack)
+	t.Run("from where a page begins", func(t *testing.T) { objectsOfAllSizesComeBack(t, 0) })
+	t.Run("from elsewhere", func(t *testing.T) { objectsOfAllSizesComeBack(t, 1) })
 	t.Run("the file system refuses the buffers", func(t *testing.T) {
 		defer func(b *sync.Pool) { addressOff, directBuffers = 0, b }(directBuffers)
 		addressOff, directBuffers = 1, newDirectBuffers()
-		objectsOfAllSizesComeBack(t)
+		objectsOfAllSizesComeBack(t, 1)
 	})
 }
 
-func objectsOfAllSizesComeBack(t *testing.T) {
+func objectsOfAllSizesComeBack(t *testing.T, at int) {
 	d, err := OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +69,7 @@ func objectsOfAllSizesComeBack(t *testing.T) {
 		1, directAlign, directMin - 1, directMin, directMin + 1, writeAtOnce, writeAtOnce + 1, 3*writeAtOnce - 1,
 		directMax - 1, directMax, directMax + 1, directMax + directAlign,
 	} {
-		name, data := fmt.Sprint("object-", size), make([]byte, size)
+		name, data := fmt.Sprint("object-", size), make([]byte, int(size)+at)[at:]
 		for i := range data {
 			data[i] = byte(rng.Uint32())
 		}
