@@ -94,7 +94,7 @@ func (w *world) committed(r offsets.CommitRecord) {
 	}
 	w.commits = append(w.commits, r)
 	w.mu.Unlock()
-	m, err := checkpoint.Load(context.Background(), w.disk.archive, r.Manifest)
+	m, err := checkpoint.Load(context.Background(), w.store().archive, r.Manifest)
 	if err != nil {
 		w.violate("checkpoint %d of %s was committed: %v", r.Manifest.Checkpoint, r.Instance, err)
 		return
@@ -105,10 +105,19 @@ func (w *world) committed(r offsets.CommitRecord) {
 	if last == nil {
 		return
 	}
+	w.mu.Lock()
+	from := w.origin
+	first := from != nil && !from.followed
+	if first {
+		from.followed = true
+	}
+	w.mu.Unlock()
 	if r.Manifest.Checkpoint <= last.Manifest.Checkpoint {
 		w.violate("checkpoint %d of %s was committed after checkpoint %d of %s", r.Manifest.Checkpoint, r.Instance, last.Manifest.Checkpoint, last.Instance)
 	}
-	if m.Parent != last.Manifest {
+	if first {
+		w.seam(from, r, m)
+	} else if m.Parent != last.Manifest {
 		w.violate("checkpoint %d of %s was committed after checkpoint %d of %s, but made of checkpoint %d", r.Manifest.Checkpoint, r.Instance, last.Manifest.Checkpoint, last.Instance, m.Parent.Checkpoint)
 	}
 	for p, pos := range last.Positions {
@@ -170,8 +179,8 @@ func (w *world) check(ctx context.Context) {
 	w.checkSides(ctx, accounts, dead)
 	w.checkState(ctx, accounts, newest, w.checkAlarms(ctx))
 	w.checkAnswers()
-	for _, name := range w.savepoints {
-		w.checkSavepoint(ctx, name)
+	for _, s := range w.savepoints {
+		w.checkSavepoint(ctx, s)
 	}
 }
 
@@ -196,13 +205,13 @@ func (w *world) checkAnswers() {
 
 // checkSavepoint makes sure that a savepoint is what a loop over the input up to its
 // positions gives.
-func (w *world) checkSavepoint(ctx context.Context, name string) {
-	s, err := offline.Open(ctx, w.disk, "savepoint:"+name)
+func (w *world) checkSavepoint(ctx context.Context, sp savepoint) {
+	s, err := offline.Open(ctx, sp.disk, "savepoint:"+sp.name)
 	if err != nil {
-		w.violate("savepoint %s: %v", name, err)
+		w.violate("savepoint %s: %v", sp.name, err)
 		return
 	}
-	w.checkCut(ctx, "savepoint "+name, s)
+	w.checkCut(ctx, "savepoint "+sp.name, snapshot{s, sp.suffix})
 }
 
 // checkCommitted makes sure of the same for the last checkpoint that was committed, of an
@@ -213,17 +222,17 @@ func (w *world) checkCommitted(ctx context.Context) {
 		return
 	}
 	ref := w.commits[len(w.commits)-1].Manifest
-	s, err := offline.Open(ctx, w.disk, ref.Object())
+	s, err := offline.Open(ctx, w.store(), ref.Object())
 	if err != nil {
 		w.violate("%v", err)
 		return
 	}
-	w.checkCut(ctx, "the last checkpoint", s)
+	w.checkCut(ctx, "the last checkpoint", snapshot{s, w.suffix()})
 }
 
 // checkCut makes sure that a snapshot with nothing in flight is what a loop over the
 // input up to its positions gives.
-func (w *world) checkCut(ctx context.Context, what string, s *offline.Snapshot) {
+func (w *world) checkCut(ctx context.Context, what string, s snapshot) {
 	w.checkRules(ctx, what, s)
 	at := s.Info().Positions
 	var input []fed
@@ -332,14 +341,14 @@ func (w *world) read(ctx context.Context, topic string) map[string][][]byte {
 }
 
 // readSums reads balances and counts from a snapshot.
-func readSums(ctx context.Context, s *offline.Snapshot, set func(err error, v int64, path ...any)) {
-	for e, err := range offline.Values(ctx, s, "book", "balance", codec.String, sumCodec) {
+func readSums(ctx context.Context, s snapshot, set func(err error, v int64, path ...any)) {
+	for e, err := range offline.Values(ctx, s.Snapshot, s.op("book"), "balance", codec.String, sumCodec) {
 		set(err, cmp.Or(e.Value, &sum{}).n, "balance of ", e.Key)
 	}
-	for e, err := range offline.Values(ctx, s, "book", "count", codec.String, codec.Int64) {
+	for e, err := range offline.Values(ctx, s.Snapshot, s.op("book"), "count", codec.String, codec.Int64) {
 		set(err, e.Value, "count of ", e.Key)
 	}
-	for e, err := range offline.Values(ctx, s, "count", "acc", codec.String, sumCodec) {
+	for e, err := range offline.Values(ctx, s.Snapshot, s.op("count"), "acc", codec.String, sumCodec) {
 		set(err, cmp.Or(e.Value, &sum{}).n, "bucket ", e.Key)
 	}
 }
@@ -492,7 +501,7 @@ func (w *world) checkSides(ctx context.Context, accounts map[string]*account, de
 
 // checkState reads the checkpoint that the committed offsets name.
 func (w *world) checkState(ctx context.Context, accounts map[string]*account, newest map[string][]int64, alarms map[string]map[int64]bool) {
-	at, err := w.adm.FetchOffsets(ctx, appName)
+	at, err := w.adm.FetchOffsets(ctx, w.app())
 	if err != nil {
 		w.violate("read the committed offsets: %v", err)
 		return
@@ -510,17 +519,18 @@ func (w *world) checkState(ctx context.Context, accounts map[string]*account, ne
 		return
 	}
 	for ref := range refs {
-		s, err := offline.Open(ctx, w.disk, ref.Object())
+		open, err := offline.Open(ctx, w.store(), ref.Object())
 		if err != nil {
 			w.violate("%v", err)
 			return
 		}
+		s := snapshot{open, w.suffix()}
 		w.compareState(ctx, s, accounts, newest, alarms)
 		w.checkRules(ctx, "state", s)
 	}
 }
 
-func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts map[string]*account, newest map[string][]int64, alarms map[string]map[int64]bool) {
+func (w *world) compareState(ctx context.Context, s snapshot, accounts map[string]*account, newest map[string][]int64, alarms map[string]map[int64]bool) {
 	got, want := map[string]int64{}, map[string]int64{}
 	set := func(err error, v int64, path ...any) {
 		if err != nil {
@@ -533,16 +543,16 @@ func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts 
 		got[k] = v
 	}
 	readSums(ctx, s, set)
-	for e, err := range offline.Maps(ctx, s, "book", "last", codec.String, codec.String, codec.Int64) {
+	for e, err := range offline.Maps(ctx, s.Snapshot, s.op("book"), "last", codec.String, codec.String, codec.Int64) {
 		set(err, e.Value, "last of ", e.Key, " by ", e.MapKey)
 	}
 	n := map[string]int{}
-	for e, err := range offline.Lists(ctx, s, "book", "newest", codec.String, codec.Int64) {
+	for e, err := range offline.Lists(ctx, s.Snapshot, s.op("book"), "newest", codec.String, codec.Int64) {
 		set(err, e.Value, "newest of ", e.Key, " at ", n[e.Key])
 		n[e.Key]++
 	}
 	due := map[string]bool{} // there has to be a timer
-	for e, err := range offline.Maps(ctx, s, "book", "alarms", codec.String, codec.Int64, codec.Int64) {
+	for e, err := range offline.Maps(ctx, s.Snapshot, s.op("book"), "alarms", codec.String, codec.Int64, codec.Int64) {
 		set(err, 0, "alarm of ", e.Key, " by ", e.MapKey)
 		over := alarmOf(e.MapKey) == byEventTime && e.Value <= s.Info().Watermark ||
 			alarmOf(e.MapKey) == byClock && time.Since(time.UnixMilli(e.Value)) > overdue
@@ -552,7 +562,7 @@ func (w *world) compareState(ctx context.Context, s *offline.Snapshot, accounts 
 		due[fmt.Sprint(e.Key, alarmOf(e.MapKey) == byEventTime, e.Value)] = true
 	}
 	for _, name := range []string{state.EventTimersName, state.ProcessingTimersName} {
-		for e, err := range offline.Timers(ctx, s, "book", name, codec.String) {
+		for e, err := range offline.Timers(ctx, s.Snapshot, s.op("book"), name, codec.String) {
 			if err != nil {
 				w.violate("read state: %v", err)
 			}

@@ -62,7 +62,7 @@ func (w *world) apply(ctx context.Context, s step) {
 		w.receiver.fault(s)
 		return
 	case verbOutage:
-		w.disk.outage(s)
+		w.store().outage(s)
 		return
 	case verbRule:
 		w.rule(ctx, s.n)
@@ -95,6 +95,13 @@ func (w *world) apply(ctx context.Context, s step) {
 		if err != nil {
 			w.violate("recreate the input: %v", err)
 		}
+		return
+	case verbRehome:
+		w.rehoming <- struct{}{}
+		w.watching.Go(func() {
+			defer func() { <-w.rehoming }()
+			w.rehome(ctx, s)
+		})
 		return
 	case verbDrag:
 		w.drag.Store(int64(time.Duration(s.n) * time.Millisecond))
@@ -239,7 +246,7 @@ func (w *world) fault(f kfake.Fault) *kfake.FaultHandle {
 
 // evict makes the group take an instance for gone.
 func (w *world) evict(ctx context.Context, in *instance) {
-	if _, err := w.adm.LeaveGroup(ctx, kadm.LeaveGroup(appName).InstanceIDs(in.name)); err != nil {
+	if _, err := w.adm.LeaveGroup(ctx, kadm.LeaveGroup(w.app()).InstanceIDs(in.name)); err != nil {
 		w.note(in.name, "evict: %v", err)
 	}
 }
@@ -248,7 +255,7 @@ func (w *world) evict(ctx context.Context, in *instance) {
 // the same name by mistake and ended.
 func (w *world) fence(ctx context.Context, in *instance) {
 	req := kmsg.NewPtrInitProducerIDRequest()
-	req.TransactionalID = kmsg.StringPtr(txn.TransactionalID(appName, in.name))
+	req.TransactionalID = kmsg.StringPtr(txn.TransactionalID(w.app(), in.name))
 	req.TransactionTimeoutMillis = 10_000
 	if _, err := req.RequestWith(ctx, w.cl); err != nil {
 		w.note(in.name, "fence: %v", err)
@@ -361,6 +368,7 @@ func generate(seed uint64, steps int) script {
 	sc.rulings(rand.New(rand.NewPCG(seed, 7)), now)
 	sc.outages(rand.New(rand.NewPCG(seed, 8)), now)
 	sc.stops(rand.New(rand.NewPCG(seed, 9)), now)
+	sc.rehomes(rand.New(rand.NewPCG(seed, 10)), now)
 	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return sc
 }

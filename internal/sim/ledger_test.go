@@ -39,7 +39,8 @@ const (
 	bucketTopic = "buckets"
 	deadTopic   = "dead"
 	alarmTopic  = "alarms"
-	commitTopic = appName + "-checkpoints"
+	// commitTopicSuffix is what the commit topic has behind the name of the app.
+	commitTopicSuffix = "-checkpoints"
 
 	keyGroups  = 16
 	largeFrom  = 80 // amounts from here on are large
@@ -176,6 +177,8 @@ type place struct {
 	slices bool
 	// registry is what transfers are looked up in; nil: they are not.
 	registry lookup.Source[string, int64]
+	// suffix is what the operators with state have behind their names.
+	suffix string
 	// rules says that entries are booked by rules that a broadcast stream tells.
 	rules bool
 	// patience is for how long it may not answer.
@@ -216,7 +219,7 @@ func ledger(app *weir.App, at place) {
 	if at.rules {
 		rules = fromRules(app)
 	}
-	booked := weir.Process(byAccount, "book", func(s *weir.Setup) weir.Handler[string, entry, weir.KV[string, string]] {
+	booked := weir.Process(byAccount, "book"+at.suffix, func(s *weir.Setup) weir.Handler[string, entry, weir.KV[string, string]] {
 		balance := state.Value(s, "balance", sums)
 		count := state.Value(s, "count", codec.Int64)
 		last := state.Map(s, "last", codec.String, codec.Int64)
@@ -312,7 +315,7 @@ func ledger(app *weir.App, at place) {
 	}
 	weir.To(rang.From(booked), "alarms", kafka.Sink(alarmTopic, codec.String, codec.String))
 	byBucket := weir.KeyBy(booked, "by-bucket", func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String, weir.ValueCodec(codec.JSON[weir.KV[string, string]]()))
-	weir.To(weir.Aggregate(byBucket, "count", counted[weir.KV[string, string]](sums)), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))
+	weir.To(weir.Aggregate(byBucket, "count"+at.suffix, counted[weir.KV[string, string]](sums)), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))
 }
 
 // options are those of a life.

@@ -148,14 +148,14 @@ func (w *world) rulesUpTo(at map[offsets.Partition]offsets.Position) (newest, he
 
 // checkRules makes sure that a snapshot with nothing in flight knows the rules up to its
 // positions.
-func (w *world) checkRules(ctx context.Context, what string, s *offline.Snapshot) {
+func (w *world) checkRules(ctx context.Context, what string, s snapshot) {
 	if !w.sc.rules {
 		return
 	}
 	newest, heard, _ := w.rulesUpTo(s.Info().Positions)
 	for name, want := range map[string]map[int64]int64{"rules": newest, "heard": heard} {
 		got := map[int64]int64{}
-		for e, err := range offline.Broadcast(ctx, s, "book", name, codec.Int64, codec.Int64) {
+		for e, err := range offline.Broadcast(ctx, s.Snapshot, s.op("book"), name, codec.Int64, codec.Int64) {
 			if err != nil {
 				w.violate("%s: %v", what, err)
 				return

@@ -378,6 +378,60 @@ func TestS26_WhatEndsAtTheEndOfItsInputCommitsTheTailAndIsGoneOnWith(t *testing.
 	}
 }
 
+func TestS28_GoesOnFromASavepointInAnotherGroupAndStore(t *testing.T) {
+	for name, mode := range modes() {
+		for _, how := range []string{"mode=app", "mode=offsets", "mode=app on=kill", "mode=offsets on=kill"} {
+			t.Run(name+" "+how, func(t *testing.T) {
+				story{
+					world: "vault=true rules=true", instances: 2,
+					lives: []string{mode, mode + " parallelism=3"},
+					steps: moves(how),
+					saw:   []string{"goes on from savepoint home-1", "goes on from savepoint home-2", "goes on from savepoint home-3"},
+				}.tell(t)
+			})
+		}
+	}
+}
+
+func TestS31_OperatorsAreRenamedBetweenTwoLivesAndKeepTheirState(t *testing.T) {
+	for name, mode := range modes() {
+		for _, how := range []string{"mode=rename", "mode=rename on=kill"} {
+			t.Run(name+" "+how, func(t *testing.T) {
+				story{
+					world: "vault=true rules=true", instances: 2,
+					lives: []string{mode, mode + " parallelism=3"},
+					steps: moves(how),
+					saw:   []string{`with operators "-1"`, `with operators "-2"`, `with operators "-3"`},
+				}.tell(t)
+			})
+		}
+	}
+}
+
+// moves are three: in quiet, with somebody killed in the commit of the stop, and one after
+// which whoever starts is killed again and again.
+func moves(how string) string {
+	return fmt.Sprintf(`
+		at 1s rule n=5
+		at 2s rehome %[1]s
+		at 4s rehome %[1]s
+		at 4s kill who=active on=EndTxn mode=after n=1
+		at 20s rehome %[1]s
+		at 40s rule n=5
+		`, how) + flow(time.Second, 45*time.Second, 250*time.Millisecond, 10) + kills(21*time.Second, 8)
+}
+
+// kills ends whoever committed last, and others, again and again.
+func kills(from time.Duration, n int) string {
+	var b strings.Builder
+	for i := range n {
+		at := from + time.Duration(i)*330*time.Millisecond
+		on := []string{"", " on=TxnOffsetCommit mode=after", " on=EndTxn mode=before", " on=EndTxn mode=after"}[i%4]
+		fmt.Fprintf(&b, "at %v kill who=%s for=30ms%s\n", at, []string{"a", "b"}[i/4%2], on)
+	}
+	return b.String()
+}
+
 func TestS38_KilledAtEachStepOfTwoPhaseCommit(t *testing.T) {
 	for _, on := range []string{"begin", "prepare", "commit", "leftovers", "abort"} {
 		for _, when := range []string{"before", "after"} {

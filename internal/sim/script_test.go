@@ -100,6 +100,9 @@ const (
 	// next n transactions that are to be committed).
 	verbVault = "vault"
 	verbRule  = "rule" // n rules
+	// verbRehome lets the app go on from a savepoint, see rehome_test.go; mode offsets, app or
+	// rename; on=kill: nobody takes it as it stops, but all are killed and it is made then.
+	verbRehome = "rehome"
 	// verbOutage takes the checkpoint store away from everybody, for dur; mode fail or hang.
 	verbOutage = "outage"
 )

@@ -82,7 +82,7 @@ type world struct {
 	c     *kfake.Cluster
 	cl    *kgo.Client // ours, without faults
 	adm   *kadm.Client
-	disk  *disk
+	disk  *disk // guarded by mu, as the app may get another one
 	// receiver is what the write-ahead sink writes to.
 	receiver *receiver
 	// vault is what the two-phase sink writes to.
@@ -98,6 +98,11 @@ type world struct {
 	healed    chan struct{}          // closed when the faults end
 	ending    chan struct{}          // closed when nobody is to be started any more
 	refused   chan struct{}          // closed when a life ended as the script expects
+	rehoming  chan struct{}          // one may be in it: who moves the app
+	homesMade atomic.Int64           // attempts at it
+	renamed   atomic.Int64           // how many names the app had before
+	edited    atomic.Int64           // how many names its operators had before
+	watcher   *kgo.Client            // reads commit topics
 	stopped   sync.Once              // closes refused
 	lives     sync.WaitGroup
 	watching  sync.WaitGroup
@@ -109,9 +114,13 @@ type world struct {
 	commits []offsets.CommitRecord
 	answers []answer // of queries
 	// savepoints are those that are complete.
-	savepoints []string
-	saved      int   // attempts
-	next       int64 // id of the next transfer
+	savepoints []savepoint
+	// watched is up to where commit topics were read.
+	watched map[string]int64
+	origin  *origin       // that the app goes on from; nil: it never was rehomed
+	gate    chan struct{} // no life begins before it is closed; nil: there is none
+	saved   int           // attempts
+	next    int64         // id of the next transfer
 
 	// Of who plays the script.
 	partitions int
@@ -175,7 +184,7 @@ func processors(seed uint64) (restore func()) {
 func play(t *testing.T, sc script) *result {
 	t.Helper()
 	defer processors(sc.seed)()
-	w := &world{sc: sc, disk: newDisk(), receiver: newReceiver(), vault: newVault(), registry: &registry{}, partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}}
+	w := &world{sc: sc, disk: newDisk(), receiver: newReceiver(), vault: newVault(), registry: &registry{}, partitions: sc.partitions, accounts: sc.accounts, homes: map[string]int32{}, watched: map[string]int64{}}
 	w.registry.rng = w.rng("registry", 0)
 	done := make(chan struct{})
 	go func() {
@@ -187,6 +196,7 @@ func play(t *testing.T, sc script) *result {
 			}
 		}()
 		synctest.Test(t, func(t *testing.T) {
+			w.rehoming = make(chan struct{}, 1)
 			w.begin, w.healed, w.ending, w.refused = time.Now(), make(chan struct{}), make(chan struct{}), make(chan struct{})
 			bubble := thisBubble()
 			w.bubble.Store(&bubble)
@@ -352,7 +362,12 @@ func (w *world) run(ctx context.Context) {
 			}
 		}
 	})
-	w.watching.Go(func() { w.watchCommits(watch) })
+	w.watcher = w.client(kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchMaxWait(5*time.Second), kgo.ConsumeTopics(appName+commitTopicSuffix), kgo.UnknownTopicRetries(-1), kgo.KeepControlRecords())
+	w.watching.Go(func() {
+		defer w.watcher.Close()
+		w.watchCommits(watch)
+	})
 
 	for _, s := range w.sc.steps {
 		if w.late.Load() {
@@ -365,6 +380,9 @@ func (w *world) run(ctx context.Context) {
 	}
 	w.heal()
 	fine := false
+	if !w.rehomed() {
+		w.violate("liveness: %v after the last fault, somebody still moves the app", drainWithin)
+	}
 	switch {
 	case w.sc.expect != "":
 		select {
@@ -506,7 +524,7 @@ func (w *world) trim(ctx context.Context, mode string) {
 		}
 		to = ends.Offsets()
 	} else {
-		at, err := w.adm.FetchOffsets(ctx, appName)
+		at, err := w.adm.FetchOffsets(ctx, w.app())
 		if err != nil {
 			w.note("", "trim: %v", err)
 			return
@@ -548,7 +566,9 @@ type instance struct {
 	life *life
 	n    int // lives so far
 	dir  string
-	fs   *vfs.MemFS // the local disk, with dir
+	// dirOf is whose dir is.
+	dirOf string
+	fs    *vfs.MemFS // the local disk, with dir
 	// ahead is by how much the machine's clock is ahead, in nanoseconds.
 	ahead atomic.Int64
 	// inherit are the store faults that the next life finds.
@@ -580,6 +600,8 @@ type life struct {
 	// assigned says that it was given partitions, by any of its incarnations.
 	assigned atomic.Bool
 	stopAt   atomic.Pointer[step] // in the next pause
+	suffix   string               // of its operators
+	origin   *origin              // as it began
 
 	mu    sync.Mutex
 	again time.Duration // after what time the next life begins
@@ -621,17 +643,31 @@ func (in *instance) start() *life {
 	w := in.w
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	select {
-	case <-w.ending: // looked at under the lock: who stops the present life has closed it
-		return nil
-	default:
+	// Both are looked at under the lock: who stops the present life has closed them.
+	for gate := w.closed(); gate != nil; gate = w.closed() {
+		in.mu.Unlock()
+		select {
+		case <-gate:
+		case <-w.ending:
+		}
+		in.mu.Lock()
+		if w.isEnding() {
+			break
+		}
 	}
+	if w.isEnding() {
+		return nil
+	}
+	w.mu.Lock()
+	disk, from := w.disk, w.origin
+	w.mu.Unlock()
 	set := w.sc.lives[(in.n+in.index)%len(w.sc.lives)]
 	l := &life{
 		in: in, n: in.n, set: set,
 		nic:   newNIC(w.net, w.sc.latency, w.rng("network of "+in.name, in.n)),
-		store: newHandle(w.disk, w.healed, w.sc.latency, w.rng("store of "+in.name, in.n)),
+		store: newHandle(disk, w.healed, w.sc.latency, w.rng("store of "+in.name, in.n)),
 		done:  make(chan struct{}), over: make(chan struct{}), clock: &wallClock{ahead: &in.ahead},
+		suffix: w.suffix(), origin: from,
 	}
 	l.store.rules, in.inherit = in.inherit, nil
 	in.n++
@@ -643,13 +679,13 @@ func (in *instance) start() *life {
 	if w.sc.seed%2 > 0 {
 		fanIn = 4
 	}
-	opts := append(set.options(), weir.MergeFanIn(fanIn),
+	opts := append(append(set.options(), from.options(l.store)...), weir.MergeFanIn(fanIn),
 		weir.Brokers(w.c.ListenAddrs()...), weir.InstanceID(in.name), weir.Store(l.store),
 		weir.KafkaOptions(kgo.WithLogger(clientLog{l}), kgo.Dialer(l.nic.dial), kgo.DisableClientMetrics(), kgo.MetadataMaxAge(w.sc.metadataAge())), weir.Listen(l.listener()),
 		clock.Option(l.clock).(weir.Option))
 	if set.backend != "memory" {
-		if set.backend == "fresh" || in.dir == "" {
-			in.dir = fmt.Sprint("/", in.n)
+		if set.backend == "fresh" || in.dir == "" || in.dirOf != w.app() { // that of another app is refused
+			in.dir, in.dirOf = fmt.Sprint("/", in.n), w.app()
 		}
 		b := pebble.Dir(in.dir)
 		// The least there is in one world of three: state comes and goes with each commit.
@@ -662,12 +698,12 @@ func (in *instance) start() *life {
 		}
 		opts = append(opts, weir.StateBackend(localdisk.On(b, in.fs).(pebble.Backend)))
 	}
-	l.app = weir.New(appName, opts...)
+	l.app = weir.New(w.app(), opts...)
 	read := func() { l.step("") }
 	if w.sc.seed%2 == 0 {
 		read = l.store.running // so that a slow process has its records in flight
 	}
-	at := place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast, slices: w.sc.seed%5 < 2, rules: w.sc.rules}
+	at := place{read: read, step: l.step, now: l.clock.Now, receiver: ahead{l}, ballast: w.sc.ballast, slices: w.sc.seed%5 < 2, rules: w.sc.rules, suffix: l.suffix}
 	if w.sc.lookup {
 		at.registry, at.patience = l.lookUp(), set.timeout/2
 	}
@@ -815,8 +851,13 @@ func (l *life) listener() weir.Listener {
 			}
 			l.store.running()
 		},
-		CheckpointCommitted: func(i event.CheckpointCommitted) { note(i) },
-		CheckpointFailed:    func(i event.CheckpointFailed) { note(i) },
+		CheckpointCommitted: func(i event.CheckpointCommitted) {
+			if l.origin != nil {
+				l.origin.over.Store(true)
+			}
+			note(i)
+		},
+		CheckpointFailed: func(i event.CheckpointFailed) { note(i) },
 		Restored: func(i event.Restored) {
 			if i.InFlight > 0 {
 				l.in.w.count(func(r *result) { r.replays++ })
@@ -858,7 +899,7 @@ func (w *world) query(l *life) {
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, time.Second)
 	defer cancel()
-	r, err := weir.Query(ctx, l.app, "book", "balance", "acc-00", codec.String, sumCodec)
+	r, err := weir.Query(ctx, l.app, "book"+l.suffix, "balance", "acc-00", codec.String, sumCodec)
 	if err != nil {
 		return // it may not be active any more
 	}
@@ -890,7 +931,7 @@ func (w *world) save(l *life) {
 		w.note(l.String(), "savepoint %s is complete", name)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.savepoints = append(w.savepoints, name)
+		w.savepoints = append(w.savepoints, savepoint{name, l.store.disk, l.suffix})
 	})
 }
 
@@ -903,7 +944,7 @@ func (w *world) heal() {
 	close(w.healed)
 	w.receiver.heal()
 	w.vault.heal()
-	w.disk.heal()
+	w.store().heal()
 	w.registry.heal()
 	w.drag.Store(0)
 	w.mu.Lock()
@@ -922,6 +963,16 @@ func (w *world) heal() {
 			l.store.heal()
 			l.slow.Store(0)
 		}
+	}
+}
+
+// isEnding tells whether nobody is to be started any more.
+func (w *world) isEnding() bool {
+	select {
+	case <-w.ending:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -955,7 +1006,7 @@ func (w *world) drained(ctx context.Context) bool {
 			w.violate("liveness: the run takes more than %v of real time: something is done again and again", realLimit)
 			return false
 		}
-		if g := w.c.GroupInfo(appName); g == nil || g.State != "PreparingRebalance" {
+		if g := w.c.GroupInfo(w.app()); g == nil || g.State != "PreparingRebalance" {
 			rebalancing = time.Now()
 		} else if time.Since(rebalancing) > stuckAfter && loosened < maxLoosened {
 			loosened++
@@ -1000,7 +1051,7 @@ func (w *world) lag(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	at, err := w.adm.FetchOffsets(ctx, appName)
+	at, err := w.adm.FetchOffsets(ctx, w.app())
 	if err != nil {
 		return "", err
 	}
@@ -1037,20 +1088,26 @@ func (w *world) stop() {
 
 // watchCommits follows the commit topic and holds each commit against the one before it.
 func (w *world) watchCommits(ctx context.Context) {
-	cl := w.client(kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchMaxWait(5*time.Second), kgo.ConsumeTopics(commitTopic), kgo.UnknownTopicRetries(-1))
-	defer cl.Close()
-	next := int64(0)
 	for {
-		fs := cl.PollFetches(ctx)
+		fs := w.watcher.PollFetches(ctx)
 		if ctx.Err() != nil || fs.IsClientClosed() {
 			return
 		}
 		fs.EachRecord(func(r *kgo.Record) {
+			w.mu.Lock()
+			next := w.watched[r.Topic]
+			w.mu.Unlock()
 			if r.Offset < next {
 				return // a new leader made the client begin anew
 			}
-			next = r.Offset + 1
+			defer func() {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.watched[r.Topic] = r.Offset + 1
+			}()
+			if r.Attrs.IsControl() {
+				return
+			}
 			rec, err := offsets.ParseCommitRecord(r.Value)
 			if err != nil {
 				w.violate("commit record at offset %d: %v", r.Offset, err)
@@ -1076,7 +1133,7 @@ func at(ps map[offsets.Partition]offsets.Position) string {
 
 // is tells whether the request comes from the instance, as far as it says so.
 func (in *instance) is(req kmsg.Request) bool {
-	txnID := appName + "/" + in.name
+	txnID := in.w.app() + "/" + in.name
 	same := func(p *string, v string) bool { return p != nil && *p == v }
 	switch r := req.(type) {
 	case *kmsg.ProduceRequest:

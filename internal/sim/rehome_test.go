@@ -1,0 +1,359 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weirstream/weir"
+	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/offline"
+	"github.com/weirstream/weir/offsets"
+)
+
+// An app that is rehomed is stopped with a savepoint, or killed and a savepoint made of what
+// it committed, and goes on from there: in its group, whose offsets were deleted; under
+// another name, so in another group and another store; or in its group with its operators
+// renamed. All of the input still counts once across that.
+
+// origin is the savepoint that the app goes on from.
+type origin struct {
+	name     string
+	anyApp   bool
+	from     offsets.CommitRecord // what it holds
+	choose   bool                 // whoever starts first has to be told: the commit topic knows another way
+	over     atomic.Bool          // somebody said that it committed, so the choice is taken back
+	followed bool                 // a commit after it was seen; world.mu is held
+}
+
+// savepoint is one that is complete.
+type savepoint struct {
+	name   string
+	disk   *disk
+	suffix string // of the operators
+}
+
+// snapshot is one of an app whose operators have a suffix.
+type snapshot struct {
+	*offline.Snapshot
+	suffix string
+}
+
+func (s snapshot) op(name string) string { return name + s.suffix }
+
+// links are stores by the URLs by which lives find them.
+var links struct {
+	sync.Map
+	n atomic.Int64
+}
+
+func init() {
+	checkpoint.RegisterScheme("sim", func(url string) (checkpoint.Store, error) {
+		s, ok := links.LoadAndDelete(url)
+		if !ok {
+			return nil, fmt.Errorf("no store %s", url)
+		}
+		return s.(checkpoint.Store), nil
+	})
+}
+
+// options are those of a life that finds the origin in its store.
+func (o *origin) options(store checkpoint.Store) []weir.Option {
+	if o == nil {
+		return nil
+	}
+	url := fmt.Sprint("sim://", links.n.Add(1))
+	links.Store(url, store)
+	var more []weir.SavepointOption
+	if o.anyApp {
+		more = append(more, weir.AnyApp())
+	}
+	opts := []weir.Option{weir.FromSavepoint(url, o.name, more...)}
+	if o.choose && !o.over.Load() {
+		opts = append(opts, weir.OnMismatch(weir.RecoverSavepoint))
+	}
+	return opts
+}
+
+// app is the name that the app has by now.
+func (w *world) app() string {
+	if n := w.renamed.Load(); n > 0 {
+		return fmt.Sprint(appName, "-", n)
+	}
+	return appName
+}
+
+// suffix is what the operators with state are called by now, behind their names.
+func (w *world) suffix() string {
+	if n := w.edited.Load(); n > 0 {
+		return fmt.Sprint("-", n)
+	}
+	return ""
+}
+
+// store is where the checkpoints are by now.
+func (w *world) store() *disk {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.disk
+}
+
+// close makes lives that end have no successor until open is called. It returns those that
+// there are.
+func (w *world) close() (lives []*life, open func()) {
+	gate := make(chan struct{})
+	w.mu.Lock()
+	w.gate = gate
+	w.mu.Unlock()
+	for _, in := range w.instances {
+		if l := in.current(); l != nil { // who is about to begin holds the lock
+			lives = append(lives, l)
+		}
+	}
+	return lives, func() {
+		w.mu.Lock()
+		w.gate = nil
+		w.mu.Unlock()
+		close(gate)
+	}
+}
+
+// closed returns what whoever wants to begin a life has to wait for; nil: nothing.
+func (w *world) closed() chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.gate
+}
+
+// end makes sure that a life is over.
+func (l *life) end() {
+	select {
+	case <-l.done:
+	default:
+		l.kill(0)
+	}
+}
+
+// rehomed waits until nobody moves the app any more.
+func (w *world) rehomed() bool {
+	select {
+	case w.rehoming <- struct{}{}:
+		<-w.rehoming
+		return true
+	case <-time.After(2 * drainWithin):
+		return false
+	}
+}
+
+// rehome moves the app. One at a time does.
+func (w *world) rehome(ctx context.Context, s step) {
+	lives, open := w.close()
+	defer open()
+	act, name := w.active().current(), fmt.Sprint("home-", w.homesMade.Add(1))
+	for _, l := range lives {
+		if l != act || s.on == "kill" {
+			l.end()
+		}
+	}
+	err := errors.New("everybody was killed")
+	if s.on != "kill" && act != nil {
+		act.asked.Store(true)
+		within, cancel := context.WithTimeout(ctx, saveWithin)
+		if _, err = act.app.StopWithSavepoint(within, "", name); err == nil {
+			select {
+			case <-act.done:
+			case <-within.Done():
+			}
+		}
+		cancel()
+		w.note(act.String(), "stop with savepoint %s: %v", name, err)
+	}
+	for _, l := range lives {
+		l.end()
+	}
+	if !w.settled(ctx) {
+		return
+	}
+	last, ok := w.lastCommit()
+	if !ok {
+		w.note("", "nothing was committed: the app begins again")
+		return
+	}
+	disk, suffix := w.store(), w.suffix()
+	var cut *offline.Snapshot
+	if err == nil {
+		w.mu.Lock()
+		w.savepoints = append(w.savepoints, savepoint{name, disk, suffix})
+		w.mu.Unlock()
+	} else {
+		// From the store, without the app; it may hold records in flight.
+		if cut, err = offline.Open(ctx, disk.Mem, last.Manifest.Object()); err == nil {
+			name += "-offline"
+			_, err = cut.Save(ctx, disk.Mem, name, nil)
+		}
+	}
+	if err == nil {
+		cut, err = offline.Open(ctx, disk.Mem, "savepoint:"+name)
+	}
+	if err == nil && cut.Info().Checkpoint != last.Manifest.Checkpoint {
+		w.violate("savepoint %s is of checkpoint %d, checkpoint %d of %s was committed last", name, cut.Info().Checkpoint, last.Manifest.Checkpoint, last.Instance)
+	}
+	o := &origin{from: last, choose: s.mode != "app", anyApp: s.mode == "app"}
+	if err == nil {
+		err = w.take(ctx, s.mode, disk, cut, name, o)
+	}
+	if err != nil {
+		w.violate("%v: %v", s, err)
+		return
+	}
+	w.mu.Lock()
+	w.origin = o
+	w.mu.Unlock()
+	w.note("", "the app goes on from savepoint %s, checkpoint %d, as %s with operators %q", o.name, last.Manifest.Checkpoint, w.app(), w.suffix())
+}
+
+// take prepares what the next lives begin with.
+func (w *world) take(ctx context.Context, mode string, disk *disk, cut *offline.Snapshot, name string, o *origin) error {
+	o.name = name
+	switch mode {
+	case "rename":
+		was, now := w.suffix(), fmt.Sprint("-", w.edited.Load()+1)
+		b := offline.Edit(cut, offline.BuildOptions{})
+		defer b.Close()
+		if err := b.RenameOperators(map[string]string{"book" + was: "book" + now, "count" + was: "count" + now}); err != nil {
+			return err
+		}
+		o.name += "-renamed"
+		if _, err := b.Write(ctx, disk.Mem, o.name); err != nil {
+			return err
+		}
+		w.edited.Add(1)
+		return w.deleteOffsets(ctx)
+	case "app":
+		to := newDisk()
+		to.archive = disk.archive
+		for obj, err := range disk.Mem.List(ctx, "savepoint/"+name+"/") {
+			if err != nil {
+				return err
+			}
+			b, err := disk.Mem.Get(ctx, obj.Name)
+			if err == nil {
+				err = to.Mem.Put(ctx, obj.Name, b)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		w.mu.Lock()
+		w.disk = to
+		w.mu.Unlock()
+		w.renamed.Add(1)
+		w.watcher.AddConsumeTopics(w.app() + commitTopicSuffix)
+		return nil
+	}
+	return w.deleteOffsets(ctx)
+}
+
+// settled waits until what the dead had under way is decided, and seen: a commit that can
+// still happen has its record in the commit topic.
+func (w *world) settled(ctx context.Context) bool {
+	topic := w.app() + commitTopicSuffix
+	return w.within("the transactions of the dead are decided", func() error {
+		ends, err := w.adm.ListEndOffsets(ctx, topic)
+		stable, err2 := w.adm.ListCommittedOffsets(ctx, topic)
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		end, ok := ends.Lookup(topic, 0)
+		if !ok || end.Err != nil {
+			return nil // there is no such topic yet
+		}
+		if s, _ := stable.Lookup(topic, 0); s.Offset != end.Offset {
+			return fmt.Errorf("%s is decided up to %d of %d", topic, s.Offset, end.Offset)
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if seen := w.watched[topic]; seen < end.Offset {
+			return fmt.Errorf("%s was read up to %d of %d", topic, seen, end.Offset)
+		}
+		return nil
+	})
+}
+
+// within repeats what has to succeed at last.
+func (w *world) within(what string, do func() error) bool {
+	for begin := time.Now(); ; {
+		err := do()
+		if err == nil {
+			return true
+		}
+		if time.Since(begin) > drainWithin {
+			w.violate("after %v it is not so yet that %s: %v", drainWithin, what, err)
+			return false
+		}
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-w.ending:
+			return false
+		}
+	}
+}
+
+func (w *world) lastCommit() (last offsets.CommitRecord, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.commits) == 0 {
+		return last, false
+	}
+	return w.commits[len(w.commits)-1], true
+}
+
+// deleteOffsets deletes those of the group, once nobody is in it any more.
+func (w *world) deleteOffsets(ctx context.Context) error {
+	if !w.within("the group's offsets are deleted", func() error {
+		for _, in := range w.instances {
+			w.evict(ctx, in)
+		}
+		at, err := w.adm.FetchOffsets(ctx, w.app())
+		if err != nil || len(at) == 0 {
+			return err
+		}
+		rs, err := w.adm.DeleteOffsets(ctx, w.app(), at.Offsets().TopicsSet())
+		return errors.Join(err, rs.Error())
+	}) {
+		return errors.New("the group's offsets are still there")
+	}
+	return nil
+}
+
+// seam holds the first commit of an app that was rehomed against the savepoint: it is made of
+// that, whose positions are those that were committed last. w.mu is not held.
+func (w *world) seam(o *origin, r offsets.CommitRecord, m *checkpoint.Manifest) {
+	made, err := checkpoint.Load(context.Background(), w.store().archive, m.Parent)
+	switch {
+	case err != nil:
+		w.violate("checkpoint %d of %s, the first after savepoint %s, is made of checkpoint %d: %v", r.Manifest.Checkpoint, r.Instance, o.name, m.Parent.Checkpoint, err)
+	case m.Parent == o.from.Manifest, made.Checkpoint <= o.from.Manifest.Checkpoint:
+		w.violate("checkpoint %d of %s, the first after savepoint %s, is made of checkpoint %d, which was there before", r.Manifest.Checkpoint, r.Instance, o.name, m.Parent.Checkpoint)
+	case !maps.Equal(made.Positions, o.from.Positions):
+		w.violate("checkpoint %d of %s, the first after savepoint %s, is made of one at %s, the savepoint is at %s", r.Manifest.Checkpoint, r.Instance, o.name, at(made.Positions), at(o.from.Positions))
+	}
+}
+
+// rehomes lets the app of every tenth world go on from a savepoint.
+func (sc *script) rehomes(r *rand.Rand, within time.Duration) {
+	if r.IntN(10) > 0 {
+		return
+	}
+	at := sc.insert(r, step{verb: verbRehome, mode: pick(r, "offsets", "app", "app", "rename", "rename"), on: pick(r, "", "", "kill")}, within)
+	// Somebody is often killed as it stops, or as it begins.
+	if r.IntN(2) == 0 {
+		sc.steps = append(sc.steps, step{at: at, verb: verbKill, who: active, on: pick(r, "put", "EndTxn", "TxnOffsetCommit", "Produce"), mode: pick(r, "before", "after"), n: 1 + r.IntN(2)})
+	}
+	sc.steps = append(sc.steps, step{at: at + time.Duration(r.IntN(3000))*time.Millisecond, verb: verbFeed, mode: "plain", n: 1 + r.IntN(60)})
+}
