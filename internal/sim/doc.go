@@ -23,7 +23,9 @@
 //     brought back once an app stopped for it; the registry in which the app looks
 //     something up (registry_test.go) can be slow, hang or fail. Rules come that every subtask
 //     hears (rules_test.go). Partitions are added to the input, and what is committed of it is
-//     deleted.
+//     deleted. The app moves (rehome_test.go): it is stopped with a savepoint, or killed and
+//     one is made offline, and goes on from there, in its group without offsets, under
+//     another name in another group and store, or with its operators renamed.
 //  3. All faults end. The app has to be done with its input within a bound of virtual
 //     time, then to process a little more as if nothing had been, and to stop cleanly.
 //  4. The checkers (check_test.go) have their say.
@@ -37,7 +39,8 @@
 // at its stop that it lost a commit. Each subtask heard each rule once,
 // no account was booked by an older rule than before, and broadcast state is that of the rules
 // up to the positions. Savepoints equal a loop over the
-// input up to their positions. Queries were answered from checkpoints that were committed,
+// input up to their positions, that of a stop is of what was committed last, and what goes on
+// from one begins at its positions. Queries were answered from checkpoints that were committed,
 // and went forward. The commits, as the commit topic tells them, are one
 // line: each checkpoint is made of the one that was committed before it, ids and positions
 // only grow. So no two instances commit for the same key-groups. No life ends with an
@@ -96,6 +99,6 @@
 //
 // kfake decides transactions at once, has no replication and keeps no log on disk: faults
 // of brokers themselves are the matter of package integration. It also has a fault of its
-// own that a world has to get around, see loosen. No app starts from a savepoint, and what
-// alarms by event time ring is not held against watermarks.
+// own that a world has to get around, see loosen. What alarms by event time
+// ring is not held against watermarks.
 package sim

@@ -177,7 +177,8 @@ type place struct {
 	slices bool
 	// registry is what transfers are looked up in; nil: they are not.
 	registry lookup.Source[string, int64]
-	// suffix is what the operators with state have behind their names.
+	// suffix is what operators with state, and the KeyBys in front of them, have behind their
+	// names.
 	suffix string
 	// rules says that entries are booked by rules that a broadcast stream tells.
 	rules bool
@@ -212,7 +213,7 @@ func ledger(app *weir.App, at place) {
 	if at.slices {
 		sums = slowSumCodec
 	}
-	byAccount := weir.KeyBy(entries, "by-account", func(e entry) string { return e.account }, codec.String, weir.ValueCodec(entryCodec))
+	byAccount := weir.KeyBy(entries, "by-account"+at.suffix, func(e entry) string { return e.account }, codec.String, weir.ValueCodec(entryCodec))
 	large := weir.Side[weir.KV[string, int64]]("large")
 	rang := weir.Side[weir.KV[string, string]]("alarms")
 	var rules weir.BroadcastStream[ruling]
@@ -314,7 +315,7 @@ func ledger(app *weir.App, at place) {
 		weir.To(largeOnes, "vault", at.vault)
 	}
 	weir.To(rang.From(booked), "alarms", kafka.Sink(alarmTopic, codec.String, codec.String))
-	byBucket := weir.KeyBy(booked, "by-bucket", func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String, weir.ValueCodec(codec.JSON[weir.KV[string, string]]()))
+	byBucket := weir.KeyBy(booked, "by-bucket"+at.suffix, func(kv weir.KV[string, string]) string { return bucketOf(kv.Key) }, codec.String, weir.ValueCodec(codec.JSON[weir.KV[string, string]]()))
 	weir.To(weir.Aggregate(byBucket, "count"+at.suffix, counted[weir.KV[string, string]](sums)), "buckets", kafka.Sink(bucketTopic, codec.String, codec.Int64))
 }
 

@@ -408,14 +408,16 @@ func TestS31_OperatorsAreRenamedBetweenTwoLivesAndKeepTheirState(t *testing.T) {
 	}
 }
 
-// moves are three: in quiet, with somebody killed in the commit of the stop, and one after
-// which whoever starts is killed again and again.
+// moves are three: in quiet, with somebody killed in the commit of the stop, and one in the
+// midst of more than can be done, after which whoever starts is killed again and again.
 func moves(how string) string {
 	return fmt.Sprintf(`
 		at 1s rule n=5
 		at 2s rehome %[1]s
 		at 4s rehome %[1]s
 		at 4s kill who=active on=EndTxn mode=after n=1
+		at 18.9s feed mode=plain n=200
+		at 18.8s drag n=20 for=3s
 		at 20s rehome %[1]s
 		at 40s rule n=5
 		`, how) + flow(time.Second, 45*time.Second, 250*time.Millisecond, 10) + kills(21*time.Second, 8)
