@@ -25,7 +25,9 @@
 //     hears (rules_test.go). Partitions are added to the input, and what is committed of it is
 //     deleted. The app moves (rehome_test.go): it is stopped with a savepoint, or killed and
 //     one is made offline, and goes on from there, in its group without offsets, under
-//     another name in another group and store, or with its operators renamed.
+//     another name in another group and store, or with its operators renamed. The input is
+//     deleted and made again, with commits under way; the app has to refuse to go on, until
+//     the supervisor chooses to keep its state (weir.RecoverOffsets).
 //  3. All faults end. The app has to be done with its input within a bound of virtual
 //     time, then to process a little more as if nothing had been, and to stop cleanly.
 //  4. The checkers (check_test.go) have their say.
@@ -40,7 +42,8 @@
 // no account was booked by an older rule than before, and broadcast state is that of the rules
 // up to the positions. Savepoints equal a loop over the
 // input up to their positions, that of a stop is of what was committed last, and what goes on
-// from one begins at its positions. Queries were answered from checkpoints that were committed,
+// from one begins at its positions. Of an input that was deleted, what was committed counts
+// once, and no more. Queries were answered from checkpoints that were committed,
 // and went forward. The commits, as the commit topic tells them, are one
 // line: each checkpoint is made of the one that was committed before it, ids and positions
 // only grow. So no two instances commit for the same key-groups. No life ends with an

@@ -87,6 +87,10 @@ func (w *world) apply(ctx context.Context, s step) {
 		w.trim(ctx, s.mode)
 		return
 	case verbRecreate:
+		if s.mode == "refused" {
+			w.recreate(ctx, s)
+			return
+		}
 		w.recreated = true
 		_, err := w.adm.DeleteTopics(ctx, inTopic)
 		if err == nil {
@@ -369,6 +373,7 @@ func generate(seed uint64, steps int) script {
 	sc.outages(rand.New(rand.NewPCG(seed, 8)), now)
 	sc.stops(rand.New(rand.NewPCG(seed, 9)), now)
 	sc.rehomes(rand.New(rand.NewPCG(seed, 10)), now)
+	sc.recreates(rand.New(rand.NewPCG(seed, 11)), now)
 	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return sc
 }

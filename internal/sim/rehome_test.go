@@ -6,15 +6,19 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/processor"
 )
 
 // An app that is rehomed is stopped with a savepoint, or killed and a savepoint made of what
@@ -22,14 +26,15 @@ import (
 // another name, so in another group and another store; or in its group with its operators
 // renamed. All of the input still counts once across that.
 
-// origin is the savepoint that the app goes on from.
+// origin is what the app goes on from.
 type origin struct {
-	name     string
-	anyApp   bool
-	from     offsets.CommitRecord // what it holds
-	choose   bool                 // whoever starts first has to be told: the commit topic knows another way
-	over     atomic.Bool          // somebody said that it committed, so the choice is taken back
-	followed bool                 // a commit after it was seen; world.mu is held
+	name   string // of a savepoint; empty: its last checkpoint, with another input
+	anyApp bool
+	from   offsets.CommitRecord // what was committed before
+	// choice is what whoever starts first has to be told, as the commit topic knows another way.
+	choice   weir.Recovery
+	over     atomic.Bool // somebody said that it committed, so the choice is taken back
+	followed bool        // a commit after it was seen; world.mu is held
 }
 
 // savepoint is one that is complete.
@@ -37,12 +42,14 @@ type savepoint struct {
 	name   string
 	disk   *disk
 	suffix string // of the operators
+	input  int64  // how many inputs there were before that of its positions
 }
 
 // snapshot is one of an app whose operators have a suffix.
 type snapshot struct {
 	*offline.Snapshot
 	suffix string
+	input  int64 // as that of a savepoint
 }
 
 func (s snapshot) op(name string) string { return name + s.suffix }
@@ -68,15 +75,18 @@ func (o *origin) options(store checkpoint.Store) []weir.Option {
 	if o == nil {
 		return nil
 	}
-	url := fmt.Sprint("sim://", links.n.Add(1))
-	links.Store(url, store)
-	var more []weir.SavepointOption
-	if o.anyApp {
-		more = append(more, weir.AnyApp())
+	var opts []weir.Option
+	if o.name != "" {
+		url := fmt.Sprint("sim://", links.n.Add(1))
+		links.Store(url, store)
+		var more []weir.SavepointOption
+		if o.anyApp {
+			more = append(more, weir.AnyApp())
+		}
+		opts = append(opts, weir.FromSavepoint(url, o.name, more...))
 	}
-	opts := []weir.Option{weir.FromSavepoint(url, o.name, more...)}
-	if o.choose && !o.over.Load() {
-		opts = append(opts, weir.OnMismatch(weir.RecoverSavepoint))
+	if !o.over.Load() {
+		opts = append(opts, weir.OnMismatch(o.choice))
 	}
 	return opts
 }
@@ -189,7 +199,7 @@ func (w *world) rehome(ctx context.Context, s step) {
 	var cut *offline.Snapshot
 	if err == nil {
 		w.mu.Lock()
-		w.savepoints = append(w.savepoints, savepoint{name, disk, suffix})
+		w.savepoints = append(w.savepoints, savepoint{name, disk, suffix, w.reads.Load()})
 		w.mu.Unlock()
 	} else {
 		// From the store, without the app; it may hold records in flight.
@@ -204,7 +214,10 @@ func (w *world) rehome(ctx context.Context, s step) {
 	if err == nil && cut.Info().Checkpoint != last.Manifest.Checkpoint {
 		w.violate("savepoint %s is of checkpoint %d, checkpoint %d of %s was committed last", name, cut.Info().Checkpoint, last.Manifest.Checkpoint, last.Instance)
 	}
-	o := &origin{from: last, choose: s.mode != "app", anyApp: s.mode == "app"}
+	o := &origin{from: last, anyApp: s.mode == "app"}
+	if s.mode != "app" {
+		o.choice = weir.RecoverSavepoint
+	}
 	if err == nil {
 		err = w.take(ctx, s.mode, disk, cut, name, o)
 	}
@@ -238,7 +251,7 @@ func (w *world) take(ctx context.Context, mode string, disk *disk, cut *offline.
 			return err
 		}
 		w.edited.Add(1)
-		return w.deleteOffsets(ctx)
+		return w.deleteOffsets(ctx, w.inputs()...)
 	case "app":
 		to := newDisk()
 		to.archive = disk.archive
@@ -261,7 +274,7 @@ func (w *world) take(ctx context.Context, mode string, disk *disk, cut *offline.
 		w.watcher.AddConsumeTopics(w.app() + commitTopicSuffix)
 		return nil
 	}
-	return w.deleteOffsets(ctx)
+	return w.deleteOffsets(ctx, w.inputs()...)
 }
 
 // settled waits until what the dead had under way is decided, and seen: a commit that can
@@ -309,22 +322,25 @@ func (w *world) within(what string, do func() error) bool {
 	}
 }
 
+// lastCommit returns what was committed last; false if that is nothing, or nothing since the
+// app was moved.
 func (w *world) lastCommit() (last offsets.CommitRecord, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.commits) == 0 {
+	if len(w.commits) == 0 || w.origin != nil && !w.origin.followed {
 		return last, false
 	}
 	return w.commits[len(w.commits)-1], true
 }
 
 // deleteOffsets deletes those of the group, once nobody is in it any more.
-func (w *world) deleteOffsets(ctx context.Context) error {
+func (w *world) deleteOffsets(ctx context.Context, topics ...string) error {
 	if !w.within("the group's offsets are deleted", func() error {
 		for _, in := range w.instances {
 			w.evict(ctx, in)
 		}
 		at, err := w.adm.FetchOffsets(ctx, w.app())
+		maps.DeleteFunc(at, func(topic string, _ map[int32]kadm.OffsetResponse) bool { return !slices.Contains(topics, topic) })
 		if err != nil || len(at) == 0 {
 			return err
 		}
@@ -339,6 +355,12 @@ func (w *world) deleteOffsets(ctx context.Context) error {
 // seam holds the first commit of an app that was rehomed against the savepoint: it is made of
 // that, whose positions are those that were committed last. w.mu is not held.
 func (w *world) seam(o *origin, r offsets.CommitRecord, m *checkpoint.Manifest) {
+	if o.name == "" {
+		if m.Parent != o.from.Manifest {
+			w.violate("checkpoint %d of %s, the first with another input, is made of checkpoint %d, not of checkpoint %d", r.Manifest.Checkpoint, r.Instance, m.Parent.Checkpoint, o.from.Manifest.Checkpoint)
+		}
+		return
+	}
 	made, err := checkpoint.Load(context.Background(), w.store().archive, m.Parent)
 	switch {
 	case err != nil:
@@ -347,6 +369,114 @@ func (w *world) seam(o *origin, r offsets.CommitRecord, m *checkpoint.Manifest) 
 		w.violate("checkpoint %d of %s, the first after savepoint %s, is made of checkpoint %d, which was there before", r.Manifest.Checkpoint, r.Instance, o.name, m.Parent.Checkpoint)
 	case !maps.Equal(made.Positions, o.from.Positions):
 		w.violate("checkpoint %d of %s, the first after savepoint %s, is made of one at %s, the savepoint is at %s", r.Manifest.Checkpoint, r.Instance, o.name, at(made.Positions), at(o.from.Positions))
+	}
+}
+
+// recreate deletes the input and makes it again while the app runs. It has to refuse to go on;
+// then what operations.md says is done: its state is kept, and the new input read from its
+// beginning. What was not processed of the old one is gone.
+func (w *world) recreate(ctx context.Context, s step) {
+	w.rehoming <- struct{}{}
+	if _, ok := w.lastCommit(); !ok {
+		w.note("", "nothing was committed: the input stays")
+		<-w.rehoming
+		return
+	}
+	noticed := make(chan struct{})
+	w.mu.Lock()
+	w.noticed = noticed
+	w.mu.Unlock()
+	topics, err := w.adm.ListTopics(ctx, inTopic)
+	was := checkpoint.TopicID(topics[inTopic].ID)
+	if err == nil {
+		_, err = w.adm.DeleteTopics(ctx, inTopic)
+	}
+	w.feeds.Add(1)
+	if err == nil {
+		_, err = w.adm.CreateTopics(ctx, int32(w.partitions), 1, nil, inTopic)
+	}
+	if err != nil {
+		w.violate("recreate the input: %v", err)
+	}
+	w.watching.Go(func() {
+		defer func() { <-w.rehoming }()
+		select {
+		case <-noticed:
+			w.note("", "it was noticed that the input is another one")
+			w.renew(ctx, was)
+		case <-w.ending:
+		case <-time.After(drainWithin):
+			w.violate("%v after the input was deleted and made again nobody has noticed", drainWithin)
+		}
+	})
+}
+
+// renew lets the app go on with its state and the new input.
+func (w *world) renew(ctx context.Context, was checkpoint.TopicID) {
+	lives, open := w.close()
+	defer open()
+	for _, l := range lives {
+		l.end()
+	}
+	if !w.settled(ctx) {
+		return
+	}
+	last, _ := w.lastCommit()
+	m, err := checkpoint.Load(ctx, w.store().archive, last.Manifest)
+	if err == nil && m.TopicIDs[inTopic] != was {
+		err = fmt.Errorf("checkpoint %d of %s was committed with positions of the new input", last.Manifest.Checkpoint, last.Instance)
+	}
+	if err == nil {
+		err = w.deleteOffsets(ctx, inTopic)
+	}
+	if err != nil {
+		w.violate("the input was deleted and made again: %v", err)
+		return
+	}
+	w.mu.Lock()
+	all := len(w.input)
+	w.input = slices.DeleteFunc(w.input, func(t fed) bool {
+		return t.input == w.reads.Load() && t.offset >= last.Positions[offsets.Partition{Topic: inTopic, Partition: t.partition}].Offset
+	})
+	gone := all - len(w.input)
+	w.origin = &origin{from: last, choice: weir.RecoverOffsets}
+	w.mu.Unlock()
+	w.reads.Store(w.feeds.Load())
+	w.note("", "the app goes on from checkpoint %d with the new input; %d records of the old one are gone", last.Manifest.Checkpoint, gone)
+}
+
+// isOther tells whether the input is another one than that which the life was to read, and
+// whether the error says so. world.mu is not held.
+func (l *life) isOther() bool {
+	w := l.in.w
+	if l.input == w.feeds.Load() {
+		return false
+	}
+	var (
+		recreated *processor.RecreatedError
+		forgotten *processor.ForgottenError
+		lost      *offsets.LostOffsetError
+	)
+	if !errors.As(l.err, &recreated) && !errors.As(l.err, &forgotten) && !errors.As(l.err, &lost) && !strings.Contains(l.err.Error(), "gone or was recreated") {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.noticed != nil {
+		close(w.noticed)
+		w.noticed = nil
+	}
+	return true
+}
+
+// recreates makes the input of every twentieth world anew.
+func (sc *script) recreates(r *rand.Rand, within time.Duration) {
+	if r.IntN(20) > 0 {
+		return
+	}
+	at := sc.insert(r, step{verb: verbRecreate, mode: "refused"}, within)
+	for range 2 { // one that has nothing to read may not notice
+		sc.steps = append(sc.steps, step{at: at + time.Duration(r.IntN(3000))*time.Millisecond, verb: verbFeed, mode: "plain", n: 1 + r.IntN(60)})
 	}
 }
 

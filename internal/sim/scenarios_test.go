@@ -330,6 +330,37 @@ func TestS19_InputThatIsGoneIsALoudStop(t *testing.T) {
 	})
 }
 
+func TestS19_InputIsRecreatedWithCommitsUnderWayAndTheAppGoesOnWithItsState(t *testing.T) {
+	for name, mode := range modes() {
+		for _, v1 := range []bool{false, true} {
+			if v1 && name != "unaligned, memory" {
+				continue
+			}
+			for _, fault := range []string{
+				"", "delay who=a on=Produce mode=request n=1 for=300ms", "delay who=a on=TxnOffsetCommit mode=request n=1 for=300ms", "delay who=a on=TxnOffsetCommit mode=answer n=1 for=300ms",
+				"delay who=a on=EndTxn mode=request n=1 for=300ms\nat 2.05s kill who=a for=500ms", // it brings the offsets back
+				"delay who=a on=EndTxn mode=request n=1 for=300ms", "delay who=a on=EndTxn mode=answer n=1 for=300ms", "kill who=a on=EndTxn mode=before n=1 for=300ms", "pause who=a for=300ms",
+			} {
+				t.Run(fmt.Sprintf("%s, v1=%v, %s", name, v1, fault), func(t *testing.T) {
+					if testing.Short() && !strings.Contains(name, "unaligned, memory") {
+						t.Skip("one mode is enough in -short")
+					}
+					if fault != "" {
+						fault = "at 1.95s " + fault + "\n"
+					}
+					story{
+						world: fmt.Sprintf("vault=true rules=true v1=%v", v1),
+						lives: []string{mode, mode + " parallelism=3"},
+						steps: "at 1s rule n=5\n" + flow(time.Second, 3*time.Second, 90*time.Millisecond, 10) + fault + "at 2.01s recreate mode=refused\n" +
+							flow(4*time.Second, 20*time.Second, 500*time.Millisecond, 10) + "at 30s rule n=5\n" + flow(30*time.Second, 31*time.Second, 100*time.Millisecond, 10),
+						saw: []string{"it was noticed that the input is another one", "with the new input"},
+					}.tell(t)
+				})
+			}
+		}
+	}
+}
+
 func TestS21_CommitsMeetErrorsOnceInBurstsAndAThirdOfTheTime(t *testing.T) {
 	input := flow(time.Second, 6*time.Second, 100*time.Millisecond, 20)
 	for _, e := range []struct{ on, mode string }{

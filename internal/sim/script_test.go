@@ -91,7 +91,8 @@ const (
 	verbFlaky    = "flaky"  // n percent of requests are answered with the error mode, for dur
 	verbGrow     = "grow"   // n partitions are added to the input
 	verbTrim     = "trim"   // input is deleted; mode committed (what is) or all
-	// verbRecreate deletes the input and makes it again.
+	// verbRecreate deletes the input and makes it again; mode refused: when the app refuses to go
+	// on, it is told to keep its state, else that is what the script is about.
 	verbRecreate = "recreate"
 	// verbReceiver is about the receiver of the write-ahead sink; mode failover (n steps are
 	// lost), down (for dur), lose (n answers) or slow (each step takes dur).
@@ -109,7 +110,7 @@ const (
 
 // isFault tells whether the rest of the script makes sense without the step.
 func (s step) isFault() bool {
-	return s.verb != verbFeed && s.verb != verbGrow && s.verb != verbRecreate
+	return s.verb != verbFeed && s.verb != verbGrow && (s.verb != verbRecreate || s.mode == "refused")
 }
 
 func (s step) String() string {

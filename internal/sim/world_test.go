@@ -102,6 +102,8 @@ type world struct {
 	homesMade atomic.Int64           // attempts at it
 	renamed   atomic.Int64           // how many names the app had before
 	edited    atomic.Int64           // how many names its operators had before
+	feeds     atomic.Int64           // how many inputs there were before this one
+	reads     atomic.Int64           // the same, of what the app is to read
 	watcher   *kgo.Client            // reads commit topics
 	stopped   sync.Once              // closes refused
 	lives     sync.WaitGroup
@@ -119,6 +121,7 @@ type world struct {
 	watched map[string]int64
 	origin  *origin       // that the app goes on from; nil: it never was rehomed
 	gate    chan struct{} // no life begins before it is closed; nil: there is none
+	noticed chan struct{} // closed when a life ended because the input is another one; nil: it is not
 	saved   int           // attempts
 	next    int64         // id of the next transfer
 
@@ -136,6 +139,7 @@ type fed struct {
 	transfer
 	partition int32
 	offset    int64
+	input     int64 // how many inputs there were before
 }
 
 // inBubble returns those goroutines of a stack dump that are in a bubble, by its number.
@@ -480,7 +484,7 @@ func (w *world) feed(ctx context.Context, s step) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for i, t := range ts {
-		w.input = append(w.input, fed{t, rs[i].Partition, rs[i].Offset})
+		w.input = append(w.input, fed{t, rs[i].Partition, rs[i].Offset, w.feeds.Load()})
 	}
 }
 
@@ -602,6 +606,7 @@ type life struct {
 	stopAt   atomic.Pointer[step] // in the next pause
 	suffix   string               // of its operators
 	origin   *origin              // as it began
+	input    int64                // how many inputs there were before that which it is to read
 
 	mu    sync.Mutex
 	again time.Duration // after what time the next life begins
@@ -667,7 +672,7 @@ func (in *instance) start() *life {
 		nic:   newNIC(w.net, w.sc.latency, w.rng("network of "+in.name, in.n)),
 		store: newHandle(disk, w.healed, w.sc.latency, w.rng("store of "+in.name, in.n)),
 		done:  make(chan struct{}), over: make(chan struct{}), clock: &wallClock{ahead: &in.ahead},
-		suffix: w.suffix(), origin: from,
+		suffix: w.suffix(), origin: from, input: w.reads.Load(),
 	}
 	l.store.rules, in.inherit = in.inherit, nil
 	in.n++
@@ -931,7 +936,7 @@ func (w *world) save(l *life) {
 		w.note(l.String(), "savepoint %s is complete", name)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.savepoints = append(w.savepoints, savepoint{name, l.store.disk, l.suffix})
+		w.savepoints = append(w.savepoints, savepoint{name, l.store.disk, l.suffix, l.input})
 	})
 }
 
