@@ -20,6 +20,7 @@ import (
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/clock"
+	"github.com/weirstream/weir/internal/localdisk"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
@@ -562,5 +563,59 @@ func TestQueryHoldsTheCheckpointThatItReads(t *testing.T) {
 	close(hold)
 	if a := <-got; a.err != nil || a.Value != 7 || !a.OK || a.Checkpoint != 1 {
 		t.Errorf("the query says %+v", a)
+	}
+}
+
+// What a new process has not copied yet it reads in the store, and that may hang.
+func TestQueryOfStateInPlaceEndsWithItsContext(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	store := &heldUp{Store: checkpoint.NewMem(), waiting: make(chan string, 64), deleted: map[string]bool{}}
+	first := start(t, "app", brokers, sums(same), weir.Store(store), weir.Parallelism(1))
+	produce(t, brokers, "in", "a:7")
+	await(first, 1, any1[event.CheckpointCommitted])
+	first.stop()
+	if err := first.wait(); err != nil {
+		t.Fatal(err)
+	}
+
+	goOn := make(chan struct{})
+	backend := localdisk.ReadInPlace(pebble.Dir(t.TempDir())).(pebble.Backend)
+	backend.Progress = func(pebble.Progress) { <-goOn } // nothing is copied
+	var app *weir.App
+	r := start(t, "app", brokers, func(a *weir.App) { sums(same)(a); app = a }, weir.Store(store), weir.Parallelism(1), weir.StateBackend(backend))
+	t.Cleanup(sync.OnceFunc(func() { close(goOn) })) // before the app is stopped
+	await(r, 1, any1[event.Restored])
+	store.mu.Lock()
+	store.hold = goOn
+	store.mu.Unlock()
+	query := func(ctx context.Context) (weir.Result[int64], error) {
+		for {
+			a, err := weir.Query(ctx, app, "sum", "total", "a", codec.String, codec.Int64)
+			if !errors.Is(err, weir.ErrNotActive) { // about to start
+				return a, err
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	asked := make(chan error, 1)
+	go func() {
+		_, err := query(ctx)
+		asked <- err
+	}()
+	select {
+	case <-store.waiting:
+	case err := <-asked:
+		t.Fatalf("the query read nothing in the store: %v", err)
+	}
+	cancel()
+	select {
+	case err := <-asked:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("the query ended with %v", err)
+		}
+	case <-time.After(deadline):
+		t.Error("the query waits for the store")
 	}
 }

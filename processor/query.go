@@ -141,7 +141,7 @@ func (inc *incarnation) query(ctx context.Context, d DeclaredState, userKey []by
 		err error
 	)
 	if inc.local != nil {
-		a.Checkpoint, raw, a.OK, at, err = inc.queryLocal(key)
+		a.Checkpoint, raw, a.OK, at, err = inc.queryLocal(ctx, key)
 	} else {
 		a.Checkpoint = ref.Checkpoint
 		raw, a.OK, at, err = inc.queryStore(ctx, *ref, key)
@@ -175,7 +175,7 @@ func (inc *incarnation) queryStore(ctx context.Context, ref offsets.ManifestRef,
 }
 
 // queryLocal reads a key from the local store.
-func (inc *incarnation) queryLocal(key []byte) (id int64, value []byte, ok bool, at *checkpoint.Manifest, err error) {
+func (inc *incarnation) queryLocal(ctx context.Context, key []byte) (id int64, value []byte, ok bool, at *checkpoint.Manifest, err error) {
 	s, err := inc.local.Snapshot()
 	if err != nil {
 		return 0, nil, false, nil, err
@@ -185,7 +185,7 @@ func (inc *incarnation) queryLocal(key []byte) (id int64, value []byte, ok bool,
 	if err != nil {
 		return 0, nil, false, nil, err
 	}
-	value, ok, err = s.Get(nil, key)
+	value, ok, err = s.Get(ctx, nil, key)
 	return s.ID().Checkpoint, value, ok, at, err
 }
 

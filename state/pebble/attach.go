@@ -330,7 +330,7 @@ func (s *Store) copy(ctx context.Context, seg Segment, name string, data []byte,
 					return err
 				}
 			}
-			b, err = s.objects().GetRange(ctx, seg.Object, seg.Offset+off, n)
+			b, err = s.getRange(ctx, seg.Object, seg.Offset+off, n)
 			if errors.Is(err, io.ErrUnexpectedEOF) || err == nil && int64(len(b)) != n {
 				return s.damaged(seg, fmt.Errorf("it ends before byte %d", seg.Offset+off+n))
 			}

@@ -27,7 +27,8 @@ func (id ID) String() string {
 }
 
 // Objects is where segments are. The store calls it from several goroutines, also
-// after the call that it was given to, until it is closed or attached to another one.
+// after the call that it was given to, until it is closed or attached to another one. A
+// call whose context ended it does not wait for.
 type Objects interface {
 	// GetRange returns n bytes of an object from offset off. If the object is shorter
 	// than that, the error wraps io.ErrUnexpectedEOF.

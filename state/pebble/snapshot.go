@@ -1,6 +1,9 @@
 package pebble
 
-import "math"
+import (
+	"context"
+	"math"
+)
 
 // Snapshot is the store as it was at one checkpoint. It may be used by many goroutines
 // at once. Close it, or the store cannot be closed.
@@ -24,9 +27,15 @@ func (s *Store) Snapshot() (*Snapshot, error) {
 // ID returns the checkpoint that the snapshot is of.
 func (p *Snapshot) ID() ID { return p.v.id }
 
-// Get is [Store.Get] at the snapshot.
-func (p *Snapshot) Get(dst, key []byte) (value []byte, ok bool, err error) {
-	return p.v.get(p.s.ctx, dst, key, math.MaxInt64)
+// Get is [Store.Get] at the snapshot. It does not wait for the checkpoint store any more
+// when ctx ends, and then gives its error.
+func (p *Snapshot) Get(ctx context.Context, dst, key []byte) (value []byte, ok bool, err error) {
+	if p.v.inPlace {
+		if err := p.s.strays.few(ctx, p.s.ctx); err != nil {
+			return dst, false, p.s.failed("read", "", err)
+		}
+	}
+	return p.v.get(ctx, dst, key, math.MaxInt64)
 }
 
 // Close ends the use of the snapshot. It is called once, after everything else.

@@ -43,9 +43,9 @@ type about struct {
 }
 
 // Store is a local store. Get, Iter, Snapshot, ID, Needs and Metrics may be called from any
-// goroutine at any time, and do not wait for anything but the disk; Needs waits for an
-// Attach or an Ingest that goes on, too. Attach, Ingest and Close exclude each other by
-// themselves.
+// goroutine at any time, and do not wait for anything but the disk, and the checkpoint store
+// where a segment is still read there; Needs waits for an Attach or an Ingest that goes on.
+// Attach, Ingest and Close exclude each other by themselves.
 type Store struct {
 	dir   string
 	opts  Options
@@ -55,6 +55,7 @@ type Store struct {
 	cache *blockCache
 
 	buffers bufferStack // of looks
+	strays  strays
 
 	ctx    context.Context // ends when the store is closed
 	cancel context.CancelFunc
@@ -404,7 +405,7 @@ func (s *Store) drop() {
 }
 
 // Close closes the store and gives its lock back. It waits for reads that go on,
-// iterators included.
+// iterators included, but ends those of the checkpoint store.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil

@@ -298,18 +298,10 @@ func (h *remoteHandle) ReadAt(ctx context.Context, p []byte, off int64) error {
 }
 
 func (r remoteReader) ReadAt(ctx context.Context, p []byte, off int64) error {
-	s := r.t.store
-	src := s.objects()
-	if src == nil {
-		return ErrDetached
-	}
 	if off < 0 || off+int64(len(p)) > r.t.seg.Length {
 		return fmt.Errorf("%d bytes at %d of %d: %w", len(p), off, r.t.seg.Length, io.ErrUnexpectedEOF)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.ctx, cancel)()
-	b, err := src.GetRange(ctx, r.t.seg.Object, r.t.seg.Offset+off, int64(len(p)))
+	b, err := r.t.store.getRange(ctx, r.t.seg.Object, r.t.seg.Offset+off, int64(len(p)))
 	if err == nil && len(b) != len(p) {
 		err = fmt.Errorf("got %d of %d bytes at %d: %w", len(b), len(p), off, io.ErrUnexpectedEOF)
 	}
@@ -319,7 +311,7 @@ func (r remoteReader) ReadAt(ctx context.Context, p []byte, off int64) error {
 		}
 		return err
 	}
-	s.remoteRead.Add(int64(len(b)))
+	r.t.store.remoteRead.Add(int64(len(b)))
 	copy(p, b)
 	return nil
 }
@@ -327,10 +319,11 @@ func (r remoteReader) ReadAt(ctx context.Context, p []byte, off int64) error {
 // version is the state of the store at one checkpoint: immutable, and alive while it
 // is the current one or is read.
 type version struct {
-	id     ID
-	tables []*table // oldest first
-	refs   atomic.Int64
-	done   func() // when it is not read any more
+	id      ID
+	tables  []*table // oldest first
+	inPlace bool     // some are read where they are
+	refs    atomic.Int64
+	done    func() // when it is not read any more
 
 	// spans are the begins of ranges of key-groups, in order, each up to the next one;
 	// owners are the tables that have keys in them, newest first.
@@ -344,6 +337,7 @@ func newVersion(id ID, tables []*table, done func()) *version {
 	v.refs.Store(1)
 	for _, t := range tables {
 		t.refs.Add(1)
+		v.inPlace = v.inPlace || t.file == ""
 		v.spans = append(v.spans, int(t.seg.MinKG), int(t.seg.MaxKG)+1)
 	}
 	slices.Sort(v.spans)
