@@ -349,23 +349,15 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 			reached = max(reached, at.At.UnixMilli())
 			return r.call(t, at, reached)
 		}
-		for more := true; more && r.sub.err == nil; {
-			r.sub.guarded(func() {
-				if now == endOfTime {
-					fired += t.timers.FireLast(call)
-				} else {
-					fired += t.timers.Fire(now, func(at state.Timer) bool { return call(at) && !r.pressing() })
-				}
-			})
+		if now == endOfTime {
+			r.sub.guarded(func() { fired += t.timers.FireLast(call) })
 			r.sub.firing = nil
-			if more = now < endOfTime && r.sub.err == nil && r.pressing(); more {
-				r.sub.err = r.pause()
-			}
+		} else {
+			fired += r.paused(func(f func(state.Timer) bool) int { return t.timers.Fire(now, f) }, call)
 		}
 		if passed && now < endOfTime && r.sub.err == nil {
 			// Time of the other keys has not come there.
-			r.sub.guarded(func() { fired += t.timers.FirePassed(func(at state.Timer) bool { return r.call(t, at, reached) }) })
-			r.sub.firing = nil
+			fired += r.paused(t.timers.FirePassed, func(at state.Timer) bool { return r.call(t, at, reached) })
 		}
 		if r.sub.err != nil {
 			return fired, r.sub.err
@@ -378,6 +370,18 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 		r.sub.inc.touch()
 	}
 	return fired, r.sub.err
+}
+
+// paused fires timers, and between two of them does what is pressing.
+func (r *keyedRunner[K, T]) paused(fire func(func(state.Timer) bool) int, call func(state.Timer) bool) (fired int) {
+	for more := true; more && r.sub.err == nil; {
+		r.sub.guarded(func() { fired += fire(func(at state.Timer) bool { return call(at) && !r.pressing() }) })
+		r.sub.firing = nil
+		if more = r.sub.err == nil && r.pressing(); more {
+			r.sub.err = r.pause()
+		}
+	}
+	return fired
 }
 
 // pressing tells that something may not wait for the end of a batch, or of what is due.

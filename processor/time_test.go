@@ -660,6 +660,34 @@ func TestTimersThatACutLeftFireFirstWithAnotherParallelism(t *testing.T) {
 	a.restored(true, 1).want("b: timer 60 at 100", "b: 110 at 100")
 }
 
+// They are interrupted as they were at first: what is left of them is due by the floor of
+// their key alone.
+func TestUnalignedCutFallsBetweenTwoTimersThatACutLeft(t *testing.T) {
+	a := newPair(t)
+	for at := int64(50); at <= 80; at += 10 {
+		a.visit("b", at, "set")
+	}
+	a.run()
+	cut := func(a *aging) {
+		a.fires = func() {
+			a.inc.unaligned.Store(a.last + 1)
+			a.inc.callAttention()
+		}
+	}
+	cut(a)
+	a.time(100)
+	a.visit("b", 110, "")
+	a.run(0)
+	for range 2 {
+		a = a.restored(true, 1)
+		cut(a)
+		a.run()
+	}
+	a = a.restored(true, 1)
+	a.log = nil
+	a.want("b: timer 80 at 100", "b: 110 at 100")
+}
+
 func TestQueryGoesByTheTimeOfTheKey(t *testing.T) {
 	store := checkpoint.NewMem()
 	w, err := checkpoint.NewWriter(checkpoint.Config{Store: store, App: "app", Instance: "i", KeyGroups: noteKeyGroups})
