@@ -1052,18 +1052,7 @@ func TestTimeAtABarrierCoversEveryRecordBeforeIt(t *testing.T) {
 // no count of restarts would ever end it.
 func TestOffsetsThatStayUndecidedStopTheApp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := &kfake.VirtualNetwork{}
-		c, err := kfake.NewCluster(kfake.ListenFn(net.Listen), kfake.Ports(9092), kfake.SeedTopics(1, "in", "out"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		kafkaOptions := []kgo.Opt{kgo.Dialer(net.DialContext), kgo.DisableClientMetrics()}
-		cl, err := kgo.NewClient(append(kafkaOptions, kgo.SeedBrokers(c.ListenAddrs()...))...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer cl.Close()
+		c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
 		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("a:1")}).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
@@ -1087,4 +1076,92 @@ func TestOffsetsThatStayUndecidedStopTheApp(t *testing.T) {
 			t.Errorf("Run returned %v, within a day: %v; want an UnstableError", err, ctx.Err() == nil)
 		}
 	})
+}
+
+// inVirtualTime starts an embedded broker for a test in a bubble, and a client beside the
+// app, whose client options it returns.
+func inVirtualTime(t *testing.T, topics ...string) (*kfake.Cluster, *kgo.Client, []kgo.Opt) {
+	t.Helper()
+	vnet := &kfake.VirtualNetwork{}
+	c, err := kfake.NewCluster(kfake.ListenFn(vnet.Listen), kfake.Ports(9092), kfake.SeedTopics(1, topics...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	opts := []kgo.Opt{kgo.Dialer(func(ctx context.Context, network, host string) (net.Conn, error) {
+		c, err := vnet.DialContext(ctx, network, host)
+		return distant{c}, err
+	}), kgo.DisableClientMetrics()}
+	cl, err := kgo.NewClient(append(opts, kgo.SeedBrokers(c.ListenAddrs()...))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	return c, cl, opts
+}
+
+// distant is a connection on which a request takes its time: the client repeats at once a
+// fetch that is refused at once, and virtual time would stand.
+type distant struct{ net.Conn }
+
+func (d distant) Write(b []byte) (int, error) {
+	time.Sleep(10 * time.Millisecond)
+	return d.Conn.Write(b)
+}
+
+// The client keeps quiet about a topic that is missing while it has another one to read.
+func TestIdleAppNoticesThatOneOfItsInputsIsGone(t *testing.T) {
+	for name, tc := range map[string]struct {
+		hurt func(ctx context.Context, c *kfake.Cluster, adm *kadm.Client) error
+		want []string // nil: it goes on
+	}{
+		"deleted": {
+			hurt: func(ctx context.Context, _ *kfake.Cluster, adm *kadm.Client) error {
+				_, err := adm.DeleteTopics(ctx, "more")
+				return err
+			},
+			want: []string{"input more is gone or was recreated", "UNKNOWN_TOPIC_OR_PARTITION", "WEIR_RECOVER=nothing", `group "app"`},
+		},
+		"unknown to a broker for a moment": {hurt: func(_ context.Context, c *kfake.Cluster, _ *kadm.Client) error {
+			c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "more", Err: kerr.UnknownTopicOrPartition})
+			return nil
+		}},
+		"hidden": {hurt: func(_ context.Context, c *kfake.Cluster, _ *kadm.Client) error {
+			c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "more", Err: kerr.TopicAuthorizationFailed, Count: -1})
+			return nil
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, cl, kafkaOptions := inVirtualTime(t, "in", "more", "out")
+				committed := make(chan struct{})
+				app := weir.New("app", weir.Brokers(c.ListenAddrs()...), weir.InstanceID("a"), weir.Store(checkpoint.NewMem()), weir.KafkaOptions(kafkaOptions...),
+					weir.Listen(weir.Listener{CheckpointCommitted: func(event.CheckpointCommitted) { close(committed) }}))
+				in := weir.From(app, "in", source.Values("in", codec.String))
+				more := weir.From(app, "more", source.Values("more", codec.String))
+				weir.To(weir.Merge("all", in, more), "out", kafka.Values("out", kafka.NoKey, codec.String))
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				ended := make(chan error, 1)
+				go func() { ended <- app.Run(ctx) }()
+				if err := cl.ProduceSync(ctx, &kgo.Record{Topic: "in", Value: []byte("x")}).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+				<-committed
+				if err := tc.hurt(ctx, c, kadm.NewClient(cl)); err != nil {
+					t.Fatal(err)
+				}
+				time.AfterFunc(time.Minute, stop)
+				err := <-ended
+				switch {
+				case tc.want != nil:
+					wantError(t, err, tc.want...)
+				case err != nil:
+					t.Fatal(err)
+				case ctx.Err() == nil:
+					t.Fatal("it stopped by itself")
+				}
+			})
+		})
+	}
 }

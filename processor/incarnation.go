@@ -230,6 +230,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	close(inc.opened)
 	pollCtx, stopPolling := context.WithCancel(inc.ctx)
 	inc.spawn(func() error { return inc.poll(pollCtx) })
+	inc.spawn(func() error { return inc.watchInputs(pollCtx) })
 	err = inc.live(stop, stopPolling)
 	err = inc.twin(err)
 	inc.cancel(err)

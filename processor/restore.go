@@ -707,13 +707,18 @@ func (inc *incarnation) fetchError(ctx context.Context, p offsets.Partition, err
 	case errors.Is(err, kerr.OffsetOutOfRange):
 		return fatal(inc.outOfRange(ctx, p))
 	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
-		return fatal(fmt.Errorf("input %s is gone or was recreated: %w\n  the checkpoints refer to offsets of the old topic; restore the topic, or start empty with WEIR_RECOVER=nothing after deleting the offsets of group %q", p, err, inc.cfg.Group))
+		return inc.inputGone(p.String(), err)
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
 		return fatal(fmt.Errorf("reading topic %s: %w\n  grant READ on the topic to this principal", p.Topic, err))
 	case kerr.IsRetriable(err):
 		return nil
 	}
 	return fmt.Errorf("reading %s: %w", p, err)
+}
+
+// inputGone is the error for an input, a topic or a partition, that is not there any more.
+func (inc *incarnation) inputGone(input string, err error) error {
+	return fatal(fmt.Errorf("input %s is gone or was recreated: %w\n  the checkpoints refer to offsets of the old topic; restore the topic, or start empty with WEIR_RECOVER=nothing after deleting the offsets of group %q", input, err, inc.cfg.Group))
 }
 
 // outOfRange says what is known about a position that the log does not have.

@@ -3,6 +3,8 @@ package processor
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -364,3 +366,43 @@ func (inc *incarnation) poll(ctx context.Context) error {
 
 // maxPoll is the number of records taken from the client at once.
 const maxPoll = 16384
+
+// askInputsEvery is how often a broker is asked whether the input topics are there.
+const askInputsEvery = 10 * time.Second
+
+// watchInputs asks for the input topics until ctx is done, and fails when one is gone. The
+// client keeps quiet about a topic that is in no metadata any more, and an idle job commits
+// nothing that would fail. Two answers in a row have to say so, and no answer says nothing.
+func (inc *incarnation) watchInputs(ctx context.Context) error {
+	select {
+	case <-inc.started: // who stands by reads nothing
+	case <-ctx.Done():
+		return nil
+	}
+	tick := time.NewTicker(askInputsEvery)
+	defer tick.Stop()
+	var before map[string]error
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		gone, err := inc.goneInputs(ctx)
+		if err != nil {
+			continue
+		}
+		for _, topic := range slices.Sorted(maps.Keys(gone)) {
+			if before[topic] != nil {
+				return inc.inputGone(topic, gone[topic])
+			}
+		}
+		before = gone
+	}
+}
+
+func (inc *incarnation) goneInputs(ctx context.Context) (map[string]error, error) {
+	ctx, cancel := context.WithTimeout(ctx, askInputsEvery)
+	defer cancel()
+	return inc.sess.Gone(ctx)
+}

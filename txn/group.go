@@ -438,13 +438,7 @@ func (s *Session) askTopicIDs(ctx context.Context, topics []string) error {
 	if len(topics) == 0 {
 		return nil
 	}
-	req := kmsg.NewPtrMetadataRequest()
-	for _, t := range topics {
-		rt := kmsg.NewMetadataRequestTopic()
-		rt.Topic = kmsg.StringPtr(t)
-		req.Topics = append(req.Topics, rt)
-	}
-	resp, err := req.RequestWith(ctx, s.cl)
+	resp, err := s.metadata(ctx, topics)
 	if err != nil {
 		return s.errorf("ask for the ids of the topics", err)
 	}
@@ -463,6 +457,44 @@ func (s *Session) askTopicIDs(ctx context.Context, topics []string) error {
 		}
 	}
 	return nil
+}
+
+// metadata asks a broker for topics, and not the client for what it remembers of them.
+func (s *Session) metadata(ctx context.Context, topics []string) (*kmsg.MetadataResponse, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, t := range topics {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = kmsg.StringPtr(t)
+		req.Topics = append(req.Topics, rt)
+	}
+	return req.RequestWith(ctx, s.cl)
+}
+
+// Gone asks a broker for the topics of the configuration, and returns what it says of those
+// that are not there, or are others than when partitions were first assigned. It says
+// nothing of a topic that it may not or can't tell about. One broker may not have heard yet
+// of a topic that others know.
+func (s *Session) Gone(ctx context.Context) (map[string]error, error) {
+	resp, err := s.metadata(ctx, s.cfg.Topics)
+	if err != nil {
+		return nil, s.errorf("ask whether the topics are there", err)
+	}
+	gone := map[string]error{}
+	for _, t := range resp.Topics {
+		if t.Topic == nil {
+			continue
+		}
+		var none [16]byte
+		have := s.TopicID(*t.Topic)
+		err := kerr.ErrorForCode(t.ErrorCode)
+		switch {
+		case errors.Is(err, kerr.UnknownTopicOrPartition):
+			gone[*t.Topic] = err
+		case err == nil && have != none && t.TopicID != none && t.TopicID != have:
+			gone[*t.Topic] = kerr.InconsistentTopicID
+		}
+	}
+	return gone, nil
 }
 
 // TopicID returns the id that a topic of the configuration had when partitions were first
