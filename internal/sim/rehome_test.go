@@ -469,9 +469,9 @@ func (l *life) isOther() bool {
 	return true
 }
 
-// recreates makes the input of every twentieth world anew.
+// recreates makes the input of every fiftieth world anew.
 func (sc *script) recreates(r *rand.Rand, within time.Duration) {
-	if r.IntN(20) > 0 {
+	if r.IntN(50) > 0 {
 		return
 	}
 	at := sc.insert(r, step{verb: verbRecreate, mode: "refused"}, within)
@@ -480,9 +480,9 @@ func (sc *script) recreates(r *rand.Rand, within time.Duration) {
 	}
 }
 
-// rehomes lets the app of every tenth world go on from a savepoint.
+// rehomes lets the app of every 25th world go on from a savepoint.
 func (sc *script) rehomes(r *rand.Rand, within time.Duration) {
-	if r.IntN(10) > 0 {
+	if r.IntN(25) > 0 {
 		return
 	}
 	at := sc.insert(r, step{verb: verbRehome, mode: pick(r, "offsets", "app", "app", "rename", "rename"), on: pick(r, "", "", "kill")}, within)
