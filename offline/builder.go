@@ -26,6 +26,7 @@ type Builder struct {
 	app       string
 	keyGroups int
 	positions map[offsets.Partition]offsets.Position
+	topicIDs  map[string]checkpoint.TopicID // of those topics of which no position was changed
 	watermark int64
 	eventTime checkpoint.EventTime
 	states    []checkpoint.StateInfo
@@ -71,7 +72,7 @@ func Edit(s *Snapshot, o BuildOptions) *Builder {
 		eventTime: checkpoint.EventTime{
 			Partitions: maps.Clone(m.EventTime.Partitions), Stages: maps.Clone(m.EventTime.Stages), KeyGroups: slices.Clone(m.EventTime.KeyGroups),
 		},
-		positions: maps.Clone(m.Positions), states: slices.Clone(m.States), inFlight: cloneInFlight(m.InFlight),
+		positions: maps.Clone(m.Positions), topicIDs: maps.Clone(m.TopicIDs), states: slices.Clone(m.States), inFlight: cloneInFlight(m.InFlight),
 	})
 }
 
@@ -93,7 +94,10 @@ func (b *Builder) Close() error { return b.edits.close() }
 // SetPosition makes the app go on reading p at pos when it starts from the savepoint.
 // Event time stays where it is: records from before it are late, see [Builder.SetWatermark].
 func (b *Builder) SetPosition(p offsets.Partition, pos offsets.Position) {
-	b.moved = b.moved || b.positions[p] != pos
+	if b.positions[p] != pos {
+		b.moved = true
+		delete(b.topicIDs, p.Topic)
+	}
 	b.positions[p] = pos
 }
 
@@ -102,6 +106,7 @@ func (b *Builder) SetPosition(p offsets.Partition, pos offsets.Position) {
 func (b *Builder) ClearPositions() {
 	b.moved = b.moved || len(b.positions) > 0
 	clear(b.positions)
+	clear(b.topicIDs)
 	b.watermark, b.eventTime = checkpoint.NoWatermark, checkpoint.EventTime{}
 }
 

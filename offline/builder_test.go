@@ -479,3 +479,39 @@ func TestASavepointThatWasCopiedOutIsOpened(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestAnEditedSavepointKnowsWhichTopicsItsPositionsAreOf(t *testing.T) {
+	ctx, store := t.Context(), checkpoint.NewMem()
+	a := newApp(t, store, testGroups)
+	a.total("ada", 1)
+	a.checkpoint()
+	s, err := Open(ctx, store, Latest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payments := offsets.Partition{Topic: "payments"}
+	for name, tc := range map[string]struct {
+		edit func(*Builder)
+		want map[string]checkpoint.TopicID
+	}{
+		"renamed":           {func(b *Builder) { _ = b.RenameOperator("balance", "account") }, map[string]checkpoint.TopicID{"payments": {1}}},
+		"moved":             {func(b *Builder) { b.SetPosition(payments, offsets.Position{Offset: 1}) }, nil},
+		"without-positions": {func(b *Builder) { b.ClearPositions() }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := Edit(s, BuildOptions{Dir: t.TempDir()})
+			defer b.Close()
+			tc.edit(b)
+			if _, err := b.Write(ctx, store, name); err != nil {
+				t.Fatal(err)
+			}
+			m, _, err := checkpoint.OpenSavepoint(ctx, store, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !maps.Equal(m.TopicIDs, tc.want) {
+				t.Errorf("topic ids %v, want %v", m.TopicIDs, tc.want)
+			}
+		})
+	}
+}

@@ -55,7 +55,8 @@ func newApp(t *testing.T, store checkpoint.Store, keyGroups int) *app {
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	a.w, err = checkpoint.NewWriter(checkpoint.Config{
 		Store: store, App: "payments", Instance: "a", KeyGroups: keyGroups, Incarnation: 0xa1b2c3d4, InlineLimit: -1, Retain: 10,
-		Now: func() time.Time { now = now.Add(time.Second); return now },
+		TopicIDs: map[string]checkpoint.TopicID{"payments": {1}},
+		Now:      func() time.Time { now = now.Add(time.Second); return now },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -78,7 +78,7 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 	}
 	m := checkpoint.Manifest{
 		App: b.app, Instance: "offline", Checkpoint: 1, KeyGroups: b.keyGroups, Watermark: b.watermark, EventTime: b.eventTime,
-		Positions: b.positions, States: b.liveStates(),
+		Positions: b.positions, TopicIDs: b.topicIDs, States: b.liveStates(),
 	}
 	if b.base != nil && b.keyGroups != b.base.manifest.KeyGroups {
 		m.EventTime.KeyGroups = nil // keys of several are together now

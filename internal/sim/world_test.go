@@ -519,6 +519,9 @@ const newAccounts = 5
 
 // trim deletes input: that which is processed for good, as retention may, or all.
 func (w *world) trim(ctx context.Context, mode string) {
+	if w.feeds.Load() != w.reads.Load() {
+		return // what is committed is not of this input
+	}
 	var to kadm.Offsets
 	if mode == "all" {
 		ends, err := w.adm.ListEndOffsets(ctx, inTopic)
