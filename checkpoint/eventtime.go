@@ -20,6 +20,14 @@ type EventTime struct {
 	KeyGroups []KeyGroupTime
 }
 
+// Stage returns the watermark of a keyed stage, NoWatermark if it has none.
+func (e *EventTime) Stage(stage string) int64 {
+	if at, ok := e.Stages[stage]; ok {
+		return at
+	}
+	return NoWatermark
+}
+
 // KeyGroupTime is where event time stood for some key-groups of a keyed stage.
 type KeyGroupTime struct {
 	Stage     string `json:"stage"`
@@ -96,11 +104,7 @@ func (j *eventTimeJSON) decode() (e EventTime, err error) {
 // Watermarks returns where event time stood for each of the key-groups [lo, hi) of a keyed
 // stage, in milliseconds since 1970, NoWatermark where nothing was known of it.
 func (m *Manifest) Watermarks(stage string, lo, hi int) []int64 {
-	least, ok := m.EventTime.Stages[stage]
-	if !ok {
-		least = NoWatermark
-	}
-	at, covered := slices.Repeat([]int64{least}, hi-lo), make([]bool, hi-lo)
+	at, covered := slices.Repeat([]int64{m.EventTime.Stage(stage)}, hi-lo), make([]bool, hi-lo)
 	// All that builds noted which knew no times of key-groups. Key-groups of a savepoint that
 	// was rewritten have those of several subtasks.
 	for _, f := range m.InFlight {

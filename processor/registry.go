@@ -42,11 +42,7 @@ func (inc *incarnation) register() error {
 			continue
 		}
 		was := old[i]
-		watermark, ok := inc.base.EventTime.Stages[d.Stage]
-		if !ok {
-			watermark = noWatermark
-		}
-		info.Follow(was, inc.clock.Now().UnixMilli(), watermark)
+		info.Follow(was, inc.clock.Now().UnixMilli(), inc.base.EventTime.Stage(d.Stage))
 		where := fmt.Sprintf("operator %q, state %q", d.Operator, d.Name)
 		if was.KeyCodec != d.KeyCodec {
 			errs = append(errs, fmt.Errorf("%s: the keys of checkpoint %d were written by codec %q, the topology uses %q; keys never change type: give the operator a new ID, or go back to the old codec", where, inc.base.Checkpoint, was.KeyCodec, d.KeyCodec))
