@@ -2,6 +2,7 @@ package weir_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -103,6 +104,20 @@ func wordCount(app *weir.App) {
 	byWord := weir.KeyBy(words, "by-word", func(w string) string { return w }, codec.String)
 	counts := weir.Aggregate(byWord, "count", weir.Count[string]())
 	weir.To(counts, "counts", kafka.Sink("counts", codec.String, codec.Int64))
+}
+
+// stumblingCount is a word count of lines of one word each. It fails once, at a word of which
+// stumbles says so, and goes on when it is restarted.
+func stumblingCount(app *weir.App, stumbles func(word string) bool) {
+	var stumbled atomic.Bool
+	words := weir.Map(weir.From(app, "lines", source.Values("lines", codec.String)), "stumble", func(w string) (string, error) {
+		if stumbles(w) && stumbled.CompareAndSwap(false, true) {
+			return w, weir.Retry(errors.New("stumbled"))
+		}
+		return w, nil
+	})
+	byWord := weir.KeyBy(words, "by-word", func(w string) string { return w }, codec.String)
+	weir.To(weir.Aggregate(byWord, "count", weir.Count[string]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
 }
 
 func TestWordCountDrainsAndContinuesFromItsCheckpoint(t *testing.T) {

@@ -80,20 +80,12 @@ func TestQueriesSeeCommittedCheckpointsOnly(t *testing.T) {
 		store := checkpoint.NewMem()
 		var restarts atomic.Int32
 		app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.InstanceID("a"), weir.Parallelism(2),
-			weir.CheckpointEvery(5*time.Millisecond), weir.Retain(1), weir.StateBackend(backend),
-			weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 5, Quiet: time.Minute}),
+			weir.CheckpointEvery(5*time.Millisecond), weir.Retain(1), weir.StateBackend(backend), fast,
 			weir.Listen(weir.Listener{
 				Restarting: func(event.Restarting) { restarts.Add(1) },
 			}))
-		var stumble, stumbled atomic.Bool
-		lines := weir.Map(weir.From(app, "lines", source.Values("lines", codec.String)), "stumble", func(l string) (string, error) {
-			if stumble.Load() && stumbled.CompareAndSwap(false, true) {
-				return l, weir.Retry(errors.New("stumbled"))
-			}
-			return l, nil
-		})
-		byWord := weir.KeyBy(lines, "by-word", func(w string) string { return w }, codec.String)
-		weir.To(weir.Aggregate(byWord, "count", weir.Count[string]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
+		var stumble atomic.Bool
+		stumblingCount(app, func(string) bool { return stumble.Load() })
 		ctx, stop := context.WithTimeout(t.Context(), 60*time.Second)
 		defer stop()
 		done := make(chan error, 1)

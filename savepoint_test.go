@@ -362,18 +362,9 @@ func TestSavepointThatWasOvertakenByARestartIsTakenAnew(t *testing.T) {
 	checkpoint.RegisterScheme(scheme, func(string) (checkpoint.Store, error) { return target, nil })
 	brokers := broker(t, 1, "lines", "counts")
 	store := checkpoint.NewMem()
-	var stumbled atomic.Bool
 	app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.InstanceID("a"),
-		weir.CheckpointEvery(5*time.Millisecond), weir.Retain(1),
-		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 5, Quiet: time.Minute}))
-	lines := weir.Map(weir.From(app, "lines", source.Values("lines", codec.String)), "stumble", func(l string) (string, error) {
-		if l == "stumble" && stumbled.CompareAndSwap(false, true) {
-			return l, weir.Retry(errors.New("stumbled"))
-		}
-		return l, nil
-	})
-	byWord := weir.KeyBy(lines, "by-word", func(w string) string { return w }, codec.String)
-	weir.To(weir.Aggregate(byWord, "count", weir.Count[string]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))
+		weir.CheckpointEvery(5*time.Millisecond), weir.Retain(1), fast)
+	stumblingCount(app, func(word string) bool { return word == "stumble" })
 	ctx, stop := context.WithTimeout(t.Context(), 60*time.Second)
 	defer stop()
 	done, made := make(chan error, 1), make(chan error, 1)
