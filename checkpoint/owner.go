@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // Owner says whose checkpoints a store holds: those that the offsets of a consumer group on
@@ -56,25 +57,47 @@ type ownerRecord struct {
 // on either side, the group decides. Errors are *OwnerError, *VersionError, *DamagedError
 // and *StoreError; after the first three nothing was changed.
 func ClaimOwner(ctx context.Context, store Store, app string, owner Owner, from ...Owner) error {
-	got, n, err := lastOwner(ctx, store)
-	for ; err == nil; n++ {
-		noted := got.Cluster != "" || owner.Cluster == ""
-		switch own := n > 0 && got.is(owner); {
+	o := Ownership{Store: store, App: app, Owner: owner}
+	return o.Claim(ctx, from...)
+}
+
+// Ownership is for who claims a store again and again. It remembers who had it last, so that
+// only those are looked for who took it since.
+type Ownership struct {
+	Store Store
+	App   string
+	Owner Owner
+	last  atomic.Pointer[numbered] // nil: not known
+}
+
+// numbered is the n-th owner of a store.
+type numbered struct {
+	Owner
+	n int
+}
+
+// Claim is [ClaimOwner]. It may be called from any goroutine.
+func (o *Ownership) Claim(ctx context.Context, from ...Owner) error {
+	last, err := lastOwner(ctx, o.Store, o.last.Load())
+	for err == nil {
+		noted := last.Cluster != "" || o.Owner.Cluster == ""
+		switch own := last.n > 0 && last.is(o.Owner); {
 		case own && noted:
+			o.last.Store(&last)
 			return nil
-		case n > 0 && !own && !slices.Contains(from, got):
-			return &OwnerError{App: app, Store: store.String(), Want: owner, Got: got}
+		case last.n > 0 && !own && !slices.Contains(from, last.Owner):
+			return &OwnerError{App: o.App, Store: o.Store.String(), Want: o.Owner, Got: last.Owner}
 		}
-		b, merr := json.MarshalIndent(ownerRecord{ownerVersion, owner.Group, owner.Cluster}, "", "  ")
+		b, merr := json.MarshalIndent(ownerRecord{ownerVersion, o.Owner.Group, o.Owner.Cluster}, "", "  ")
 		if merr != nil {
-			return fmt.Errorf("claim checkpoint store %s: %w", store, merr)
+			return fmt.Errorf("claim checkpoint store %s: %w", o.Store, merr)
 		}
-		err = store.Put(ctx, ownerObject(n+1), append(b, '\n'))
-		if !errors.Is(err, ErrExists) {
-			break
+		next := numbered{o.Owner, last.n + 1}
+		if err = o.Store.Put(ctx, ownerObject(next.n), append(b, '\n')); errors.Is(err, ErrExists) {
+			// Another process was faster: what it wrote decides.
+			next.Owner, err = getOwner(ctx, o.Store, next.n)
 		}
-		// Another process was faster: what it wrote decides.
-		got, err = getOwner(ctx, store, n+1)
+		last = next
 	}
 	return wrap("claim checkpoint store", err)
 }
@@ -82,27 +105,31 @@ func ClaimOwner(ctx context.Context, store Store, app string, owner Owner, from 
 // CheckOwner returns an *OwnerError if the store of app belongs to another owner. It changes
 // nothing. Other errors are those of [ClaimOwner].
 func CheckOwner(ctx context.Context, store Store, app string, owner Owner) error {
-	got, n, err := lastOwner(ctx, store)
+	last, err := lastOwner(ctx, store, nil)
 	switch {
 	case err != nil:
 		return fmt.Errorf("look whose checkpoint store it is: %w", err)
-	case n > 0 && !got.is(owner):
-		return &OwnerError{App: app, Store: store.String(), Want: owner, Got: got}
+	case last.n > 0 && !last.is(owner):
+		return &OwnerError{App: app, Store: store.String(), Want: owner, Got: last.Owner}
 	}
 	return nil
 }
 
-// lastOwner returns the owner of a store, and how many there have been.
-func lastOwner(ctx context.Context, store Store) (last Owner, n int, err error) {
+// lastOwner returns the last owner of a store, with number 0 if it has none. It may be known
+// who was it once.
+func lastOwner(ctx context.Context, store Store, known *numbered) (last numbered, err error) {
+	if known != nil {
+		last = *known
+	}
 	for {
-		o, err := getOwner(ctx, store, n+1)
+		o, err := getOwner(ctx, store, last.n+1)
 		if errors.Is(err, ErrNotFound) {
-			return last, n, nil
+			return last, nil
 		}
 		if err != nil {
-			return last, n, err
+			return last, err
 		}
-		last, n = o, n+1
+		last = numbered{o, last.n + 1}
 	}
 }
 

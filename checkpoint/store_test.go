@@ -406,6 +406,48 @@ func TestAStoreHasOneOwner(t *testing.T) {
 	})
 }
 
+// Each start of an incarnation claims the store, and a request takes its time.
+func TestAnOwnerThatIsKnownIsNotReadAgain(t *testing.T) {
+	s := faultstore.Wrap(checkpoint.NewMem())
+	gets := 0
+	s.Before(func(_ ctx.Context, op faultstore.Op, _ string) error {
+		if op == faultstore.Get {
+			gets++
+		}
+		return nil
+	})
+	ours := checkpoint.Ownership{Store: s, App: app, Owner: here}
+	claim := func(want int, from ...checkpoint.Owner) error {
+		t.Helper()
+		gets = 0
+		err := ours.Claim(t.Context(), from...)
+		if gets != want {
+			t.Errorf("%d objects were asked for, want %d", gets, want)
+		}
+		return err
+	}
+	for range 3 {
+		if err := claim(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, o := range []checkpoint.Owner{there, {Group: "others", Cluster: "here"}} {
+		if err := checkpoint.ClaimOwner(t.Context(), s.Store, app, o, here, there); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var owner *checkpoint.OwnerError
+	if err := claim(3); !errors.As(err, &owner) || owner.Got.Group != "others" {
+		t.Errorf("after others took the store: %v", err)
+	}
+	if err := claim(3, owner.Got); err != nil {
+		t.Errorf("taken back: %v", err)
+	}
+	if err := claim(1); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAClusterThatIsNotKnownMayBeAny(t *testing.T) {
 	s, unknown := checkpoint.NewMem(), checkpoint.Owner{Group: "counters"}
 	for _, o := range []checkpoint.Owner{unknown, unknown, here, unknown} {

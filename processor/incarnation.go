@@ -33,7 +33,7 @@ type incarnation struct {
 	cfg   *Config
 	plan  *Plan
 	ends  map[offsets.Partition]int64 // drain up to here; nil: never
-	owner checkpoint.Owner            // of the store
+	owner *checkpoint.Ownership       // of the store
 
 	local   *pebble.Store // nil: state is in memory
 	localAt pebble.ID     // what local equals; the committer's once subtasks run

@@ -23,8 +23,8 @@ import (
 type Job struct {
 	cfg   Config
 	plan  *Plan
-	local *pebble.Store    // nil: state is in memory
-	owner checkpoint.Owner // of the store: the job; set by prepare
+	local *pebble.Store         // nil: state is in memory
+	owner *checkpoint.Ownership // of the store, by the job; set by prepare
 
 	mu     sync.Mutex
 	now    life
@@ -219,8 +219,8 @@ func (j *Job) claimOwner(ctx context.Context, cl *kgo.Client) error {
 	if err != nil {
 		return err
 	}
-	j.owner = checkpoint.Owner{Group: j.cfg.Group, Cluster: cluster}
-	return checkpoint.ClaimOwner(ctx, j.cfg.Store, j.cfg.App, j.owner, j.cfg.TakeStore...)
+	j.owner = &checkpoint.Ownership{Store: j.cfg.Store, App: j.cfg.App, Owner: checkpoint.Owner{Group: j.cfg.Group, Cluster: cluster}}
+	return j.owner.Claim(ctx, j.cfg.TakeStore...)
 }
 
 // endOffsets returns where a drain stops: what a read_committed reader can reach now.

@@ -196,7 +196,7 @@ func (inc *incarnation) join(ctx context.Context, committed map[offsets.Partitio
 func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (recovered, error) {
 	// An instance may have stood by for long, and the store was taken over meanwhile. It is
 	// never taken back here: what it may be taken from was said when the job began.
-	if err := checkpoint.ClaimOwner(ctx, inc.cfg.Store, inc.cfg.App, inc.owner); err != nil {
+	if err := inc.owner.Claim(ctx); err != nil {
 		return recovered{}, classifyStore(err)
 	}
 	verdict, err := offsets.Verify(inc.cfg.App, committed)
