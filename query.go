@@ -39,10 +39,10 @@ type Result[V any] struct {
 // taken back: those to one key never go back to an earlier checkpoint. A process that was
 // cut off from Kafka answers from the last checkpoint that it knows, until it notices.
 //
-// With a local store ([StateBackend]) a query is a read of it. Otherwise it reads the
-// checkpoint in the store, of which a part is kept in memory: what was not asked lately
-// takes as long as the store does. Neither holds up processing. It may be called from any
-// goroutine.
+// With a local store ([StateBackend]) a query is a read of it. Otherwise, and where that has
+// not copied everything yet, it reads the checkpoint in the store, of which a part is kept
+// in memory: what was not asked lately takes as long as the store does, or until ctx ends.
+// Neither holds up processing. It may be called from any goroutine.
 //
 // Errors are ErrNotRunning, ErrNotActive, ErrNothingCommitted, ErrNoSuchState,
 // ErrWrongCodec, errors.ErrUnsupported for another kind of state, and those of reading.
