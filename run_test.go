@@ -1165,3 +1165,38 @@ func TestIdleAppNoticesThatOneOfItsInputsIsGone(t *testing.T) {
 		})
 	}
 }
+
+func TestInputsThatWereAllReplacedAreNamed(t *testing.T) {
+	brokers, store := broker(t, 1, "old", "older", "new", "out"), checkpoint.NewMem()
+	counts := func(topic string, others ...string) func(*weir.App) {
+		return func(app *weir.App) {
+			from := func(topic string) weir.Stream[string] {
+				return weir.From(app, topic, source.Values(topic, codec.String))
+			}
+			var more []weir.Stream[string]
+			for _, topic := range others {
+				more = append(more, from(topic))
+			}
+			byWord := weir.KeyBy(weir.Merge("all", from(topic), more...), "by-word", func(w string) string { return w }, codec.String)
+			total := weir.Map(weir.Aggregate(byWord, "count", weir.Count[string]()), "total", func(c weir.KV[string, int64]) (string, error) {
+				return fmt.Sprintf("%s:%d", c.Key, c.Value), nil
+			})
+			weir.To(total, "out", kafka.Values("out", kafka.NoKey, codec.String))
+		}
+	}
+	produce(t, brokers, "old", "a")
+	produce(t, brokers, "older", "a")
+	if err := start(t, "app", brokers, counts("old", "older"), weir.Store(store), weir.Drain()).wait(); err != nil {
+		t.Fatal(err)
+	}
+	produce(t, brokers, "new", "a")
+	err := start(t, "app", brokers, counts("new"), weir.Store(store), weir.Drain()).wait()
+	wantError(t, err, `["new"]`, `["old" "older"]`, "all inputs were replaced", "WEIR_RECOVER=checkpoint")
+	if strings.Contains(err.Error(), "expired") {
+		t.Errorf("no offset expired: %v", err)
+	}
+	if err := start(t, "app", brokers, counts("new"), weir.Store(store), weir.Drain(), weir.OnMismatch(weir.RecoverCheckpoint)).wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantValues(t, brokers, "out", "a:1", "a:2", "a:3")
+}

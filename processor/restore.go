@@ -212,7 +212,7 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 			return inc.fromSavepoint(ctx, committed)
 		}
 		if ok {
-			return inc.recoverAfter(ctx, committed, &ForgottenError{Group: inc.cfg.Group, Topic: inc.cfg.CommitTopic, Checkpoint: last.Manifest.Checkpoint, At: last.At})
+			return inc.recoverAfter(ctx, committed, inc.forgotten(last))
 		}
 		return inc.fromScratch(ctx, committed)
 	}
@@ -284,14 +284,37 @@ func (inc *incarnation) withUnassigned(ctx context.Context, positions map[offset
 }
 
 // ForgottenError says that the group has no offsets although checkpoints were
-// committed: they expired, or somebody deleted the group.
+// committed: they expired, somebody deleted the group, or the app reads other topics.
 type ForgottenError struct {
 	Group, Topic string
 	Checkpoint   int64
 	At           time.Time
+	// Was are the topics that the checkpoint was made of, Is those that the app reads. Both
+	// are empty if they have one in common.
+	Was, Is []string
+}
+
+// forgotten returns the error for inputs without offsets although last was committed.
+func (inc *incarnation) forgotten(last offsets.CommitRecord) *ForgottenError {
+	e := &ForgottenError{Group: inc.cfg.Group, Topic: inc.cfg.CommitTopic, Checkpoint: last.Manifest.Checkpoint, At: last.At}
+	if len(last.Positions) > 0 && len(inc.ofInputs(last.Positions)) == 0 {
+		was := map[string]bool{}
+		for p := range last.Positions {
+			was[p.Topic] = true
+		}
+		e.Was, e.Is = slices.Sorted(maps.Keys(was)), slices.Sorted(slices.Values(inc.plan.Sources.Topics()))
+	}
+	return e
 }
 
 func (e *ForgottenError) Error() string {
+	if len(e.Was) > 0 {
+		return fmt.Sprintf("group %q has no committed offsets of the topics that the app reads, %q, and topic %q says that checkpoint %d was committed at %s after reading %q: all inputs were replaced by others"+
+			"\n  to keep the state and read the new inputs from their beginning: weir.OnMismatch(weir.RecoverCheckpoint) or WEIR_RECOVER=checkpoint"+
+			"\n  to start empty from the beginning of the new inputs: weir.OnMismatch(weir.RecoverNothing) or WEIR_RECOVER=nothing"+
+			"\n  to go on where the app stopped: let it read the old inputs again",
+			e.Group, e.Is, e.Topic, e.Checkpoint, e.At.UTC().Format(time.RFC3339), e.Was)
+	}
 	return fmt.Sprintf("group %q has no committed offsets, but topic %q says that checkpoint %d was committed at %s: the offsets expired or the group was deleted"+
 		"\n  to go on from that checkpoint: weir.OnMismatch(weir.RecoverCheckpoint) or WEIR_RECOVER=checkpoint"+
 		"\n  to start empty from the beginning of the input: weir.OnMismatch(weir.RecoverNothing) or WEIR_RECOVER=nothing",
