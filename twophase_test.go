@@ -645,6 +645,35 @@ func TestPanicOfAReceiverIsAnErrorThatNamesItsSink(t *testing.T) {
 	}
 }
 
+func TestRecordIsNotSkippedBecauseItsReceiverIsOutOfReach(t *testing.T) {
+	t.Setenv("WEIR_SKIP", "in/0@0")
+	for name, tc := range map[string]struct {
+		err  error
+		want []string
+	}{
+		"for good":    {errors.New("out of reach"), nil},
+		"for a while": {weir.Retry(errors.New("out of reach")), []string{"gave up after 1 restarts", "weir.Restart sets how often the app tries by itself"}},
+		"skipped":     {weir.Skip(errors.New("out of reach")), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			brokers := broker(t, 1, "in")
+			produce(t, brokers, "in", "a:1")
+			to := &deposits{to: newTreasury(), before: func(_ context.Context, call, _ string) error {
+				if call == "begin" {
+					return tc.err
+				}
+				return nil
+			}}
+			err := start(t, "app", brokers, sumsTo(twophase.To(to)), weir.Store(checkpoint.NewMem()), weir.Drain(),
+				weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 1, Quiet: time.Hour})).wait()
+			wantError(t, err, append(tc.want, `operator "ahead" failed`, "beginning a transaction: ", "out of reach", "see to what the sink writes to")...)
+			if strings.Contains(err.Error(), "WEIR_SKIP") {
+				t.Errorf("to skip the record would not help: %v", err)
+			}
+		})
+	}
+}
+
 func TestFilesOfMergedStreamsAreCountedApart(t *testing.T) {
 	brokers := broker(t, 1, "in")
 	produce(t, brokers, "in", "a", "b")

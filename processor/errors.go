@@ -79,8 +79,17 @@ func (e *HandlerError) Error() string {
 		fmt.Fprintf(&b, "operator %q %s on %s: %v", e.Operator, verb, e.describeTimer(e.TimerOperator), e.Err)
 	}
 	b.WriteString("\n  " + published(e.Checkpoint))
-	var undecodable *Undecodable
+	var (
+		undecodable *Undecodable
+		outage      *sink.Outage
+		again       *Retriable
+	)
 	switch {
+	case errors.As(e.Err, &outage):
+		b.WriteString("\n  there is no record to skip: see to what the sink writes to, and start again")
+		if errors.As(e.Err, &again) {
+			b.WriteString("; weir.Restart sets how often the app tries by itself")
+		}
 	case e.Doing != "":
 		b.WriteString("\n  there is no record to skip: mend what panicked, and start again")
 	case e.Barrier != 0:

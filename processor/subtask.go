@@ -16,6 +16,7 @@ import (
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/record"
+	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -129,10 +130,13 @@ func (o *Operator) Fail(err error) {
 	}
 	at := offsets.Partition{Topic: s.raw.Topic, Partition: s.raw.Partition}
 	var (
-		skip *Skip
-		dead *DeadLetter
+		skip   *Skip
+		dead   *DeadLetter
+		outage *sink.Outage
 	)
 	switch {
+	case errors.As(err, &outage):
+		s.failHard(o.ID, err)
 	case errors.As(err, &skip):
 		if !s.echo {
 			s.inc.skipped(o.ID, at, s.raw.Offset, skip.Err)
@@ -149,33 +153,38 @@ func (o *Operator) Fail(err error) {
 		}
 		s.deadLetter(o.ID, dead.Err)
 	default:
-		var again *Retriable
-		he := s.handlerError(o.ID, err)
-		if s.err = fatal(he); errors.As(err, &again) {
-			s.err = he
-		}
+		s.failHard(o.ID, err)
+	}
+}
+
+// failHard ends the incarnation: the app restarts, or stops.
+func (s *Subtask) failHard(op string, err error) {
+	var again *Retriable
+	he := s.handlerError(op, err)
+	if s.err = fatal(he); errors.As(err, &again) {
+		s.err = he
 	}
 }
 
 // failTimer deals with an error on a timer, or on what a timer emitted.
 func (s *Subtask) failTimer(op string, err error) {
 	var (
-		skip  *Skip
-		dead  *DeadLetter
-		again *Retriable
+		skip   *Skip
+		dead   *DeadLetter
+		outage *sink.Outage
 	)
 	he := s.handlerError(op, err)
 	switch {
+	case errors.As(err, &outage):
+		s.failHard(op, err)
 	case errors.As(err, &skip) && s.echo:
 	case errors.As(err, &skip):
 		s.inc.cfg.Listener.Skipped(event.Skipped{App: he.App, Operator: op, Partition: he.Partition, Offset: he.Offset, Timer: he.Timer, Key: he.Key, Err: skip.Err})
 	case errors.As(err, &dead):
 		he.Err = fmt.Errorf("there is no input record to dead-letter: %w", dead.Err)
 		s.err = fatal(he)
-	case errors.As(err, &again):
-		s.err = he
 	default:
-		s.err = fatal(he)
+		s.failHard(op, err)
 	}
 }
 

@@ -27,7 +27,8 @@ type Topics interface {
 
 // Writer writes the values of one subtask. It is used by one goroutine.
 type Writer[T any] interface {
-	// Write hands over one value. An error is treated like a handler's error.
+	// Write hands over one value. An error is treated like a handler's error, but for an
+	// [Outage].
 	Write(v T) error
 }
 

@@ -181,6 +181,14 @@ type Retriable struct{ Err error }
 func (e *Retriable) Error() string { return e.Err.Error() }
 func (e *Retriable) Unwrap() error { return e.Err }
 
+// Outage marks an error of [Writer.Write] that is the receiver's and not the value's, so that
+// no record is skipped or dead-lettered for it, whatever was asked for: the app stops, or
+// restarts if the error is [Retriable] as well.
+type Outage struct{ Err error }
+
+func (e *Outage) Error() string { return e.Err.Error() }
+func (e *Outage) Unwrap() error { return e.Err }
+
 // Fatal marks an error of [Applier.Run] that no restart mends: the app stops.
 type Fatal struct{ Err error }
 

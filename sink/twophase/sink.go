@@ -100,7 +100,7 @@ func (w *writer[T]) Write(v T) error {
 	if w.open == nil {
 		tx, err := w.a.to.Begin(w.env.Context(), w.number)
 		if err != nil {
-			return fmt.Errorf("beginning a transaction: %w", err)
+			return &sink.Outage{Err: fmt.Errorf("beginning a transaction: %w", err)}
 		}
 		w.open = tx
 	}
