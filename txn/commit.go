@@ -183,6 +183,7 @@ func (s *Session) commit(ctx context.Context, c Commit) *commitError {
 	s.last.Store(max(s.last.Load(), c.Manifest.Checkpoint))
 	s.kept = s.kept[:0]
 	s.txnStart.Store(0)
+	s.throttled.Store(0)
 	if err := s.cl.BeginTransaction(); err != nil {
 		// This commit is done; it is the next one that can't be.
 		s.fail(s.errorf("begin transaction", err))
@@ -202,7 +203,7 @@ func (s *Session) commitErrorf(c Commit, step string, err error) *Error {
 func (s *Session) overdue(half context.Context, c Commit, step string, err error) error {
 	if errors.Is(half.Err(), context.DeadlineExceeded) && (cancelled(err) || retriableCommit(err)) {
 		return &DeadlineError{
-			Op: step, Open: s.txnAge(), Timeout: s.cfg.TransactionTimeout,
+			Op: step, Open: s.txnAge(), Timeout: s.cfg.TransactionTimeout, Throttled: time.Duration(s.throttled.Load()),
 			Checkpoint: c.Manifest.Checkpoint, LastCommitted: s.last.Load(), Err: err,
 		}
 	}

@@ -314,6 +314,31 @@ func TestCommitGivesUpAtHalfTheTransactionTimeout(t *testing.T) {
 	})
 }
 
+func TestCommitThatGivesUpNamesTheQuotaThatHeldItUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		w := r.start("a").up()
+		w.take(2)
+		r.c.ControlKey(int16(kmsg.TxnOffsetCommit), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+			r.c.KeepControl()
+			resp := kreq.ResponseKind().(*kmsg.TxnOffsetCommitResponse)
+			resp.ThrottleMillis = 1500
+			for _, t := range kreq.(*kmsg.TxnOffsetCommitRequest).Topics {
+				rt := kmsg.TxnOffsetCommitResponseTopic{Topic: t.Topic, TopicID: t.TopicID}
+				for _, p := range t.Partitions {
+					rt.Partitions = append(rt.Partitions, kmsg.TxnOffsetCommitResponseTopicPartition{Partition: p.Partition, ErrorCode: kerr.ConcurrentTransactions.Code})
+				}
+				resp.Topics = append(resp.Topics, rt)
+			}
+			return resp, nil, true
+		})
+		var d *DeadlineError
+		if err := w.commit(1); !errors.As(err, &d) || d.Throttled < 3*time.Second || !strings.Contains(err.Error(), "quota") || !strings.Contains(err.Error(), "producer_byte_rate") {
+			t.Fatalf("error %v (%T), want a *DeadlineError that tells of the quota", err, err)
+		}
+	})
+}
+
 func TestCommitToATopicThatStaysUnknownIsRejected(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.feed(0, 2)

@@ -133,6 +133,9 @@ type DeadlineError struct {
 	Checkpoint    int64
 	LastCommitted int64
 	Err           error // what the last try said, may be nil
+	// Throttled is how long the brokers made the client wait since the commit before, for
+	// quotas of it, in all connections together.
+	Throttled time.Duration
 }
 
 func (e *DeadlineError) Unwrap() error { return e.Err }
@@ -142,8 +145,12 @@ func (e *DeadlineError) Error() string {
 	if e.Err != nil {
 		last = fmt.Sprintf(" (last try: %v)", e.Err)
 	}
-	return fmt.Sprintf("commit checkpoint %d: given up while waiting to %s, because its transaction is open for %v, which is more than half of the transaction timeout of %v%s\n  %s\n  commit more often, make checkpoints faster, or raise the transaction timeout",
-		e.Checkpoint, e.Op, e.Open.Round(time.Millisecond), e.Timeout, last, known(e.LastCommitted, -1))
+	var quota string
+	if e.Throttled > 0 {
+		quota = fmt.Sprintf("\n  the brokers throttled this client for %v meanwhile: a quota of its user or client id may be too low for what the app writes; raise it (kafka-configs --describe --entity-type users, or clients: producer_byte_rate, request_percentage)", e.Throttled.Round(time.Millisecond))
+	}
+	return fmt.Sprintf("commit checkpoint %d: given up while waiting to %s, because its transaction is open for %v, which is more than half of the transaction timeout of %v%s\n  %s%s\n  commit more often, make checkpoints faster, or raise the transaction timeout",
+		e.Checkpoint, e.Op, e.Open.Round(time.Millisecond), e.Timeout, last, known(e.LastCommitted, -1), quota)
 }
 
 // ErrNotOwned is wrapped by an *Error of a Commit with positions of partitions that

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -337,6 +338,11 @@ func (h *groupHook) OnGroupManageError(err error) {
 		return
 	}
 	s.endLost(err)
+}
+
+// OnBrokerThrottle is told how long a broker made the client wait because of a quota.
+func (h *groupHook) OnBrokerThrottle(_ kgo.BrokerMetadata, interval time.Duration, _ bool) {
+	h.throttled.Add(int64(interval))
 }
 
 func (s *Session) disown(parts []offsets.Partition) {

@@ -194,11 +194,12 @@ type Session struct {
 	failed   chan struct{}
 	err      error // set before failed is closed
 
-	promise  func(*kgo.Record, error) // onProduced, bound once: Produce allocates no closure
-	epoch    time.Time                // what txnStart counts from
-	txnStart atomic.Int64             // nanoseconds since epoch, of the first Produce of the open transaction; 0: none yet
-	began    atomic.Bool              // a transaction is open at the client
-	cleared  atomic.Bool              // what a predecessor left open was ended while standing by
+	promise   func(*kgo.Record, error) // onProduced, bound once: Produce allocates no closure
+	epoch     time.Time                // what txnStart counts from
+	txnStart  atomic.Int64             // nanoseconds since epoch, of the first Produce of the open transaction; 0: none yet
+	throttled atomic.Int64             // nanoseconds, by quotas of the brokers, since the last commit
+	began     atomic.Bool              // a transaction is open at the client
+	cleared   atomic.Bool              // what a predecessor left open was ended while standing by
 
 	// last is the newest checkpoint that is known to be committed, -1 if none is.
 	last atomic.Int64
