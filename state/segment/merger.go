@@ -2,10 +2,6 @@ package segment
 
 import (
 	"bytes"
-	"encoding/binary"
-	"math"
-
-	"github.com/cockroachdb/crlib/crbytes"
 
 	"github.com/weirstream/weir/internal/guard"
 )
@@ -34,13 +30,12 @@ func (c *runCursor) close()              {}
 // merger yields the entries of several cursors in order, of each key the newest. The
 // cursors play a tournament for the smallest key, in a tree of losers (Knuth, volume 3,
 // 5.4.1): who moves on plays again against those whom it met on its way up, one on each
-// level, where a heap would compare two. Nearly every match is one of two numbers, by
-// offset-value coding (W. M. Conner, 1977), for which see [code].
+// level, where a heap would compare two.
 type merger struct {
 	sources []source // oldest first
 	losers  []int    // by node of the tree, from 1: who lost there; at 0 the winner
 	pending bool     // the winner was yielded and has not moved on
-	last    []byte   // a copy of the key that was yielded, if there are several sources
+	last    []byte   // a copy of the key that was yielded
 
 	key     []byte
 	value   []byte
@@ -50,72 +45,22 @@ type merger struct {
 type source struct {
 	cursor
 	k    []byte
-	code code // of k and the key of who won the last match; at first, of the key yielded before
+	done bool // it has no more entries
 }
 
-// code says where a key first differs from another one that is not larger, and what it has
-// there. Keys are taken in words of codeWord bytes, the last one filled up with zeros. The
-// upper 16 bits are less the later the first word is that differs, and the others are that
-// word. So of two codes against one key the smaller is that of the smaller key, and the other
-// one is also its code against that key. If they are equal the keys are to be compared.
-type code uint64
-
-const (
-	codeWord  = 6
-	codeWords = 1<<16 - 3 // those after them are not told apart; no code of a key is ended
-
-	sameKey code = 0              // the keys are equal
-	ended   code = math.MaxUint64 // the source has no more entries
-)
-
-func codeOf(key, base []byte) code {
-	n := crbytes.CommonPrefix(key, base)
-	if n == len(key) && n == len(base) {
-		return sameKey
-	}
-	at := n / codeWord
-	if at >= codeWords {
-		return 1 << 48
-	}
-	var word uint64
-	if rest := key[at*codeWord:]; len(rest) >= 8 {
-		word = binary.BigEndian.Uint64(rest) >> 16
-	} else {
-		for i, c := range rest[:min(len(rest), codeWord)] {
-			word |= uint64(c) << (40 - 8*i)
-		}
-	}
-	return code(codeWords+1-at)<<48 | code(word)
-}
-
-// match plays a against b. Who has the smaller key wins, or the same and is newer.
-func (m *merger) match(a, b int) (winner, loser int) {
+// before tells whether a plays before b: it has the smaller key, or the same and is newer.
+func (m *merger) before(a, b int) bool {
 	x, y := &m.sources[a], &m.sources[b]
-	if x.code != y.code {
-		if x.code < y.code {
-			return a, b
-		}
-		return b, a
+	if x.done || y.done {
+		return y.done
 	}
-	if x.code == ended {
-		return a, b
+	if c := bytes.Compare(x.k, y.k); c != 0 {
+		return c < 0
 	}
-	if x.code != sameKey {
-		switch c := bytes.Compare(x.k, y.k); {
-		case c < 0:
-			y.code = codeOf(y.k, x.k)
-			return a, b
-		case c > 0:
-			x.code = codeOf(x.k, y.k)
-			return b, a
-		}
-	}
-	winner, loser = max(a, b), min(a, b)
 	if guard.Broken(guard.NewestWins) {
-		winner, loser = loser, winner
+		return a < b
 	}
-	m.sources[loser].code = sameKey
-	return winner, loser
+	return a > b
 }
 
 // openMerger opens all readers, oldest first, at the first key >= lower.
@@ -163,10 +108,9 @@ func (m *merger) move(i int) error {
 	if err != nil {
 		return err
 	}
-	s.k, s.code = nil, ended
+	s.k, s.done = nil, !ok
 	if ok {
 		s.k = s.cursor.key()
-		s.code = codeOf(s.k, m.last)
 	}
 	return nil
 }
@@ -177,7 +121,10 @@ func (m *merger) play(node int) int {
 	if n := len(m.sources); node >= n {
 		return node - n
 	}
-	winner, loser := m.match(m.play(2*node), m.play(2*node+1))
+	winner, loser := m.play(2*node), m.play(2*node+1)
+	if m.before(loser, winner) {
+		winner, loser = loser, winner
+	}
 	m.losers[node] = loser
 	return winner
 }
@@ -194,14 +141,14 @@ func (m *merger) next() (ok bool, err error) {
 			return false, corrupt("read segment", err)
 		}
 		// Older sources on the key that was yielded have nothing to say.
-		for len(m.sources) > 1 && m.first().code == sameKey {
+		for len(m.sources) > 1 && !m.first().done && bytes.Equal(m.first().k, m.last) {
 			if err := m.advance(); err != nil {
 				return false, corrupt("read segment", err)
 			}
 		}
 	}
 	top := m.first()
-	if top.code == ended {
+	if top.done {
 		return false, nil
 	}
 	if len(m.sources) > 1 {
@@ -221,7 +168,9 @@ func (m *merger) advance() error {
 		return err
 	}
 	for node := (winner + len(m.sources)) / 2; node > 0; node /= 2 {
-		winner, m.losers[node] = m.match(winner, m.losers[node])
+		if m.before(m.losers[node], winner) {
+			winner, m.losers[node] = m.losers[node], winner
+		}
 	}
 	m.losers[0] = winner
 	return nil
