@@ -89,22 +89,13 @@ func newHandle(d *disk, healed <-chan struct{}, latency time.Duration, rng *rand
 func (h *handle) kill() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	select {
-	case <-h.dead:
-	default:
+	if !h.isDead() {
 		close(h.dead)
 	}
 	h.frozen.release()
 }
 
-func (h *handle) isDead() bool {
-	select {
-	case <-h.dead:
-		return true
-	default:
-		return false
-	}
-}
+func (h *handle) isDead() bool { return isClosed(h.dead) }
 
 // freeze stops the process until thaw is called, or heal.
 func (h *handle) freeze() (thaw func()) {

@@ -143,9 +143,7 @@ func (w *world) closed() chan struct{} {
 
 // end makes sure that a life is over.
 func (l *life) end() {
-	select {
-	case <-l.done:
-	default:
+	if !isClosed(l.done) {
 		l.kill(0)
 	}
 }
@@ -242,7 +240,8 @@ func (w *world) take(ctx context.Context, mode string, disk *disk, cut *offline.
 		for _, op := range []string{"book", "count", "by-account", "by-bucket"} {
 			err := b.RenameOperator(op+was, op+now)
 			// Of a KeyBy there is event time and what is in flight, or nothing.
-			if err != nil && !(strings.HasPrefix(op, "by-") && strings.Contains(err.Error(), "no state of operator")) {
+			var unknown *offline.UnknownStateError
+			if err != nil && !(strings.HasPrefix(op, "by-") && errors.As(err, &unknown)) {
 				return err
 			}
 		}
@@ -255,17 +254,8 @@ func (w *world) take(ctx context.Context, mode string, disk *disk, cut *offline.
 	case "app":
 		to := newDisk()
 		to.archive = disk.archive
-		for obj, err := range disk.Mem.List(ctx, "savepoint/"+name+"/") {
-			if err != nil {
-				return err
-			}
-			b, err := disk.Mem.Get(ctx, obj.Name)
-			if err == nil {
-				err = to.Mem.Put(ctx, obj.Name, b)
-			}
-			if err != nil {
-				return err
-			}
+		if _, err := checkpoint.CopySavepoint(ctx, disk.Mem, name, to.Mem, name, nil); err != nil {
+			return err
 		}
 		w.mu.Lock()
 		w.disk = to

@@ -974,25 +974,20 @@ func (w *world) heal() {
 	}
 }
 
-// isEnding tells whether nobody is to be started any more.
-func (w *world) isEnding() bool {
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-w.ending:
+	case <-c:
 		return true
 	default:
 		return false
 	}
 }
 
+// isEnding tells whether nobody is to be started any more.
+func (w *world) isEnding() bool { return isClosed(w.ending) }
+
 // isHealed tells whether all faults have ended.
-func (w *world) isHealed() bool {
-	select {
-	case <-w.healed:
-		return true
-	default:
-		return false
-	}
-}
+func (w *world) isHealed() bool { return isClosed(w.healed) }
 
 // drained waits until all input is committed.
 func (w *world) drained(ctx context.Context) bool {
