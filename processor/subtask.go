@@ -136,7 +136,7 @@ func (o *Operator) Fail(err error) {
 	)
 	switch {
 	case errors.As(err, &outage):
-		s.failHard(o.ID, err)
+		s.failHard(s.handlerError(o.ID, err))
 	case errors.As(err, &skip):
 		if !s.echo {
 			s.inc.skipped(o.ID, at, s.raw.Offset, skip.Err)
@@ -153,15 +153,14 @@ func (o *Operator) Fail(err error) {
 		}
 		s.deadLetter(o.ID, dead.Err)
 	default:
-		s.failHard(o.ID, err)
+		s.failHard(s.handlerError(o.ID, err))
 	}
 }
 
 // failHard ends the incarnation: the app restarts, or stops.
-func (s *Subtask) failHard(op string, err error) {
+func (s *Subtask) failHard(he *HandlerError) {
 	var again *Retriable
-	he := s.handlerError(op, err)
-	if s.err = fatal(he); errors.As(err, &again) {
+	if s.err = fatal(he); errors.As(he.Err, &again) {
 		s.err = he
 	}
 }
@@ -176,7 +175,7 @@ func (s *Subtask) failTimer(op string, err error) {
 	he := s.handlerError(op, err)
 	switch {
 	case errors.As(err, &outage):
-		s.failHard(op, err)
+		s.failHard(he)
 	case errors.As(err, &skip) && s.echo:
 	case errors.As(err, &skip):
 		s.inc.cfg.Listener.Skipped(event.Skipped{App: he.App, Operator: op, Partition: he.Partition, Offset: he.Offset, Timer: he.Timer, Key: he.Key, Err: skip.Err})
@@ -184,7 +183,7 @@ func (s *Subtask) failTimer(op string, err error) {
 		he.Err = fmt.Errorf("there is no input record to dead-letter: %w", dead.Err)
 		s.err = fatal(he)
 	default:
-		s.failHard(op, err)
+		s.failHard(he)
 	}
 }
 

@@ -200,7 +200,6 @@ func appendSorted(out []entry, order []uint64, arena []byte, es []entry) ([]entr
 		order = append(order, es[i].prefix>>room<<room|uint64(i))
 	}
 	slices.Sort(order)
-	at := func(i int) *entry { return &es[order[i]&(1<<room-1)] }
 	for lo := 0; lo < len(order); {
 		hi := lo + 1
 		for hi < len(order) && order[hi]>>room == order[lo]>>room {
@@ -208,7 +207,7 @@ func appendSorted(out []entry, order []uint64, arena []byte, es []entry) ([]entr
 		}
 		begin := len(out)
 		for i := lo; i < hi; i++ {
-			out = append(out, *at(i))
+			out = append(out, es[order[i]&(1<<room-1)])
 		}
 		if hi-lo > 1 {
 			out = out[:begin+sortAlike(arena, out[begin:])]
