@@ -20,6 +20,7 @@ const headerLen = 4
 type Builder struct {
 	arena   []byte
 	entries []entry
+	common  []common // by state, whose numbers are small
 	pool    *pool
 
 	start int // offset of the entry that is being built
@@ -28,7 +29,7 @@ type Builder struct {
 
 // entry describes arena[off : off+klen+vlen]: a key with its header, then the value.
 type entry struct {
-	prefix uint64 // the bytes of the user key that tell most keys of its group apart
+	prefix uint64 // the bytes of the user key that follow what all keys of its state begin with
 	off    int
 	klen   uint32
 	vlen   int32 // tombstone for a delete
@@ -36,6 +37,16 @@ type entry struct {
 }
 
 const tombstone int32 = -1
+
+// common is what all user keys of a state begin with ("user-", a tenant, the high bytes of a
+// number), as far as they are known.
+type common struct {
+	at, n int // n bytes of the arena at at
+	stale int // entries before this one have a prefix that was taken further on
+	some  bool
+}
+
+func (c *common) of(arena []byte) []byte { return arena[c.at : c.at+c.n] }
 
 // BeginPut starts an entry that sets a key. It returns the arena, to which the
 // caller appends the user key; what it gets from append goes to KeyDone.
@@ -71,10 +82,26 @@ func (b *Builder) Abandon() { b.arena = b.arena[:b.start] }
 
 func (b *Builder) add(dst []byte, vlen int32) {
 	b.arena = dst
-	b.entries = append(b.entries, entry{
+	e := entry{
 		off: b.start, klen: uint32(b.klen), vlen: vlen,
 		group: binary.BigEndian.Uint32(dst[b.start:]),
-	})
+	}
+	// The prefix is taken while the key is at hand. In a few of them what all begin with is
+	// found, and from then on it hardly ever becomes shorter.
+	for int(e.state()) >= len(b.common) {
+		b.common = append(b.common, common{})
+	}
+	key, c := userKeyOf(dst, &e), &b.common[e.state()]
+	if !c.some {
+		*c = common{at: b.start + headerLen, n: len(key), some: true}
+	} else if begin := c.of(dst); !bytes.HasPrefix(key, begin) {
+		c.n, c.stale = 0, len(b.entries)
+		for c.n < len(key) && key[c.n] == begin[c.n] {
+			c.n++
+		}
+	}
+	e.prefix = prefixOf(key[c.n:])
+	b.entries = append(b.entries, e)
 }
 
 // Len returns the number of entries, those of one key counted apart.
@@ -85,7 +112,7 @@ func (b *Builder) Bytes() int { return len(b.arena) }
 
 // Reset drops all entries and keeps the memory.
 func (b *Builder) Reset() {
-	b.arena, b.entries = b.arena[:0], b.entries[:0]
+	b.arena, b.entries, b.common = b.arena[:0], b.entries[:0], b.common[:0]
 }
 
 // Finish hands out what was collected. It costs the same however much that is: who
@@ -95,23 +122,32 @@ func (b *Builder) Finish() Run {
 	if b.pool == nil {
 		b.pool = &pool{}
 	}
-	d := &runData{arena: b.arena, entries: b.entries, pool: b.pool}
-	b.arena, b.entries = b.pool.take()
+	d := &runData{arena: b.arena, entries: b.entries, common: b.common, pool: b.pool}
+	b.arena, b.entries, b.common = b.pool.take()
 	return Run{d}
 }
 
 // sort sorts by key and keeps the newest entry of each key.
 //
 // First a radix pass by key-group and state, of which a subtask has few. Then, in
-// each of these groups, by the eight bytes that follow the prefix which all its
-// keys share ("user-", a tenant, the high bytes of a number), so that nearly every
-// comparison is one of integers.
+// each of these groups, by the eight bytes that follow what all keys of the state begin
+// with, so that nearly every comparison is one of integers, and few keys, which lie here
+// and there in the arena, are looked at.
 func (d *runData) sort() {
 	es := d.entries
 	if len(es) == 0 {
 		return
 	}
 	scratch, order := d.pool.takeScratch()
+	stale := 0
+	for i := range d.common {
+		stale = max(stale, d.common[i].stale)
+	}
+	for i := range es[:stale] {
+		if c := &d.common[es[i].state()]; i < c.stale {
+			es[i].prefix = prefixOf(userKeyOf(d.arena, &es[i])[c.n:])
+		}
+	}
 	var differ uint32
 	for i := range es {
 		differ |= es[i].group ^ es[0].group
@@ -177,26 +213,12 @@ func radixPass(es, scratch []entry, shift int) (ordered, other []entry) {
 // appendSorted appends the entries of a group, which come in the order of their age, to out
 // in the order of their keys, of each key the newest. order is memory to work in.
 func appendSorted(out []entry, order []uint64, arena []byte, es []entry) ([]entry, []uint64) {
-	first := keyOf(arena, &es[0])
-	shared := len(first)
-	for i := 1; i < len(es) && shared > headerLen; i++ {
-		k := keyOf(arena, &es[i])
-		shared = min(shared, len(k))
-		if !bytes.Equal(k[:shared], first[:shared]) {
-			n := 0
-			for k[n] == first[n] {
-				n++
-			}
-			shared = n
-		}
-	}
 	// Numbers are sorted, each of which has as much of a prefix as its place among the
 	// entries leaves room for. Where that does not tell keys apart the place does, so what is
 	// left to sort there is in the order of its age.
 	room := bits.Len(uint(len(es) - 1))
 	order = order[:0]
 	for i := range es {
-		es[i].prefix = prefixOf(keyOf(arena, &es[i])[shared:])
 		order = append(order, es[i].prefix>>room<<room|uint64(i))
 	}
 	slices.Sort(order)
@@ -254,6 +276,10 @@ func prefixOf(k []byte) uint64 {
 
 func keyOf(arena []byte, e *entry) []byte { return arena[e.off : e.off+int(e.klen)] }
 
+func userKeyOf(arena []byte, e *entry) []byte { return keyOf(arena, e)[headerLen:] }
+
+func (e *entry) state() uint16 { return uint16(e.group) }
+
 // pool keeps the memory of released runs for the builder that made them.
 type pool struct {
 	mu      sync.Mutex
@@ -265,28 +291,29 @@ type pool struct {
 type spare struct {
 	arena   []byte
 	entries []entry
+	common  []common
 }
 
 // maxSpares bounds what an idle subtask keeps: one run in the making, one on its
 // way to the store.
 const maxSpares = 2
 
-func (p *pool) take() ([]byte, []entry) {
+func (p *pool) take() ([]byte, []entry, []common) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.free) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	s := p.free[len(p.free)-1]
 	p.free = p.free[:len(p.free)-1]
-	return s.arena, s.entries
+	return s.arena, s.entries, s.common
 }
 
-func (p *pool) put(arena []byte, entries []entry) {
+func (p *pool) put(arena []byte, entries []entry, common []common) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.free) < maxSpares {
-		p.free = append(p.free, spare{arena[:0], entries[:0]})
+		p.free = append(p.free, spare{arena[:0], entries[:0], common[:0]})
 	}
 }
 

@@ -15,6 +15,7 @@ type Run struct{ d *runData }
 type runData struct {
 	arena    []byte
 	entries  []entry
+	common   []common
 	pool     *pool
 	sorted   sync.Once
 	released atomic.Bool
@@ -56,9 +57,9 @@ func (r Run) Release() {
 	if r.d == nil || r.d.released.Swap(true) {
 		return
 	}
-	arena, entries := r.d.arena, r.d.entries
-	r.d.arena, r.d.entries = nil, nil
-	r.d.pool.put(arena, entries)
+	arena, entries, common := r.d.arena, r.d.entries, r.d.common
+	r.d.arena, r.d.entries, r.d.common = nil, nil, nil
+	r.d.pool.put(arena, entries, common)
 }
 
 func (r Run) key(i int) []byte { return keyOf(r.d.arena, &r.d.entries[i]) }
