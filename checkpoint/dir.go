@@ -310,14 +310,19 @@ func (d *Dir) Get(ctx context.Context, name string) ([]byte, error) {
 
 // GetRange implements Store.
 func (d *Dir) GetRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
-	b, err := d.getRange(ctx, name, off, n)
+	return d.getRangeInto(ctx, name, off, n, nil)
+}
+
+// getRangeInto is GetRange into memory, if that has the length, and the address, that it takes.
+func (d *Dir) getRangeInto(ctx context.Context, name string, off, n int64, memory []byte) ([]byte, error) {
+	b, err := d.getRange(ctx, name, off, n, memory)
 	if err != nil {
 		return nil, d.err("get range", name, err)
 	}
 	return b, nil
 }
 
-func (d *Dir) getRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+func (d *Dir) getRange(ctx context.Context, name string, off, n int64, memory []byte) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -337,7 +342,7 @@ func (d *Dir) getRange(ctx context.Context, name string, off, n int64) ([]byte, 
 	if size := info.Size(); off < 0 || n < 0 || off > size || n > size-off {
 		return nil, io.ErrUnexpectedEOF
 	}
-	return readDirect(f, info.Size(), off, n)
+	return readDirect(f, info.Size(), off, n, memory)
 }
 
 // List implements Store.

@@ -76,15 +76,19 @@ func writeDirect(f *os.File, data []byte) (n int, err error) {
 }
 
 // readDirect reads n bytes at off of a file of that size, around the page cache if it was
-// written so.
-func readDirect(f *os.File, size, off, n int64) ([]byte, error) {
+// written so. It reads into memory if that will do.
+func readDirect(f *os.File, size, off, n int64, memory []byte) ([]byte, error) {
 	if goesDirect(size) && setDirect(f, true) == nil {
 		begin := off &^ (directAlign - 1)
 		end := (off + n + directAlign - 1) &^ (directAlign - 1)
-		b := aligned(int(end - begin))
+		b := memory[:0]
+		if int64(cap(b)) < end-begin || !isAligned(b) {
+			b = aligned(int(end - begin))
+		}
+		b = b[:end-begin]
 		got, err := f.ReadAt(b, begin)
 		if int64(got) >= off-begin+n { // the file may end before the last sector does
-			return b[off-begin : off-begin+n : off-begin+n], nil
+			return b[off-begin : off-begin+n], nil
 		}
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
@@ -96,7 +100,11 @@ func readDirect(f *os.File, size, off, n int64) ([]byte, error) {
 			return nil, err
 		}
 	}
-	b := make([]byte, n)
+	b := memory[:0]
+	if int64(cap(b)) < n {
+		b = make([]byte, n)
+	}
+	b = b[:n]
 	if _, err := io.ReadFull(io.NewSectionReader(f, off, n), b); err != nil {
 		return nil, err
 	}

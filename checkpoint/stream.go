@@ -84,7 +84,8 @@ type stream struct {
 	mu     sync.Mutex
 	tail   *chunk
 	recent [2]*chunk
-	crc    uint32 // of the chunks before summed
+	left   []*chunk // not among these any more
+	crc    uint32   // of the chunks before summed
 	summed int64
 	wg     sync.WaitGroup
 }
@@ -95,6 +96,45 @@ type chunk struct {
 	done   chan struct{}
 	data   []byte
 	err    error
+	ours   bool // nobody else has data
+}
+
+// chunkMemory is memory of chunks that are read no more, *[]byte. A merge reads as much as it
+// writes, and new memory is cleared before it is read into.
+var chunkMemory sync.Pool
+
+// into is a store that reads into memory that it is given, if that will do.
+type into interface {
+	getRangeInto(ctx context.Context, name string, off, n int64, memory []byte) ([]byte, error)
+}
+
+func (c *chunk) fetch(in *stream) {
+	off := c.number * in.size
+	n := min(in.size, in.s.Length-off)
+	off += in.s.Offset
+	d, ok := in.store.(into)
+	if !ok {
+		c.data, c.err = getRange(in.ctx, in.store, in.s.Object, off, n)
+		return
+	}
+	memory, ok := chunkMemory.Get().(*[]byte)
+	if !ok {
+		memory = new([]byte)
+	}
+	c.data, c.err = d.getRangeInto(in.ctx, in.s.Object, off, n, *memory)
+	c.err = readError(in.store, in.s.Object, off+n, c.err)
+	c.ours = true
+}
+
+// forget gives the memory of a chunk back, if it was fetched.
+func (c *chunk) forget() {
+	select {
+	case <-c.done:
+		if c.ours && c.data != nil {
+			chunkMemory.Put(&c.data)
+		}
+	default:
+	}
 }
 
 func newStream(ctx context.Context, store Store, s SegmentRef, p *pacer, chunk int64) *stream {
@@ -126,8 +166,10 @@ func (in *stream) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// get returns a chunk. It is called with in.mu held.
+// get returns a chunk, which is good until the next one is asked for. It is called with in.mu
+// held.
 func (in *stream) get(number int64) ([]byte, error) {
+	in.forgetLeft()
 	ahead := in.recent[1] != nil && in.recent[1].number == number
 	c := in.begin(number)
 	if number != in.last && (number == 0 || ahead || number == in.summed) {
@@ -158,15 +200,23 @@ func (in *stream) begin(number int64) *chunk {
 	if number == in.last {
 		in.tail = c
 	} else {
+		in.left = append(in.left, in.recent[0])
 		in.recent[0], in.recent[1] = in.recent[1], c
 	}
 	in.wg.Go(func() {
 		defer close(c.done)
-		off := number * in.size
-		n := min(in.size, in.s.Length-off)
-		c.data, c.err = getRange(in.ctx, in.store, in.s.Object, in.s.Offset+off, n)
+		c.fetch(in)
 	})
 	return c
+}
+
+func (in *stream) forgetLeft() {
+	for _, c := range in.left {
+		if c != nil {
+			c.forget()
+		}
+	}
+	in.left = in.left[:0]
 }
 
 // Finish compares the checksum of the whole segment. Who reads a segment from begin to
@@ -189,6 +239,11 @@ func (in *stream) Finish() error {
 func (in *stream) Close() error {
 	in.cancel()
 	in.wg.Wait()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.left = append(in.left, in.tail, in.recent[0], in.recent[1])
+	in.tail, in.recent = nil, [2]*chunk{}
+	in.forgetLeft()
 	return nil
 }
 
