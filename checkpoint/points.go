@@ -22,6 +22,7 @@ type Points struct {
 	store  Store
 	ctx    context.Context
 	cancel context.CancelFunc
+	reads  chan struct{} // those of large segments under way
 
 	mu     sync.Mutex
 	closed bool
@@ -37,6 +38,9 @@ const (
 	// pointsOfSegment is what part of that one large segment may take: its index and
 	// filter, which all reads need, and some blocks.
 	pointsOfSegment = 4 << 20
+	// pointsReads is how many reads of large segments are under way at once. Who asked may
+	// have gone while the store hangs, and would ask again.
+	pointsReads = 64
 )
 
 // point is one segment that is open, or being opened.
@@ -51,7 +55,7 @@ type point struct {
 
 // NewPoints returns a reader of keys. The context is for all that it reads.
 func NewPoints(ctx context.Context, store Store) *Points {
-	p := &Points{store: store, open: map[segmentID]*list.Element{}, order: list.New()}
+	p := &Points{store: store, reads: make(chan struct{}, pointsReads), open: map[segmentID]*list.Element{}, order: list.New()}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p
 }
@@ -101,6 +105,13 @@ func (p *Points) get(ctx context.Context, s SegmentRef, key []byte) (value []byt
 		value, found, deleted, err = o.r.Get(nil, key)
 	} else {
 		// The store may hang, and the one who asks need not.
+		select {
+		case p.reads <- struct{}{}:
+		case <-ctx.Done():
+			return nil, false, false, ctx.Err()
+		case <-p.ctx.Done():
+			return nil, false, false, ErrPointsClosed
+		}
 		read := make(chan struct{})
 		var a struct {
 			value          []byte
@@ -108,9 +119,11 @@ func (p *Points) get(ctx context.Context, s SegmentRef, key []byte) (value []byt
 			err            error
 		}
 		if !p.spawn(func() {
+			defer func() { <-p.reads }()
 			defer close(read)
 			a.value, a.found, a.deleted, a.err = o.r.Get(nil, key)
 		}) {
+			<-p.reads
 			return nil, false, false, ErrPointsClosed
 		}
 		select {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/state/segment"
@@ -194,6 +195,46 @@ func TestPointsRecoverFromAStoreThatFailsOrHangs(t *testing.T) {
 	if _, _, err := p.Get(t.Context(), m, pointKey("1/key-9")); !errors.Is(err, checkpoint.ErrPointsClosed) {
 		t.Errorf("after Close: %v", err)
 	}
+}
+
+// Who asked has gone, and asks again, while the store hangs: the reads do not become more and
+// more.
+func TestPointsLeaveFewReadsToAStoreThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most, asked = 64, 100
+		store := &meter{Store: checkpoint.NewMem()}
+		m, want := big(t, store)
+		p := checkpoint.NewPoints(t.Context(), store)
+		defer p.Close()
+		wantPoint(t, p, m, "1/key-9", want)
+		hang, before := make(chan struct{}), store.reads
+		store.set(nil, hang)
+		for _, waits := range []bool{false, true} {
+			c, cancel := ctx.WithCancel(t.Context())
+			got := make(chan error, asked)
+			for range asked {
+				go func() {
+					_, _, err := p.Get(c, m, pointKey("3/key-3003"))
+					got <- err
+				}()
+			}
+			synctest.Wait()
+			if n := store.reads - before; n != most {
+				t.Errorf("%d reads were begun, want %d", n, most)
+			}
+			if waits {
+				close(hang)
+			} else {
+				cancel()
+			}
+			for range asked {
+				if err := <-got; waits != (err == nil) || err != nil && !errors.Is(err, ctx.Canceled) {
+					t.Errorf("the caller goes on waiting: %t, got %v", waits, err)
+				}
+			}
+			cancel()
+		}
+	})
 }
 
 func TestS04_PointsRefuseADamagedSegmentByName(t *testing.T) {
