@@ -1122,6 +1122,16 @@ func TestIdleAppNoticesThatOneOfItsInputsIsGone(t *testing.T) {
 			},
 			want: []string{"input more is gone or was recreated", "UNKNOWN_TOPIC_OR_PARTITION", "WEIR_RECOVER=nothing", `group "app"`},
 		},
+		"replaced": {
+			hurt: func(ctx context.Context, _ *kfake.Cluster, adm *kadm.Client) error {
+				if _, err := adm.DeleteTopics(ctx, "more"); err != nil {
+					return err
+				}
+				_, err := adm.CreateTopic(ctx, 1, 1, nil, "more")
+				return err
+			},
+			want: []string{"input more/0 is gone or was recreated", "UNKNOWN_TOPIC_ID", "WEIR_RECOVER=nothing", `group "app"`},
+		},
 		"unknown to a broker for a moment": {hurt: func(_ context.Context, c *kfake.Cluster, _ *kadm.Client) error {
 			c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "more", Err: kerr.UnknownTopicOrPartition})
 			return nil

@@ -1034,3 +1034,24 @@ func TestConfirmIsRefusedToWhoMayHaveASuccessor(t *testing.T) {
 		})
 	})
 }
+
+func TestGoneTellsATopicThatIsNotThereFromAnotherOne(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		w := r.start("a").up()
+		want := func(when string, want error) {
+			t.Helper()
+			if gone, err := w.Gone(t.Context()); err != nil || !errors.Is(gone[inTopic], want) || (want == nil) != (len(gone) == 0) {
+				t.Errorf("%s: %v, %v", when, gone, err)
+			}
+		}
+		want("at first", nil)
+		if _, err := r.adm.DeleteTopics(t.Context(), inTopic); err != nil {
+			t.Fatal(err)
+		}
+		want("deleted", kerr.UnknownTopicOrPartition)
+		if _, err := r.adm.CreateTopic(t.Context(), 2, 1, nil, inTopic); err != nil {
+			t.Fatal(err)
+		}
+		want("made again", kerr.InconsistentTopicID)
+	})
+}
