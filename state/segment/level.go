@@ -92,7 +92,7 @@ type MergeOptions struct {
 
 // PaceEntries is how many entries a merge reads between two calls of Pace: some
 // hundred microseconds of work.
-const PaceEntries = 512
+const PaceEntries = 2048
 
 // Merged describes a piece that a merge wrote.
 type Merged struct {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"runtime"
 	"slices"
 	"sync/atomic"
 
@@ -85,9 +84,6 @@ func WriteFiltered(w io.Writer, bits int, runs ...Run) (Info, error) {
 		// Subtasks own contiguous key-groups: one run after the other, no comparison.
 		for _, r := range disjoint {
 			for i := range r.d.entries {
-				if i%yieldEntries == 0 {
-					runtime.Gosched()
-				}
 				if i%touchAhead == 0 {
 					sw.touched ^= r.d.touch(i, min(i+touchAhead, len(r.d.entries)))
 				}
@@ -107,10 +103,6 @@ func WriteFiltered(w io.Writer, bits int, runs ...Run) (Info, error) {
 	}
 	return sw.drain(m, false)
 }
-
-// yieldEntries is after how many entries others get their turn: some hundred microseconds.
-// On few cores a subtask would wait for the 10 ms that Go's scheduler gives a goroutine.
-const yieldEntries = 512
 
 // disjointOrder returns the runs in an order in which each ends before the next
 // begins, if there is one.
