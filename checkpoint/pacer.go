@@ -44,14 +44,19 @@ func (p *pacer) resume(begin time.Time) {
 	}
 }
 
+// yield lets other goroutines have their turn; tests replace it.
+var yield = runtime.Gosched
+
 // work is called by the merge now and then.
 func (p *pacer) work() error {
 	if err := p.ctx.Err(); err != nil {
 		return err
 	}
 	// On few cores a merge would keep a subtask from going on for the 10 ms that Go's
-	// scheduler gives a goroutine.
-	runtime.Gosched()
+	// scheduler gives a goroutine. To wait for its turn is no work.
+	begin := p.pause()
+	yield()
+	p.resume(begin)
 	share := p.share()
 	busy := time.Since(p.begun) - time.Duration(p.waited.Load())
 	if share >= 1 || busy <= 0 {
