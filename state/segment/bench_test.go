@@ -52,14 +52,35 @@ func BenchmarkRunSort(b *testing.B) {
 		b.Run(fmt.Sprintf("entries=%d", n), func(b *testing.B) {
 			var builder Builder
 			fill(&builder, n, rand.New(rand.NewPCG(1, 2)))
-			frozen := slices.Clone(builder.entries)
-			run := builder.Finish()
-			b.ReportAllocs()
-			for b.Loop() {
-				run.d.entries = append(run.d.entries[:0], frozen...)
-				run.d.sort()
+			benchmarkSort(b, &builder)
+		})
+	}
+}
+
+func benchmarkSort(b *testing.B, builder *Builder) {
+	frozen := slices.Clone(builder.entries)
+	run := builder.Finish()
+	b.ReportAllocs()
+	for b.Loop() {
+		run.d.entries = append(run.d.entries[:0], frozen...)
+		run.d.sort()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(frozen)), "ns/entry")
+}
+
+// BenchmarkRunSortMaps sorts entries of large maps, whose keys begin alike with that of the map.
+func BenchmarkRunSortMaps(b *testing.B) {
+	for _, maps := range []int{1, 20, 200, 2000} {
+		b.Run(fmt.Sprintf("maps=%d", maps), func(b *testing.B) {
+			var builder Builder
+			rng := rand.New(rand.NewPCG(1, 2))
+			for range benchEntries {
+				id := rng.IntN(maps)
+				dst := fmt.Appendf(builder.BeginPut(uint16(id%128), 1), "%08x-account", id*2654435761)
+				dst = builder.KeyDone(binary.BigEndian.AppendUint64(dst, rng.Uint64()))
+				builder.ValueDone(append(dst, make([]byte, 60)...))
 			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/entry")
+			benchmarkSort(b, &builder)
 		})
 	}
 }

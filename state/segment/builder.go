@@ -95,10 +95,7 @@ func (b *Builder) add(dst []byte, vlen int32) {
 	if !c.some {
 		*c = common{at: b.start + headerLen, n: len(key), some: true}
 	} else if begin := c.of(dst); !bytes.HasPrefix(key, begin) {
-		c.n, c.stale = 0, len(b.entries)
-		for c.n < len(key) && key[c.n] == begin[c.n] {
-			c.n++
-		}
+		c.n, c.stale = commonLen(key, begin), len(b.entries)
 	}
 	e.prefix = prefixOf(key[c.n:])
 	b.entries = append(b.entries, e)
@@ -217,6 +214,7 @@ func appendSorted(out []entry, order []uint64, arena []byte, es []entry) ([]entr
 	// entries leaves room for. Where that does not tell keys apart the place does, so what is
 	// left to sort there is in the order of its age.
 	room := bits.Len(uint(len(es) - 1))
+	takeFurther(arena, es, room)
 	order = order[:0]
 	for i := range es {
 		order = append(order, es[i].prefix>>room<<room|uint64(i))
@@ -243,11 +241,12 @@ func appendSorted(out []entry, order []uint64, arena []byte, es []entry) ([]entr
 // in the order of their age. It returns how many are left when of each key only the newest
 // is kept.
 func sortAlike(arena []byte, es []entry) int {
-	slices.SortStableFunc(es, func(x, y entry) int {
+	takeFurther(arena, es, 0)
+	slices.SortFunc(es, func(x, y entry) int {
 		if c := cmp.Compare(x.prefix, y.prefix); c != 0 {
 			return c
 		}
-		return bytes.Compare(keyOf(arena, &x), keyOf(arena, &y))
+		return cmp.Or(bytes.Compare(keyOf(arena, &x), keyOf(arena, &y)), cmp.Compare(x.off, y.off))
 	})
 	n := 1
 	for _, e := range es[1:] {
@@ -256,6 +255,38 @@ func sortAlike(arena []byte, es []entry) int {
 			continue
 		}
 		es[n] = e
+		n++
+	}
+	return n
+}
+
+// takeFurther takes the prefixes of entries again, behind what their keys have in common, if
+// they are many and the prefixes, but for their last bits, are all alike: as of a key that has
+// a large map.
+func takeFurther(arena []byte, es []entry, but int) {
+	const few = 8
+	if len(es) <= few {
+		return
+	}
+	for i := range es {
+		if es[i].prefix>>but != es[0].prefix>>but {
+			return
+		}
+	}
+	first := keyOf(arena, &es[0])
+	common := len(first)
+	for i := range es {
+		common = commonLen(first[:common], keyOf(arena, &es[i]))
+	}
+	for i := range es {
+		es[i].prefix = prefixOf(keyOf(arena, &es[i])[common:])
+	}
+}
+
+// commonLen returns the length of what both begin with.
+func commonLen(x, y []byte) int {
+	n := 0
+	for n < len(x) && n < len(y) && x[n] == y[n] {
 		n++
 	}
 	return n

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -106,6 +107,36 @@ func TestRunIsSortedAndKeepsTheNewestOfAKey(t *testing.T) {
 		"4/1/again=39", "4/1/again and again 0=38", "4/1/again and again 1=39", "300/1/user=4", "300/1/user\x00=5"})
 	if b.Len() != 0 || b.Bytes() != 0 {
 		t.Fatal("the builder is not empty after Finish")
+	}
+}
+
+// Keys that begin alike for longer than a prefix: all of a group, or some of it, as of maps.
+func TestRunOfManyAlikeKeysIsSorted(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		var b Builder
+		newest := map[string]string{}
+		names, groups := 1+rng.IntN(5), 1+rng.IntN(5)
+		for i := range 300 {
+			m := rng.IntN(names)
+			key := fmt.Sprintf("%c-a long name of a map-%s", 'a'+m, strings.Repeat("\x00", rng.IntN(3))+fmt.Sprint(rng.IntN(100)))
+			kg := uint16(m % groups)
+			if rng.IntN(4) == 0 {
+				del(&b, kg, 1, key)
+				newest[fmt.Sprintf("%d/1/%s", kg, key)] = "-"
+				continue
+			}
+			put(&b, kg, 1, key, fmt.Sprint(i))
+			newest[fmt.Sprintf("%d/1/%s", kg, key)] = fmt.Sprintf("=%d", i)
+		}
+		var got, want []string
+		for e := range b.Finish().All() {
+			got = append(got, dump(e))
+		}
+		for _, k := range slices.Sorted(maps.Keys(newest)) {
+			want = append(want, k+newest[k])
+		}
+		equal(t, "run", got, want)
 	}
 }
 
