@@ -148,16 +148,13 @@ func (a *ledgerApplier) Run(ctx context.Context) error {
 			case <-a.arrived:
 			case <-a.blocked:
 			case <-ctx.Done():
-				if a.broken == "RunEndsWithItsContext" {
-					return ctx.Err()
-				}
-				return nil
+				return a.ended(ctx)
 			}
 			continue
 		}
 		if err := a.apply(ctx, *next); err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return a.ended(ctx)
 			}
 			return err
 		}
@@ -167,9 +164,17 @@ func (a *ledgerApplier) Run(ctx context.Context) error {
 		a.changed = make(chan struct{})
 		a.mu.Unlock()
 		if ctx.Err() != nil {
-			return nil
+			return a.ended(ctx)
 		}
 	}
+}
+
+// ended is what Run returns when ctx has ended.
+func (a *ledgerApplier) ended(ctx context.Context) error {
+	if a.broken == "RunEndsWithItsContext" {
+		return ctx.Err()
+	}
+	return nil
 }
 
 // apply applies a log in one atomic step.
