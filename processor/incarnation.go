@@ -71,7 +71,8 @@ type incarnation struct {
 	base    checkpoint.Manifest // what was restored
 	states  []checkpoint.StateInfo
 
-	lineage  string           // of the checkpoints to come
+	nonce    uint32           // of the checkpoints to come, see offsets.ManifestRef
+	lineage  string           // likewise
 	keepNone map[string]int64 // sinks whose logs are dropped, as allowed
 	appliers []applier        // of write-ahead sinks, in the order of the plan
 
@@ -232,7 +233,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	inc.spawn(func() error { return inc.poll(pollCtx) })
 	inc.spawn(func() error { return inc.watchInputs(pollCtx) })
 	err = inc.live(stop, stopPolling)
-	err = inc.twin(err)
+	err = inc.overtakenAtWork(inc.twin(err))
 	inc.cancel(err)
 	stopPolling()
 	if killed := errors.Is(context.Cause(inc.ctx), ErrKilled); killed {

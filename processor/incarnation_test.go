@@ -9,6 +9,7 @@ import (
 
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/offsets"
 )
 
 func TestNothingBeginsOnceAnIncarnationIsWaitedFor(t *testing.T) {
@@ -73,5 +74,32 @@ func TestPersistedThatComesLateIsToldWithItsOwnNumbers(t *testing.T) {
 	d.event(now, persisted{id: j.id, cut: j.cut})
 	if len(told) != 1 || told[0].Checkpoint != 1 || told[0].Aligned != time.Second || told[0].Held != 3*time.Millisecond || !told[0].Unaligned {
 		t.Errorf("told: %+v", told)
+	}
+}
+
+func TestOffsetsThatGoBeyondWhatAnIncarnationCommitted(t *testing.T) {
+	const own, other = 7, 8
+	head := offsets.ManifestRef{Checkpoint: 20, Incarnation: other}
+	for name, c := range map[string]struct {
+		checkpoint  int64
+		incarnation uint32
+		want        bool
+	}{
+		"what it began from":                         {20, other, false},
+		"its own commit, the answer to it under way": {21, own, false},
+		"what others committed on top of it":         {21, other, true},
+		"a partition that is not read any more":      {3, other, false},
+	} {
+		p := offsets.Pointer{App: "app", Instance: "a", Manifest: offsets.ManifestRef{Checkpoint: c.checkpoint, Incarnation: c.incarnation}}
+		metadata, err := p.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := goesBeyond(metadata, head, own); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if goesBeyond("", head, own) || goesBeyond("set by hand", head, own) {
+		t.Error("offsets without a pointer are nobody's commit")
 	}
 }

@@ -64,10 +64,10 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 			return nil, ctx.Err()
 		}
 		if err != nil {
-			return nil, inc.overtaken(ctx, committed, err)
+			return nil, inc.overtakenSince(ctx, committed, err)
 		}
 		if err := inc.prepare(state); err != nil {
-			return nil, err
+			return nil, inc.overtakenSince(ctx, committed, err)
 		}
 		r.began, r.from, r.state, r.done = true, maps.Clone(committed), state, make(chan struct{})
 		inc.spawn(func() error {
@@ -88,7 +88,7 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 		return nil, ctx.Err()
 	}
 	if r.err != nil {
-		return nil, inc.overtaken(ctx, committed, r.err)
+		return nil, inc.overtakenSince(ctx, committed, r.err)
 	}
 	if err := inc.awaitAssigned(ctx, committed, r.state.positions); err != nil {
 		return nil, err
@@ -150,6 +150,9 @@ func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets
 
 // prepare makes all that goes on from at, without state yet.
 func (inc *incarnation) prepare(at recovered) error {
+	var nonce [4]byte
+	_, _ = rand.Read(nonce[:])
+	inc.nonce = binary.BigEndian.Uint32(nonce[:])
 	inc.lineage = checkpoint.NewLineage()
 	if m := at.manifest; m != nil && !at.mended && m.Lineage != "" {
 		inc.lineage = m.Lineage
@@ -160,24 +163,52 @@ func (inc *incarnation) prepare(at recovered) error {
 	return inc.build(at)
 }
 
-// overtaken looks why an object is missing of the checkpoint that was to be restored. To a
-// process that was stopped since it read the committed offsets, others may have committed,
-// and what it goes by was garbage since then. A restart reads the offsets again.
-func (inc *incarnation) overtaken(ctx context.Context, committed map[offsets.Partition]offsets.Committed, err error) error {
+// overtaken looks why an object is missing. To a process that was stopped, others may have
+// committed meanwhile, and what it goes by was garbage since then. A restart reads the offsets
+// again. others tells whether an offset is not the one that this process knows.
+func (inc *incarnation) overtaken(ctx context.Context, err error, others func(p offsets.Partition, metadata string) bool) error {
 	var missing *checkpoint.MissingError
 	if !errors.As(err, &missing) {
 		return err
 	}
 	got, ferr := kadm.NewClient(inc.sess.Client()).FetchOffsets(ctx, inc.cfg.Group)
 	if ferr != nil {
-		return fmt.Errorf("%v; whether others have committed since it was to be restored can't be told: %w", err, ferr)
+		return fmt.Errorf("%v; whether others have committed meanwhile, so that it was garbage, can't be told: %w", err, ferr)
 	}
-	for p, c := range committed {
-		if o, ok := got.Lookup(p.Topic, p.Partition); ok && o.Metadata != c.Metadata {
-			return fmt.Errorf("others have committed since the offset of %s was read, and collected what was to be restored: %v", p, err)
+	for _, o := range got.Sorted() {
+		if p := (offsets.Partition{Topic: o.Topic, Partition: o.Partition}); others(p, o.Metadata) {
+			return fmt.Errorf("others have committed partition %s meanwhile, and deleted object %s, which this process was still to read: restarting from what they committed", p, missing.Object)
 		}
 	}
 	return err
+}
+
+// overtakenSince is overtaken for a restore that goes by committed.
+func (inc *incarnation) overtakenSince(ctx context.Context, committed map[offsets.Partition]offsets.Committed, err error) error {
+	return inc.overtaken(ctx, err, func(p offsets.Partition, metadata string) bool {
+		c, ok := committed[p]
+		return ok && metadata != c.Metadata
+	})
+}
+
+// overtakenAtWork is overtaken for what failed when state had been restored.
+func (inc *incarnation) overtakenAtWork(err error) error {
+	head := inc.head.Load()
+	if head == nil || !inc.hasStarted() {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	return inc.overtaken(ctx, err, func(_ offsets.Partition, metadata string) bool {
+		return goesBeyond(metadata, *head, inc.nonce)
+	})
+}
+
+// goesBeyond tells whether an offset was committed after head by who isn't the incarnation own.
+// The answer to a commit of its own may be under way.
+func goesBeyond(metadata string, head offsets.ManifestRef, own uint32) bool {
+	at, err := offsets.ParsePointer(metadata)
+	return err == nil && at.Manifest.Checkpoint > head.Checkpoint && at.Manifest.Incarnation != own
 }
 
 // join takes up partitions that appear while the job runs.
@@ -555,8 +586,6 @@ func (inc *incarnation) build(at recovered) error {
 
 // load opens the writer and fills the subtasks' state.
 func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time) error {
-	var nonce [4]byte
-	_, _ = rand.Read(nonce[:])
 	var pinned func() []string
 	if inc.local != nil {
 		pinned = inc.local.Needs
@@ -566,7 +595,7 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
 		Base: at.manifest, BaseRef: at.ref,
-		Incarnation: binary.BigEndian.Uint32(nonce[:]), Lineage: inc.lineage, TopicIDs: inc.topicIDs(),
+		Incarnation: inc.nonce, Lineage: inc.lineage, TopicIDs: inc.topicIDs(),
 		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected, Merged: inc.cfg.Listener.Merged},
 	})
 	if err != nil {

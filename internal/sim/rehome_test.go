@@ -390,13 +390,24 @@ func (w *world) recreate(ctx context.Context, s step) {
 	}
 	w.watching.Go(func() {
 		defer func() { <-w.rehoming }()
-		select {
-		case <-noticed:
-			w.note("", "it was noticed that the input is another one")
-			w.renew(ctx, was)
-		case <-w.ending:
-		case <-time.After(drainWithin):
-			w.violate("%v after the input was deleted and made again nobody has noticed", drainWithin)
+		begin, group := time.Now(), w.groupWatch()
+		for {
+			select {
+			case <-noticed:
+				w.note("", "it was noticed that the input is another one")
+				w.renew(ctx, was)
+				return
+			case <-w.ending:
+				return
+			case <-time.After(askEvery):
+			}
+			if group.loosened() {
+				begin = time.Now()
+			}
+			if time.Since(begin) > drainWithin {
+				w.violate("%v after the input was deleted and made again nobody has noticed", drainWithin)
+				return
+			}
 		}
 	})
 }

@@ -991,7 +991,7 @@ func (w *world) isHealed() bool { return isClosed(w.healed) }
 
 // drained waits until all input is committed.
 func (w *world) drained(ctx context.Context) bool {
-	begin, rebalancing, loosened := time.Now(), time.Now(), 0
+	begin, group := time.Now(), w.groupWatch()
 	for {
 		left, err := w.lag(ctx)
 		if err == nil && left == "" {
@@ -1009,15 +1009,39 @@ func (w *world) drained(ctx context.Context) bool {
 			w.violate("liveness: the run takes more than %v of real time: something is done again and again", realLimit)
 			return false
 		}
-		if g := w.c.GroupInfo(w.app()); g == nil || g.State != "PreparingRebalance" {
-			rebalancing = time.Now()
-		} else if time.Since(rebalancing) > stuckAfter && loosened < maxLoosened {
-			loosened++
-			begin, rebalancing = time.Now(), time.Now()
-			w.loosen()
+		if group.loosened() {
+			begin = time.Now()
 		}
-		time.Sleep(250 * time.Millisecond)
+		time.Sleep(askEvery)
 	}
+}
+
+// askEvery is how often somebody who waits for the app asks how far it is.
+const askEvery = 250 * time.Millisecond
+
+// groupWatch sees to it that a rebalance that never ends holds up nobody who waits for the
+// app.
+type groupWatch struct {
+	w     *world
+	since time.Time // when no rebalance was under way
+	times int
+}
+
+func (w *world) groupWatch() *groupWatch { return &groupWatch{w: w, since: time.Now()} }
+
+// loosened is to be called every now and then. It tells whether it had to intervene.
+func (g *groupWatch) loosened() bool {
+	if info := g.w.c.GroupInfo(g.w.app()); info == nil || info.State != "PreparingRebalance" {
+		g.since = time.Now()
+		return false
+	}
+	if time.Since(g.since) <= stuckAfter || g.times == maxLoosened {
+		return false
+	}
+	g.times++
+	g.since = time.Now()
+	g.w.loosen()
+	return true
 }
 
 const (
