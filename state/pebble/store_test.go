@@ -1315,7 +1315,7 @@ func TestStoreThatIsAwayIsNoDamage(t *testing.T) {
 				}
 			}
 			open := func() *Store {
-				s, err := Open(t.TempDir(), "app", Options{DownloadRate: 1})
+				s, err := Open(t.TempDir(), "app", Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -1326,7 +1326,12 @@ func TestStoreThatIsAwayIsNoDamage(t *testing.T) {
 			_, err := open().Attach(t.Context(), h.at, h.chain, b)
 			check("attach", err)
 
-			b.before(nil)
+			b.before(func(_ string, _, n int64) error {
+				if n > copyBytes {
+					return away // nothing is copied, and read from there
+				}
+				return nil
+			})
 			s := open()
 			if _, err := s.Attach(t.Context(), h.at, h.chain, b); err != nil {
 				t.Fatal(err)
