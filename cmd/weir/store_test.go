@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -147,7 +148,8 @@ func TestADamagedManifestHidesNoOther(t *testing.T) {
 func TestWhatIsDeletedWhileItIsListedIsNotDamaged(t *testing.T) {
 	dir, refs := payments(t)
 	collected := "ckpt/" + refs[0].Object() + ".manifest"
-	checkpoint.RegisterScheme("collecting", func(string) (checkpoint.Store, error) {
+	scheme := "collecting" + strings.ToLower(rand.Text())
+	checkpoint.RegisterScheme(scheme, func(string) (checkpoint.Store, error) {
 		store, err := checkpoint.OpenDir(dir)
 		if err != nil {
 			return nil, err
@@ -161,7 +163,7 @@ func TestWhatIsDeletedWhileItIsListedIsNotDamaged(t *testing.T) {
 		})
 		return s, nil
 	})
-	if out := mustRun(t, "checkpoint", "ls", "--store", "collecting://"); strings.Count(out, "\n") != 1+2 || strings.Contains(out, "4709") {
+	if out := mustRun(t, "checkpoint", "ls", "--store", scheme+"://"); strings.Count(out, "\n") != 1+2 || strings.Contains(out, "4709") {
 		t.Error(out)
 	}
 	if out := mustRun(t, "checkpoint", "ls"); strings.Count(out, "\n") != 1+2 {
