@@ -970,6 +970,9 @@ func (w *world) heal() {
 			l.nic.heal()
 			l.store.heal()
 			l.slow.Store(0)
+			if w.sc.copying > 0 {
+				l.kill(0) // the next one has a cache and copies faster, see [instance.start]
+			}
 		}
 	}
 }
