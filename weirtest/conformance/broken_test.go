@@ -95,6 +95,9 @@ func every(t *testing.T, right []rule, controls []control) {
 	for name, text := range failures(t, right) {
 		t.Errorf("rule %s finds in what is right: %s", name, text)
 	}
+	was := patience
+	patience = time.Second // some of what is broken never returns
+	defer func() { patience = was }()
 	broken := map[string]bool{}
 	for _, c := range controls {
 		broken[c.rule] = true
@@ -456,18 +459,9 @@ func (w *recordWriter) Write(v string) error {
 	return nil
 }
 
-// short makes the suites impatient: some of what is broken never returns.
-func short(t *testing.T) (restore func()) {
-	t.Helper()
-	was := patience
-	patience = time.Second
-	return func() { patience = was }
-}
-
 var samples = []string{"a", "b", "c", "d", "e", "f"}
 
 func TestEachRuleForSinksFindsWhatBreaksIt(t *testing.T) {
-	defer short(t)()
 	suite := func(broken string) []rule {
 		return Sink[string]{Values: samples, New: func(testing.TB) Receiver[string] {
 			to := &table{values: map[string]int{}}

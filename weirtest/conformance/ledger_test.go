@@ -273,7 +273,6 @@ func (a *ledgerApplier) Close() error {
 }
 
 func TestEachRuleForWriteAheadSinksFindsWhatBreaksIt(t *testing.T) {
-	defer short(t)()
 	suite := func(broken string) []rule {
 		return WriteAhead[string]{Values: samples, New: func(testing.TB) Receiver[string] {
 			to := &ledger{}

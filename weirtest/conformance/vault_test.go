@@ -217,7 +217,6 @@ func (r *depositor) Close() error {
 }
 
 func TestEachRuleForTwoPhaseParticipantsFindsWhatBreaksIt(t *testing.T) {
-	defer short(t)()
 	suite := func(broken string) []rule {
 		return TwoPhase[string]{Values: samples, New: func(testing.TB) Transactional[string] {
 			to := newVault()
