@@ -3,6 +3,7 @@ package weir_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/admin"
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/state/pebble"
 )
@@ -162,6 +164,45 @@ func TestRunWaitsForTheSavepointThatStoppedIt(t *testing.T) {
 	}
 	close(store.goOn)
 	if err := <-made; err != nil {
+		t.Error(err)
+	}
+	if err := <-r.done; err != nil {
+		t.Error(err)
+	}
+}
+
+// What can be known before is no reason to have stopped the app for nothing.
+func TestStopWithASavepointThatCannotBeMadeDoesNotStop(t *testing.T) {
+	brokers := broker(t, 1, "lines", "counts")
+	produce(t, brokers, "lines", words(100, 10)...)
+	store := checkpoint.NewMem()
+	r := startCount(t, brokers, "mem://", weir.Store(store), weir.Admin("127.0.0.1:0"))
+	r.waitCommit(t)
+	c := asking(t, r.app)
+	if _, err := c.Savepoint(t.Context(), admin.SavepointRequest{Name: "last"}); err != nil {
+		t.Fatal(err)
+	}
+	broken := faultstore.Wrap(checkpoint.NewMem())
+	broken.Before(func(context.Context, faultstore.Op, string) error { return errors.New("access denied") })
+	scheme := "broken" + strings.ToLower(rand.Text())
+	checkpoint.RegisterScheme(scheme, func(string) (checkpoint.Store, error) { return broken, nil })
+	for _, bad := range []struct {
+		to, text string
+		code     int
+	}{
+		{"", "choose another one", http.StatusConflict},
+		{scheme + "://there", "access denied", http.StatusInternalServerError},
+	} {
+		_, err := c.Savepoint(t.Context(), admin.SavepointRequest{Name: "last", To: bad.to, Stop: true})
+		if code(err) != bad.code {
+			t.Fatalf("to %q: code %d, %v", bad.to, code(err), err)
+		}
+		wantError(t, err, "savepoint last", bad.text, "the app was not stopped")
+	}
+	if s := r.app.Status(); s.State != "running" {
+		t.Errorf("the app is %s", s.State)
+	}
+	if _, err := c.Savepoint(t.Context(), admin.SavepointRequest{Name: "another", Stop: true}); err != nil {
 		t.Error(err)
 	}
 	if err := <-r.done; err != nil {

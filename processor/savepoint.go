@@ -165,7 +165,8 @@ func (inc *incarnation) forsake(r savepointRequest) {
 
 // StopWithSavepoint stops the job and makes a savepoint of its last checkpoint. Another
 // instance of the app must not be waiting to take over: it would go on from there. Run
-// returns as after any clean stop. If the job stops in another way the error says so.
+// returns as after any clean stop. If the job stops in another way the error says so. It
+// goes on if there is a savepoint of that name, or if the store can't tell.
 func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
 	if err := checkpoint.CheckSavepointName(name); err != nil {
 		return checkpoint.SavepointInfo{}, err
@@ -181,6 +182,9 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 		// Since then others may have gone on from its last checkpoint.
 		return checkpoint.SavepointInfo{}, ErrNotRunning
 	default:
+	}
+	if err := nameFree(ctx, to, name); err != nil && ctx.Err() == nil {
+		return checkpoint.SavepointInfo{}, fmt.Errorf("create savepoint %s in %s: %w; the app was not stopped", name, to, err)
 	}
 	stop()
 	select {
@@ -199,6 +203,18 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 		return checkpoint.SavepointInfo{}, err
 	}
 	return checkpoint.CreateSavepoint(ctx, j.cfg.Store, m, to, name, nil)
+}
+
+// nameFree tells why there can't be a savepoint of that name.
+func nameFree(ctx context.Context, to checkpoint.Store, name string) error {
+	_, _, err := checkpoint.OpenSavepoint(ctx, to, name)
+	switch {
+	case err == nil:
+		return checkpoint.ErrSavepointExists
+	case errors.Is(err, checkpoint.ErrNotFound):
+		return nil
+	}
+	return err
 }
 
 // answer gives the savepoints that wait for the checkpoint that was just committed what
