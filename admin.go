@@ -110,6 +110,12 @@ func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (adm
 // return. One that stopped the app has the time that it needs.
 const adminGrace = 2 * time.Second
 
+// adminServer bounds how long a client may take to ask. How long the answer takes is not
+// bounded: a savepoint may need hours.
+func adminServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+}
+
 // serveAdmin listens at addr and serves until end is called. end returns when nobody is
 // answered any more.
 func (a *App) serveAdmin(cfg processor.Config) (end func(), err error) {
@@ -126,7 +132,7 @@ func (a *App) serveAdmin(cfg processor.Config) (end func(), err error) {
 	addr := l.Addr().String()
 	a.adminAddr.Store(&addr)
 	app := &adminApp{app: a}
-	srv := &http.Server{Handler: admin.Handler(app), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	srv := adminServer(admin.Handler(app))
 	served := make(chan struct{})
 	go func() {
 		defer close(served)

@@ -1,6 +1,7 @@
 package weir_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weirstream/weir"
@@ -250,6 +252,109 @@ func TestStatusOfStandbyAndBeforeRun(t *testing.T) {
 	if s := standby.Status(); s.Restored == nil || s.Restored.Checkpoint == 0 || s.Restored.How != "read" || s.Checkpoint != s.Restored.Checkpoint || s.CommittedAt == nil {
 		t.Errorf("after taking over: %+v", s)
 	}
+}
+
+// pipes is a listener for connections in memory.
+type pipes struct {
+	accept chan net.Conn
+	closed chan struct{}
+}
+
+func (p pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.accept:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p pipes) Close() error {
+	close(p.closed)
+	return nil
+}
+
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// servesPipe serves a connection until the test ends, and returns the client's end.
+func servesPipe(t *testing.T, h http.Handler) net.Conn {
+	srv, l := weir.AdminServer(h), pipes{make(chan net.Conn), make(chan struct{})}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = srv.Serve(l) // until it is closed
+	}()
+	client, server := net.Pipe()
+	l.accept <- server
+	t.Cleanup(func() {
+		client.Close()
+		srv.Close()
+		<-served
+	})
+	return client
+}
+
+// Clients that neither finish their requests nor read the answers would pile up.
+func TestAdminEndpointGivesUpClientsThatStandStill(t *testing.T) {
+	for _, c := range []struct {
+		name, sends string
+		reads       bool
+	}{
+		{"body that does not end", "POST /savepoint HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{", true},
+		{"body that nobody asked for", "GET /status HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", true},
+		{"headers that do not end", "GET /status HTTP/1.1\r\nHost: x\r\n", true},
+		{"answer that is not read", "GET /status HTTP/1.1\r\nHost: x\r\n\r\n", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := servesPipe(t, weir.New("app").AdminHandler())
+				if _, err := io.WriteString(client, c.sends); err != nil {
+					t.Fatal(err)
+				}
+				if !c.reads {
+					time.Sleep(time.Minute)
+				}
+				_ = client.SetReadDeadline(time.Now().Add(time.Minute - time.Second)) // before it counts as idle
+				b, err := io.ReadAll(client)
+				if err != nil || !c.reads && len(b) > 0 {
+					t.Errorf("the connection is open still: read %q, %v", b, err)
+				}
+			})
+		})
+	}
+}
+
+// hours is an app whose savepoints take long.
+type hours struct{}
+
+func (hours) Status() admin.Status { return admin.Status{} }
+
+func (hours) Savepoint(ctx context.Context, r admin.SavepointRequest) (admin.Savepoint, error) {
+	select {
+	case <-time.After(3 * time.Hour):
+		return admin.Savepoint{Name: r.Name}, nil
+	case <-ctx.Done():
+		return admin.Savepoint{}, ctx.Err()
+	}
+}
+
+func TestAdminEndpointWaitsForALongSavepoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := servesPipe(t, admin.Handler(hours{}))
+		r := bufio.NewReader(client)
+		for range 2 { // over one connection
+			if _, err := io.WriteString(client, "POST /savepoint HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{\"name\":\"a\"}"); err != nil {
+				t.Fatal(err)
+			}
+			res, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(res.Body); res.StatusCode != http.StatusOK || err != nil {
+				t.Fatal(res.Status, string(b), err)
+			}
+		}
+	})
 }
 
 // A page from elsewhere in an operator's browser must not stop the app.

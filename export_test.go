@@ -1,6 +1,10 @@
 package weir
 
-import "github.com/weirstream/weir/internal/clock"
+import (
+	"net/http"
+
+	"github.com/weirstream/weir/internal/clock"
+)
 
 // UseClock makes an app go by another wall clock.
 func UseClock(c clock.Clock) Option { return option(func(o *options) { o.clock = c }) }
@@ -12,3 +16,6 @@ func (a *App) AdminAddr() string {
 	}
 	return ""
 }
+
+// AdminServer is what Run serves with.
+func AdminServer(h http.Handler) *http.Server { return adminServer(h) }

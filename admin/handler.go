@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"time"
 )
 
 // maxBody bounds a request, in bytes.
@@ -74,7 +75,12 @@ func refuse(w http.ResponseWriter, err error) {
 	answer(w, e.Code, e)
 }
 
+// answerTime bounds how long a client takes to read an answer.
+const answerTime = 10 * time.Second
+
 func answer(w http.ResponseWriter, code int, v any) {
+	// A server's WriteTimeout would count from the request on.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime)) // not every server can
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
