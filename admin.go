@@ -89,7 +89,9 @@ func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (adm
 		defer closeStore(to)
 	}
 	if r.Stop {
-		a.stops.RLock()
+		if !a.stops.TryRLock() { // Run is about to return
+			return admin.Savepoint{}, admin.Refuse(http.StatusServiceUnavailable, ErrNotRunning)
+		}
 		defer a.stops.RUnlock()
 		take = job.StopWithSavepoint
 	}

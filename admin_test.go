@@ -212,6 +212,63 @@ func TestStopWithASavepointThatCannotBeMadeDoesNotStop(t *testing.T) {
 	}
 }
 
+// A request that comes to its end when the app has stopped already does not wait for the
+// savepoint that another one makes, and does not hold up Run.
+func TestSecondStopIsAnsweredWhileTheFirstMakesItsSavepoint(t *testing.T) {
+	brokers := broker(t, 1, "lines", "counts")
+	produce(t, brokers, "lines", words(100, 10)...)
+	store := &slowStore{checkpoint.NewMem(), make(chan struct{}, 1), make(chan struct{})}
+	r := startCount(t, brokers, "mem://", weir.Store(store), weir.Admin("127.0.0.1:0"))
+	r.waitCommit(t)
+	second, err := net.Dial("tcp", r.app.AdminAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	answers := bufio.NewReader(second)
+	// When the server wants the body the handler has it.
+	if _, err := io.WriteString(second, "POST /savepoint HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 27\r\nExpect: 100-continue\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := http.ReadResponse(answers, nil); err != nil || res.StatusCode != http.StatusContinue {
+		t.Fatal(res, err)
+	}
+	made := make(chan error, 1)
+	c := asking(t, r.app)
+	go func() {
+		_, err := c.Savepoint(context.Background(), admin.SavepointRequest{Name: "last", Stop: true})
+		made <- err
+	}()
+	<-store.begun
+	for begun := time.Now(); ; time.Sleep(time.Millisecond) { // until Run has begun to end the endpoint
+		l, err := net.Dial("tcp", r.app.AdminAddr())
+		if err != nil {
+			break
+		}
+		l.Close()
+		if time.Since(begun) > deadline {
+			t.Fatal("the endpoint still takes connections")
+		}
+	}
+	if _, err := io.WriteString(second, `{"name":"more","stop":true}`); err != nil {
+		t.Fatal(err)
+	}
+	_ = second.SetReadDeadline(time.Now().Add(deadline / 3))
+	res, err := http.ReadResponse(answers, nil)
+	if err != nil {
+		t.Errorf("no answer while another savepoint is made: %v", err)
+	} else if b, _ := io.ReadAll(res.Body); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("%s %s", res.Status, b)
+	}
+	close(store.goOn)
+	if err := <-made; err != nil {
+		t.Error(err)
+	}
+	if err := <-r.done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAdminEndpointThatCannotListenIsAnErrorOfRun(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
