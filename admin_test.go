@@ -19,7 +19,11 @@ import (
 	"github.com/weirstream/weir/admin"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/lookup"
+	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state/pebble"
 )
 
@@ -412,6 +416,78 @@ func TestAdminEndpointWaitsForALongSavepoint(t *testing.T) {
 			}
 		}
 	})
+}
+
+// hung opens and closes nothing before it is told to.
+type hung struct {
+	lookup.Source[string, string]
+	begun, goOn chan struct{}
+}
+
+func (s hung) Open(ctx context.Context) (lookup.Client[string, string], error) {
+	s.wait()
+	return s.Source.Open(ctx)
+}
+
+func (s hung) wait() {
+	s.begun <- struct{}{}
+	<-s.goOn
+}
+
+// waitingSink is a write-ahead sink whose connection takes as long to open and to close.
+type waitingSink struct {
+	*ahead
+	hung
+}
+
+func (s waitingSink) Open(env sink.Env) (sink.Writer[string], error) { return s.ahead.Open(env) }
+
+func (s waitingSink) Applier(env sink.ApplierEnv) (sink.Applier, error) {
+	s.wait()
+	a, err := s.ahead.Applier(env)
+	return waitingApplier{a, s.hung}, err
+}
+
+type waitingApplier struct {
+	sink.Applier
+	hung
+}
+
+func (a waitingApplier) Close() error {
+	a.wait()
+	return a.Applier.Close()
+}
+
+// Who looks after the app asks for its status just when something hangs.
+func TestStatusDoesNotWaitForWhatIsOpenedAndClosed(t *testing.T) {
+	s := hung{upper(func() {}), make(chan struct{}), make(chan struct{})}
+	to := waitingSink{&ahead{to: newReceiver()}, s}
+	brokers := broker(t, 1, "in", "out")
+	var app *weir.App
+	r := start(t, "app", brokers, func(a *weir.App) {
+		app = a
+		in := weir.From(a, "in", source.Values("in", codec.String))
+		out := weir.Lookup(in, "ask", s, beforeColon, joined)
+		weir.To(out, "ahead", sink.Sink[string](to))
+	}, weir.Store(checkpoint.NewMem()), weir.Parallelism(1))
+	for _, doing := range []string{"opening the sink", "opening what is asked", "closing the sink"} {
+		if doing == "closing the sink" {
+			await(r, 1, any1[event.Restored])
+			r.stop()
+		}
+		<-s.begun
+		told := make(chan weir.Status, 1)
+		go func() { told <- app.Status() }()
+		select {
+		case <-told:
+		case <-time.After(deadline / 3):
+			t.Errorf("%s: no status", doing)
+		}
+		s.goOn <- struct{}{}
+	}
+	if err := r.wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // A page from elsewhere in an operator's browser must not stop the app.

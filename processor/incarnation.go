@@ -81,6 +81,11 @@ type incarnation struct {
 	mu    sync.RWMutex
 	parts map[offsets.Partition]*partition
 
+	// The appliers that the status asks. It must not wait for mu, which is held while things
+	// are opened and closed that may hang.
+	shownMu sync.Mutex
+	shown   []applier
+
 	clock clock.Clock
 	watch watch // runs while the poller waits
 

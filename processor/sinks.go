@@ -82,8 +82,16 @@ func (inc *incarnation) openAppliers(at recovered) error {
 		}
 		inc.appliers = append(inc.appliers, applier{s.ID, a})
 	}
+	inc.show(inc.appliers)
 	inc.oweNot(at, nil)
 	return nil
+}
+
+// show tells which appliers the status asks.
+func (inc *incarnation) show(all []applier) {
+	inc.shownMu.Lock()
+	defer inc.shownMu.Unlock()
+	inc.shown = all
 }
 
 // oweNot notes which sink may still have something to apply of the checkpoint that is being
@@ -238,10 +246,10 @@ func (inc *incarnation) runApplier(a applier) error {
 
 // progress is how far the sinks are that tell it.
 func (inc *incarnation) progress() []SinkStatus {
-	inc.mu.Lock()
-	defer inc.mu.Unlock()
+	inc.shownMu.Lock()
+	defer inc.shownMu.Unlock()
 	var all []SinkStatus
-	for _, a := range inc.appliers {
+	for _, a := range inc.shown {
 		if r, ok := a.Applier.(sink.Reporter); ok {
 			all = append(all, SinkStatus{a.id, r.Progress()})
 		}
@@ -251,6 +259,7 @@ func (inc *incarnation) progress() []SinkStatus {
 
 // closeAppliers releases what the appliers hold, once nothing runs any more.
 func (inc *incarnation) closeAppliers() {
+	inc.show(nil)
 	inc.mu.Lock()
 	defer inc.mu.Unlock()
 	for _, a := range inc.appliers {
