@@ -78,7 +78,7 @@ func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (adm
 	}
 	job := a.app.job.Load()
 	if job == nil {
-		return admin.Savepoint{}, admin.Refuse(http.StatusServiceUnavailable, ErrNotRunning)
+		return admin.Savepoint{}, a.notRunning(r.Name)
 	}
 	to, take := job.Store(), job.Savepoint
 	if r.To != "" {
@@ -90,7 +90,7 @@ func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (adm
 	}
 	if r.Stop {
 		if !a.stops.TryRLock() { // Run is about to return
-			return admin.Savepoint{}, admin.Refuse(http.StatusServiceUnavailable, ErrNotRunning)
+			return admin.Savepoint{}, a.notRunning(r.Name)
 		}
 		defer a.stops.RUnlock()
 		take = job.StopWithSavepoint
@@ -99,13 +99,19 @@ func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (adm
 	switch {
 	case errors.Is(err, checkpoint.ErrSavepointExists):
 		err = admin.Refuse(http.StatusConflict, err)
-	case errors.Is(err, ErrNotRunning), ctx.Err() != nil && err != nil:
+	case errors.Is(err, ErrNotRunning):
+		err = a.notRunning(r.Name)
+	case ctx.Err() != nil && err != nil:
 		err = admin.Refuse(http.StatusServiceUnavailable, err)
 	}
 	if err != nil {
 		return admin.Savepoint{}, err
 	}
 	return admin.Savepoint{Name: info.Name, Store: to.String(), Objects: info.Objects, Bytes: info.Bytes, Created: info.Created}, nil
+}
+
+func (a *adminApp) notRunning(savepoint string) error {
+	return admin.Refuse(http.StatusServiceUnavailable, fmt.Errorf("app %s: savepoint %s: %w: weir savepoint create makes one from its store", a.app.name, savepoint, ErrNotRunning))
 }
 
 // adminGrace is how long a request that is being answered may take when Run is about to

@@ -496,17 +496,22 @@ func TestAdminHandlerRefusesWhatIsNoRequestOfItsOwn(t *testing.T) {
 	for _, c := range []struct {
 		method, path, body, contentType, site string
 		code                                  int
+		text                                  string
 	}{
-		{"GET", "/status", "", "", "", 200},
-		{"GET", "/", "", "", "", 404},
-		{"GET", "/savepoint", "", "", "", 405},
-		{"POST", "/status", "", "", "", 405},
-		{"POST", "/savepoint", `{"name":"x"}`, "text/plain", "", 400},
-		{"POST", "/savepoint", `{"name":"x"}`, "application/json", "cross-site", 403},
-		{"POST", "/savepoint", `{"name":"x"}`, "application/json", "", 503},
-		{"POST", "/savepoint", `{"nmae":"x"}`, "application/json", "", 400},
-		{"POST", "/savepoint", `{"name":"x"} {}`, "application/json", "", 400},
-		{"POST", "/savepoint", `{"name":"` + strings.Repeat("x", 1<<17) + `"}`, "application/json", "", 400},
+		{"GET", "/status", "", "", "", 200, ""},
+		{"GET", "/", "", "", "", 404, "POST /savepoint"},
+		{"GET", "/savepoint", "", "", "", 405, "takes POST"},
+		{"POST", "/status", "", "", "", 405, "takes GET"},
+		{"POST", "/savepoint", `{"name":"x"}`, "text/plain", "", 400, "want application/json"},
+		{"POST", "/savepoint", `{"name":"x"}`, "application/json", "cross-site", 403, "use the command"},
+		{"POST", "/savepoint", `{"name":"x"}`, "application/json", "", 503, "app app: savepoint x: the app is not running: weir savepoint create"},
+		{"POST", "/savepoint", `{"nmae":"x"}`, "application/json", "", 400, "want one JSON object with name, to and stop"},
+		{"POST", "/savepoint", ``, "application/json", "", 400, "want one JSON object"},
+		{"POST", "/savepoint", `null`, "application/json", "", 400, "savepoint name"},
+		{"POST", "/savepoint", `[]`, "application/json", "", 400, "want one JSON object"},
+		{"POST", "/savepoint", `{"name":1}`, "application/json", "", 400, "want one JSON object"},
+		{"POST", "/savepoint", `{"name":"x"} {}`, "application/json", "", 400, "something follows"},
+		{"POST", "/savepoint", `{"name":"` + strings.Repeat("x", 1<<17) + `"}`, "application/json", "", 400, "at most 65536 bytes"},
 	} {
 		r := httptest.NewRequest(c.method, c.path, bytes.NewReader([]byte(c.body)))
 		r.Header.Set("Content-Type", c.contentType)
@@ -516,7 +521,7 @@ func TestAdminHandlerRefusesWhatIsNoRequestOfItsOwn(t *testing.T) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
 		b, _ := io.ReadAll(w.Result().Body)
-		if w.Code != c.code || w.Header().Get("Content-Type") != "application/json" || !bytes.HasPrefix(b, []byte("{")) {
+		if w.Code != c.code || w.Header().Get("Content-Type") != "application/json" || !bytes.HasPrefix(b, []byte("{")) || !bytes.Contains(b, []byte(c.text)) {
 			t.Errorf("%s %s %.40s: %d %s", c.method, c.path, c.body, w.Code, b)
 		}
 	}

@@ -44,7 +44,7 @@ func Handler(app App) http.Handler {
 	// Without this any page that an operator looks at could stop the app.
 	guard := http.NewCrossOriginProtection()
 	guard.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		refuse(w, Refuse(http.StatusForbidden, errors.New("requests from web pages of another origin are refused")))
+		refuse(w, Refuse(http.StatusForbidden, errors.New("requests from web pages of another origin are refused: use the command weir, or curl")))
 	}))
 	return guard.Handler(mux)
 }
@@ -62,7 +62,7 @@ func decode(w http.ResponseWriter, r *http.Request, to any) error {
 		}
 	}
 	if err != nil {
-		return Refuse(http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
+		return Refuse(http.StatusBadRequest, fmt.Errorf("read the request: %w: want one JSON object with name, to and stop, of at most %d bytes", err, maxBody))
 	}
 	return nil
 }
