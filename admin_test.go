@@ -6,11 +6,15 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -487,6 +491,99 @@ func TestStatusDoesNotWaitForWhatIsOpenedAndClosed(t *testing.T) {
 	}
 	if err := r.wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Requests of all kinds at once, while the app fails, begins anew and stops.
+func TestAdminEndpointUnderLoad(t *testing.T) {
+	brokers := broker(t, 1, "lines", "counts")
+	store := checkpoint.NewMem()
+	app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(store), weir.InstanceID("a"),
+		weir.CheckpointEvery(5*time.Millisecond), fast, weir.Admin("127.0.0.1:0"))
+	stumblingCount(app, func(word string) bool { return word == "stumble" })
+	ctx, stop := context.WithTimeout(t.Context(), 60*time.Second)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- app.Run(ctx) }()
+	produce(t, brokers, "lines", "a")
+	consume(t, brokers, "counts", 1)
+	c := asking(t, app)
+	var (
+		group sync.WaitGroup
+		same  atomic.Int64 // savepoints of one name that were made
+	)
+	for i := range 40 {
+		group.Go(func() {
+			if s, err := c.Status(ctx); err != nil || s.App != "wordcount" {
+				t.Errorf("status: %+v, %v", s, err)
+			}
+		})
+		group.Go(func() {
+			switch _, err := c.Savepoint(ctx, admin.SavepointRequest{Name: "same"}); {
+			case err == nil:
+				same.Add(1)
+			case code(err) != http.StatusConflict:
+				t.Errorf("a savepoint of a name that others want: %v", err)
+			}
+		})
+		group.Go(func() {
+			if _, err := c.Savepoint(ctx, admin.SavepointRequest{Name: fmt.Sprint("own-", i)}); err != nil {
+				t.Errorf("a savepoint: %v", err)
+			}
+		})
+		group.Go(func() {
+			gone, cancel := context.WithCancel(ctx)
+			time.AfterFunc(time.Duration(i)*time.Millisecond, cancel)
+			_, _ = c.Savepoint(gone, admin.SavepointRequest{Name: fmt.Sprint("gone-", i)}) // made or not
+			cancel()
+		})
+		if i == 20 {
+			produce(t, brokers, "lines", "stumble", "b")
+		}
+	}
+	group.Wait()
+	if n := same.Load(); n != 1 {
+		t.Errorf("%d savepoints have one name", n)
+	}
+	list, err := checkpoint.ListSavepoints(ctx, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := 0
+	for _, s := range list {
+		if !strings.HasPrefix(s.Name, "gone-") {
+			made++
+			m, view, err := checkpoint.OpenSavepoint(ctx, store, s.Name)
+			if err == nil {
+				err = checkpoint.Verify(ctx, view, m, nil)
+			}
+			if err != nil || s.Objects != len(m.Segments)+1 {
+				t.Errorf("savepoint %+v: %v", s, err)
+			}
+		}
+	}
+	if made != 41 {
+		t.Errorf("%d savepoints, want 41", made)
+	}
+	stops := make(chan error, 3)
+	for range cap(stops) {
+		go func() {
+			_, err := c.Savepoint(ctx, admin.SavepointRequest{Name: "last", Stop: true})
+			stops <- err
+		}()
+	}
+	made = 0
+	for range cap(stops) {
+		if <-stops == nil {
+			made++
+		}
+	}
+	if err := <-done; err != nil || made != 1 {
+		t.Errorf("Run returned %v, %d savepoints of the stop", err, made)
+	}
+	buf := make([]byte, 1<<22)
+	if all := string(buf[:runtime.Stack(buf, true)]); strings.Contains(all, "(*Job).Savepoint") || strings.Contains(all, ".forsake") || strings.Contains(all, "weir/admin.") {
+		t.Errorf("goroutines are left:\n%s", all)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http/httptest"
 	"os"
@@ -426,5 +427,49 @@ func TestStopWithSavepointOfAnAppThatEndedIsRefused(t *testing.T) {
 	next.waitCommit(t)
 	if i, err := r.app.StopWithSavepoint(t.Context(), "", "last"); !errors.Is(err, weir.ErrNotRunning) {
 		t.Errorf("a savepoint of what was committed before another process went on: %+v, %v", i, err)
+	}
+}
+
+// Whoever gives up a savepoint gets away, also when so many ask that the loop, which is busy,
+// does not hear of all.
+func TestSavepointsThatNobodyHearsOfEndWithTheirContext(t *testing.T) {
+	brokers := broker(t, 1, "lines", "counts")
+	produce(t, brokers, "lines", "a")
+	busy, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r := startCount(t, brokers, "mem://", weir.Listen(weir.Listener{CheckpointCommitted: func(event.CheckpointCommitted) {
+		once.Do(func() {
+			close(busy)
+			<-goOn
+		})
+	}}))
+	<-busy
+	ctx, cancel := context.WithCancel(t.Context())
+	const many = 1000
+	ended := make(chan error, many)
+	for i := range many {
+		go func() {
+			_, err := r.app.Savepoint(ctx, "", fmt.Sprint("s", i))
+			ended <- err
+		}()
+	}
+	cancel()
+	timeout := time.After(deadline / 3)
+	for n := range many {
+		select {
+		case err := <-ended:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("the error is %v", err)
+			}
+		case <-timeout:
+			t.Errorf("%d of %d ended", n, many)
+			close(goOn)
+			return
+		}
+	}
+	close(goOn)
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Error(err)
 	}
 }

@@ -130,7 +130,12 @@ func (l life) ask(ctx context.Context) (h held, ok bool, err error) {
 		return held{}, false, ctx.Err()
 	}
 	r := savepointRequest{make(chan held, 1)}
-	l.inc.send(r)
+	select {
+	case l.inc.events <- r:
+	case <-ended:
+	case <-ctx.Done():
+		return held{}, false, ctx.Err()
+	}
 	select {
 	case h := <-r.reply:
 		return h, true, nil
