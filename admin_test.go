@@ -307,6 +307,11 @@ func TestStatusOfStandbyAndBeforeRun(t *testing.T) {
 			t.Fatalf("the second instance is %s", standby.Status().State)
 		}
 	}
+	made := make(chan error, 1)
+	go func() { // waits until the app is active here
+		_, err := standby.Savepoint(t.Context(), "", "standby")
+		made <- err
+	}()
 	active.stop()
 	await(r, 1, any1[event.Restored])
 	for begun := time.Now(); standby.Status().State != "running"; time.Sleep(time.Millisecond) {
@@ -316,6 +321,9 @@ func TestStatusOfStandbyAndBeforeRun(t *testing.T) {
 	}
 	if s := standby.Status(); s.Restored == nil || s.Restored.Checkpoint == 0 || s.Restored.How != "read" || s.Checkpoint != s.Restored.Checkpoint || s.CommittedAt == nil {
 		t.Errorf("after taking over: %+v", s)
+	}
+	if err := <-made; err != nil {
+		t.Error(err)
 	}
 }
 
