@@ -56,6 +56,9 @@ func checkReach(ctx context.Context, cl *kgo.Client) error {
 		return nil
 	}
 	seeds, _ := cl.OptValue(kgo.SeedBrokers).([]string)
+	if loginRefused(err) {
+		return fmt.Errorf("log in to Kafka at %s: %w\n  %s", strings.Join(seeds, ", "), err, loginRemedy)
+	}
 	return fmt.Errorf("reach Kafka at %s: %w\n  check the address (WEIR_BROKERS), that the broker is up, and that TLS and SASL are set as it expects", strings.Join(seeds, ", "), err)
 }
 

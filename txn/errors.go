@@ -84,6 +84,9 @@ func known(last, attempted int64) string {
 }
 
 func (e *Error) remedy() string {
+	if loginRefused(e.Err) {
+		return loginRemedy
+	}
 	switch e.Kind {
 	case Transient:
 		if errors.Is(e.Err, kerr.ConcurrentTransactions) {
@@ -121,6 +124,13 @@ func (e *Error) remedy() string {
 		}
 	}
 	return ""
+}
+
+const loginRemedy = "the brokers refuse this client's SASL mechanism, user or password: check them in kgo.SASL (weir.KafkaOptions); if they were changed, start the app with the new ones"
+
+// loginRefused tells whether a broker answered a client that it does not know who that is.
+func loginRefused(err error) bool {
+	return errors.Is(err, kerr.SaslAuthenticationFailed) || errors.Is(err, kerr.UnsupportedSaslMechanism)
 }
 
 // DeadlineError says that a commit was given up because it took more than half of

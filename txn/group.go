@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -49,6 +51,7 @@ func (s *Session) until(ctx context.Context) (context.Context, context.CancelFun
 // the client, which sleeps for a second between its tries.
 func (s *Session) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[string][]int32) {
 	<-s.opened
+	s.joined.Store(true)
 	if s.left() || s.Err() != nil {
 		return
 	}
@@ -338,6 +341,16 @@ func (h *groupHook) OnGroupManageError(err error) {
 		return
 	}
 	s.endLost(err)
+}
+
+// OnBrokerConnect is told of every connection. A client that finds nobody who lets it in
+// asks for ever, and tells nobody else: it joins the group once it knows the topics. One that
+// has joined fails by its next heartbeat.
+func (h *groupHook) OnBrokerConnect(b kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
+	s := (*Session)(h)
+	if loginRefused(err) && !s.joined.Load() && !s.left() {
+		s.fail(s.errorf("log in to broker "+net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))), err))
+	}
 }
 
 // OnBrokerThrottle is told how long a broker made the client wait because of a quota.

@@ -189,6 +189,8 @@ type Session struct {
 	revoked atomic.Bool
 	// aborting is set by Abort: records that fail from then on were to fail.
 	aborting atomic.Bool
+	// joined is set when the group has assigned something, if only nothing.
+	joined atomic.Bool
 
 	failOnce sync.Once
 	failed   chan struct{}
