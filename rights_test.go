@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"slices"
@@ -294,5 +295,101 @@ func TestAppWithAnOldPasswordEndsAndSaysSo(t *testing.T) {
 	}
 	if out := g.values("out"); !slices.Equal(out, []string{"a:1", "a:3"}) {
 		t.Errorf("out %q", out)
+	}
+}
+
+// TestDocumentedRightsAreAllThatAnAppNeeds grants what the example in the docs grants, and lets
+// an app live: with dead letters, a savepoint, a restart inside the process and one of it.
+func TestDocumentedRightsAreAllThatAnAppNeeds(t *testing.T) {
+	g := newGuarded(t)
+	g.grant(append(documented(t), deadLetters)...)
+	dir, store := t.TempDir(), checkpoint.NewMem()
+	var app *weir.App
+	live := func(opts ...weir.Option) *running {
+		return start(t, "app", g.c.ListenAddrs(), func(a *weir.App) { app = a; sums(weir.DeadLetter)(a) },
+			append(opts, weir.DeadLetters("dead"), g.as(secret))...)
+	}
+	r := live(weir.Store(store))
+	g.produce("a:1", "x:y")
+	await(r, 1, any1[event.DeadLettered])
+	await(r, 1, any1[event.CheckpointCommitted])
+	g.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.UnknownMemberID, Count: 1})
+	g.produce("a:2", "x:z")
+	await(r, 1, any1[event.Restarting])
+	await(r, 2, any1[event.Restored])
+	if _, err := app.StopWithSavepoint(t.Context(), dir, "last"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	for i, opts := range [][]weir.Option{
+		{weir.Store(store)},
+		{weir.Store(checkpoint.NewMem()), weir.FromSavepoint(dir, "last")},
+	} {
+		if i == 1 {
+			if _, err := g.adm.DeleteGroup(t.Context(), "app"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := g.adm.DeleteTopics(t.Context(), "app-checkpoints"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g.produce("a:3")
+		if err := live(append(opts, weir.Drain())...).wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The savepoint is from before the first 3.
+	if out, dead := g.values("out"), g.values("dead"); !slices.Equal(out, []string{"a:1", "a:3", "a:6", "a:6", "a:9"}) || !slices.Equal(dead, []string{"x:y", "x:z"}) {
+		t.Errorf("out %q, dead letters %q", out, dead)
+	}
+}
+
+// TestRightThatIsMissingIsNamed takes each right in turn, before the start and from an app that
+// runs. The topic is there: to create it is another right.
+func TestRightThatIsMissingIsNamed(t *testing.T) {
+	for _, c := range []struct {
+		of              right
+		starts, running []string // what the error says
+	}{
+		{right{op: kmsg.ACLOperationRead, on: "topic", name: "in"},
+			[]string{`read topic "in"`, "--operation Read --topic in"}, []string{"in", "TOPIC_AUTHORIZATION_FAILED", "grant Read on the topic"}},
+		{right{op: kmsg.ACLOperationWrite, on: "topic", name: "out"},
+			[]string{`write topic "out"`, "--operation Write --topic out"}, []string{"topic out", "TOPIC_AUTHORIZATION_FAILED", "grant Write"}},
+		{deadLetters,
+			[]string{`write topic "dead"`, "--operation Write --topic dead"}, []string{"topic dead", "TOPIC_AUTHORIZATION_FAILED", "grant Write"}},
+		{right{op: kmsg.ACLOperationWrite, on: "topic", name: "app-checkpoints"},
+			[]string{`write topic "app-checkpoints"`, "--operation Write --topic app-checkpoints"}, []string{"topic app-checkpoints", "TOPIC_AUTHORIZATION_FAILED", "grant Write"}},
+		{right{op: kmsg.ACLOperationRead, on: "topic", name: "app-checkpoints"},
+			[]string{`read topic "app-checkpoints"`, "--operation Read --topic app-checkpoints"}, nil},
+		{right{op: kmsg.ACLOperationRead, on: "group", name: "app"},
+			[]string{`read group "app"`, "--operation Read --group app"}, []string{"GROUP_AUTHORIZATION_FAILED", `grant Read on group "app"`}},
+		{right{op: kmsg.ACLOperationWrite, on: "transactional-id", name: "app/", prefixed: true},
+			[]string{`write transactional-id "app/a"`, "--operation Write --transactional-id app/ --resource-pattern-type prefixed"},
+			[]string{"TRANSACTIONAL_ID_AUTHORIZATION_FAILED", `grant Write on transactional id "app/a"`, "prefix"}},
+	} {
+		t.Run(fmt.Sprint(c.of.op, " ", c.of.on, " ", c.of.name), func(t *testing.T) {
+			g := newGuarded(t)
+			g.grant(append(documented(t), deadLetters)...)
+			if err := txn.EnsureCommitTopic(t.Context(), g.adm, "app-checkpoints", -1); err != nil {
+				t.Fatal(err)
+			}
+			if c.running != nil {
+				r := g.start(secret)
+				g.produce("a:1", "x:y")
+				await(r, 1, any1[event.CheckpointCommitted])
+				g.revoke(c.of)
+				g.produce("a:2", "x:z")
+				wantError(t, r.wait(), c.running...)
+			} else {
+				g.revoke(c.of)
+			}
+			err := g.start(secret).wait()
+			wantError(t, err, c.starts...)
+			if strings.Contains(err.Error(), "Describe") {
+				t.Errorf("the right that it names is not enough: %v", err)
+			}
+		})
 	}
 }

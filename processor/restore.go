@@ -761,7 +761,7 @@ func (inc *incarnation) fetchError(ctx context.Context, p offsets.Partition, err
 	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
 		return inc.inputGone(p.String(), err)
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
-		return fatal(fmt.Errorf("reading topic %s: %w\n  grant READ on the topic to this principal", p.Topic, err))
+		return fatal(fmt.Errorf("reading topic %s: %w\n  grant Read on the topic to this principal", p.Topic, err))
 	case kerr.IsRetriable(err):
 		return nil
 	}

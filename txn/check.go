@@ -142,7 +142,10 @@ func checkTopics(ctx context.Context, cl *kgo.Client, cfg Config, outputs []stri
 			}
 			errs = append(errs, fmt.Errorf("topic %q does not exist\n  create it: kafka-topics --create --topic %s --partitions N", name, name))
 		case errors.Is(err, kerr.TopicAuthorizationFailed):
-			errs = append(errs, missingACL("Describe", "topic", name))
+			// Who may neither read nor write it isn't even told whether it is there.
+			for _, op := range need[name] {
+				errs = append(errs, missingACL(aclName(op), "topic", name))
+			}
 		case err != nil:
 			errs = append(errs, fmt.Errorf("describe topic %q: %w", name, err))
 		default:
@@ -210,7 +213,8 @@ func checkTransactionalID(ctx context.Context, cl *kgo.Client, cfg Config) error
 	})
 	switch {
 	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
-		return missingACL("Write", "transactional-id", id)
+		// The prefix: an instance may have to fence another one.
+		return fmt.Errorf("not authorised to write transactional-id %q\n  grant it: kafka-acls --add --allow-principal User:NAME --operation Write --transactional-id %s --resource-pattern-type prefixed", id, TransactionalID(cfg.App, ""))
 	case isKafka(err):
 		return nil
 	case err != nil:

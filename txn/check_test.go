@@ -89,7 +89,8 @@ func TestCheckNamesMissingRights(t *testing.T) {
 		cl := r.plain(kgo.SASL(plain.Auth{User: "weir", Pass: "secret"}.AsMechanism()))
 		err := Check(t.Context(), cl, checkConfig(inTopic), outTopic)
 		for _, want := range []string{
-			`read topic "in"`, `describe topic "out"`, `read group "app-group"`, `write transactional-id "app/a"`, "kafka-acls --add",
+			`read topic "in"`, `write topic "out"`, `read group "app-group"`, `write transactional-id "app/a"`, "kafka-acls --add",
+			"--transactional-id app/ --resource-pattern-type prefixed",
 		} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("error doesn't say %q: %v", want, err)

@@ -104,11 +104,14 @@ func (e *Error) remedy() string {
 	case Rejected:
 		switch {
 		case errors.Is(e.Err, kerr.TopicAuthorizationFailed):
-			return "grant Write and Describe on the topic to this principal"
+			if e.produced() {
+				return "grant Write on the topic to this principal"
+			}
+			return "grant Read on the topic to this principal"
 		case errors.Is(e.Err, kerr.GroupAuthorizationFailed):
 			return fmt.Sprintf("grant Read on group %q to this principal", e.Group)
 		case errors.Is(e.Err, kerr.TransactionalIDAuthorizationFailed):
-			return fmt.Sprintf("grant Write and Describe on transactional id %q to this principal", e.TransactionalID)
+			return fmt.Sprintf("grant Write on transactional id %q to this principal, by the prefix that it has in common with the app's other instances", e.TransactionalID)
 		case errors.Is(e.Err, kerr.ClusterAuthorizationFailed):
 			return "grant IdempotentWrite on the cluster to this principal"
 		case errors.Is(e.Err, kerr.MessageTooLarge), errors.Is(e.Err, kerr.RecordListTooLarge):
@@ -125,6 +128,11 @@ func (e *Error) remedy() string {
 	}
 	return ""
 }
+
+const produceOp = "produce to topic "
+
+// produced tells whether it is about what the app writes, and not about what it reads.
+func (e *Error) produced() bool { return strings.HasPrefix(e.Op, produceOp) }
 
 const loginRemedy = "the brokers refuse this client's SASL mechanism, user or password: check them in kgo.SASL (weir.KafkaOptions); if they were changed, start the app with the new ones"
 

@@ -402,7 +402,7 @@ func (s *Session) onProduced(r *kgo.Record, err error) {
 	if s.ctx.Err() != nil || s.aborting.Load() {
 		return
 	}
-	e := s.errorf("produce to topic "+r.Topic, err)
+	e := s.errorf(produceOp+r.Topic, err)
 	if e.Kind == Transient && s.lost.Load() {
 		e.Kind = Lost
 	}

@@ -1055,3 +1055,16 @@ func TestGoneTellsATopicThatIsNotThereFromAnotherOne(t *testing.T) {
 		want("made again", kerr.InconsistentTopicID)
 	})
 }
+
+// TestRightToReadIsNamedWhereOffsetsAreRefused is about a topic that is only read.
+func TestRightToReadIsNamedWhereOffsetsAreRefused(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: inTopic, Err: kerr.TopicAuthorizationFailed, Count: -1})
+		w := r.start("a")
+		<-w.Failed()
+		if e := asError(t, w.Err(), Rejected); !strings.Contains(e.Error(), "grant Read on the topic") {
+			t.Error(e)
+		}
+	})
+}
