@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,7 +32,7 @@ type guarded struct {
 	adm      *kadm.Client
 	root     *kgo.Client
 	password atomic.Value // of the user weir
-	net      cutNet
+	net      severed
 }
 
 const kept = "kept-by-the-fake"
@@ -168,31 +166,6 @@ func documented(t *testing.T) []right {
 		}
 	}
 	return rs
-}
-
-// cutNet dials, and cuts what it has dialled.
-type cutNet struct {
-	mu    sync.Mutex
-	conns []net.Conn
-}
-
-func (n *cutNet) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
-	if err == nil {
-		n.mu.Lock()
-		n.conns = append(n.conns, c)
-		n.mu.Unlock()
-	}
-	return c, err
-}
-
-func (n *cutNet) cut() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, c := range n.conns {
-		c.Close()
-	}
-	n.conns = nil
 }
 
 func (g *guarded) as(pass func() string) weir.Option {

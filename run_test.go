@@ -891,17 +891,17 @@ func TestUndecodableRecordWithoutAReasonIsSkipped(t *testing.T) {
 	wantValues(t, brokers, "out", "1", "2")
 }
 
-// severed is a network that can be cut off for good.
+// severed is a network that can be cut, also for good.
 type severed struct {
 	mu    sync.Mutex
 	conns []net.Conn
-	cut   bool
+	gone  bool
 }
 
 func (s *severed) dial(ctx context.Context, network, host string) (net.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cut {
+	if s.gone {
 		return nil, errors.New("the network is cut")
 	}
 	c, err := new(net.Dialer).DialContext(ctx, network, host)
@@ -913,11 +913,19 @@ func (s *severed) dial(ctx context.Context, network, host string) (net.Conn, err
 
 func (s *severed) sever() {
 	s.mu.Lock()
+	s.gone = true
+	s.mu.Unlock()
+	s.cut()
+}
+
+// cut ends the connections that there are.
+func (s *severed) cut() {
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cut = true
 	for _, c := range s.conns {
 		c.Close()
 	}
+	s.conns = nil
 }
 
 func TestTakeOverAfterAKillEndsTheTransactionOfTheDead(t *testing.T) {
