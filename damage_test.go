@@ -56,7 +56,11 @@ func TestS04_SegmentThatTheLocalStoreLacksIsRefusedByNameAtOnce(t *testing.T) {
 	}
 }
 
-// vanishing is a store of which segments are deleted while somebody is about to read them.
+// block is longer than the blocks in which state is read, and shorter than what is copied or
+// merged at a time.
+const block = 16 << 10
+
+// vanishing is a store of which segments are deleted while state is about to be read from them.
 type vanishing struct {
 	checkpoint.Store
 	mu      sync.Mutex
@@ -68,7 +72,7 @@ func (s *vanishing) GetRange(ctx context.Context, name string, off, n int64) ([]
 	s.mu.Lock()
 	hold := s.hold
 	s.mu.Unlock()
-	if hold == nil || !strings.HasPrefix(name, "seg/") {
+	if hold == nil || !strings.HasPrefix(name, "seg/") || n > block {
 		return s.Store.GetRange(ctx, name, off, n)
 	}
 	select {
@@ -79,7 +83,7 @@ func (s *vanishing) GetRange(ctx context.Context, name string, off, n int64) ([]
 	return nil, fmt.Errorf("get %s: %w", name, checkpoint.ErrNotFound)
 }
 
-// holdUp lets reads wait until vanish is called, which may be called again.
+// holdUp lets reads of state wait until vanish is called, which may be called again.
 func (s *vanishing) holdUp() (vanish func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
