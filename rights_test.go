@@ -290,6 +290,11 @@ func TestDocumentedRightsAreAllThatAnAppNeeds(t *testing.T) {
 	g.produce("a:2", "x:z")
 	await(r, 1, any1[event.Restarting])
 	await(r, 2, any1[event.Restored])
+	for begun := time.Now(); len(g.values("dead")) < 2; { // committed, so the savepoint has them
+		if time.Since(begun) > deadline {
+			t.Fatalf("nothing is committed after the restart; events: %v", r.list())
+		}
+	}
 	if _, err := app.StopWithSavepoint(t.Context(), dir, "last"); err != nil {
 		t.Fatal(err)
 	}
