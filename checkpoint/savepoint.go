@@ -131,20 +131,29 @@ type savepointWriter struct {
 	begun    []string     // objects that may have been written
 }
 
-func beginSavepoint(ctx context.Context, to Store, name string) (*savepointWriter, error) {
+// CheckSavepointFree tells whether a savepoint of that name can be begun in a store. Errors are
+// those of [CheckSavepointName], ErrSavepointExists and *StoreError.
+func CheckSavepointFree(ctx context.Context, to Store, name string) error {
 	if err := CheckSavepointName(name); err != nil {
-		return nil, err
+		return err
 	}
-	view := Sub(to, savepointPrefix+name)
-	switch _, err := view.GetRange(ctx, savepointManifest, 0, 1); {
+	_, err := Sub(to, savepointPrefix+name).GetRange(ctx, savepointManifest, 0, 1)
+	switch {
 	case err == nil:
-		return nil, ErrSavepointExists
-	case !errors.Is(err, ErrNotFound):
+		return ErrSavepointExists
+	case errors.Is(err, ErrNotFound):
+		return nil
+	}
+	return err
+}
+
+func beginSavepoint(ctx context.Context, to Store, name string) (*savepointWriter, error) {
+	if err := CheckSavepointFree(ctx, to, name); err != nil {
 		return nil, err
 	}
 	var id [4]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return &savepointWriter{view: view, name: name, attempt: hex.EncodeToString(id[:])}, nil
+	return &savepointWriter{view: Sub(to, savepointPrefix+name), name: name, attempt: hex.EncodeToString(id[:])}, nil
 }
 
 func (w *savepointWriter) next() string {

@@ -150,9 +150,7 @@ func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets
 
 // prepare makes all that goes on from at, without state yet.
 func (inc *incarnation) prepare(at recovered) error {
-	var nonce [4]byte
-	_, _ = rand.Read(nonce[:])
-	inc.nonce = binary.BigEndian.Uint32(nonce[:])
+	inc.nonce = newNonce()
 	inc.lineage = checkpoint.NewLineage()
 	if m := at.manifest; m != nil && !at.mended && m.Lineage != "" {
 		inc.lineage = m.Lineage
@@ -161,6 +159,13 @@ func (inc *incarnation) prepare(at recovered) error {
 		return err
 	}
 	return inc.build(at)
+}
+
+// newNonce returns what tells checkpoints from those of others with the same id.
+func newNonce() uint32 {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.BigEndian.Uint32(b[:])
 }
 
 // overtaken looks why an object is missing. To a process that was stopped, others may have

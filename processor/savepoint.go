@@ -2,8 +2,6 @@ package processor
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -188,7 +186,7 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 		return checkpoint.SavepointInfo{}, ErrNotRunning
 	default:
 	}
-	if err := nameFree(ctx, to, name); err != nil && ctx.Err() == nil {
+	if err := checkpoint.CheckSavepointFree(ctx, to, name); err != nil && ctx.Err() == nil {
 		return checkpoint.SavepointInfo{}, fmt.Errorf("create savepoint %s in %s: %w; the app was not stopped", name, to, err)
 	}
 	stop()
@@ -208,18 +206,6 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 		return checkpoint.SavepointInfo{}, err
 	}
 	return checkpoint.CreateSavepoint(ctx, j.cfg.Store, m, to, name, nil)
-}
-
-// nameFree tells why there can't be a savepoint of that name.
-func nameFree(ctx context.Context, to checkpoint.Store, name string) error {
-	_, _, err := checkpoint.OpenSavepoint(ctx, to, name)
-	switch {
-	case err == nil:
-		return checkpoint.ErrSavepointExists
-	case errors.Is(err, checkpoint.ErrNotFound):
-		return nil
-	}
-	return err
 }
 
 // answer gives the savepoints that wait for the checkpoint that was just committed what
@@ -290,11 +276,9 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	for _, s := range stored {
 		last = max(last, s.Checkpoint)
 	}
-	var nonce [4]byte
-	_, _ = rand.Read(nonce[:])
 	adopted, ref, err := checkpoint.AdoptSavepoint(ctx, view, m, inc.cfg.Store, checkpoint.AdoptOptions{
 		App: inc.cfg.App, Instance: inc.cfg.Instance, KeyGroups: inc.cfg.KeyGroups, AnyApp: sp.AnyApp,
-		Checkpoint: last + 1, Incarnation: binary.BigEndian.Uint32(nonce[:]), DropPositions: sp.DropPositions,
+		Checkpoint: last + 1, Incarnation: newNonce(), DropPositions: sp.DropPositions,
 	}, nil)
 	if err != nil {
 		var (
