@@ -171,7 +171,12 @@ func aclName(op kmsg.ACLOperation) string {
 }
 
 func missingACL(op, resource, name string) error {
-	return fmt.Errorf("not authorised to %s %s %q\n  grant it: kafka-acls --add --allow-principal User:NAME --operation %s --%s %s", strings.ToLower(op), resource, name, op, resource, name)
+	return missingRight(op, resource, name, name)
+}
+
+// missingRight names what is to be granted: a name, or a pattern that has it.
+func missingRight(op, resource, name, granted string) error {
+	return fmt.Errorf("not authorised to %s %s %q\n  grant it: kafka-acls --add --allow-principal User:NAME --operation %s --%s %s", strings.ToLower(op), resource, name, op, resource, granted)
 }
 
 // checkGroup sends a heartbeat of nobody: a broker that lets us read the group
@@ -214,7 +219,7 @@ func checkTransactionalID(ctx context.Context, cl *kgo.Client, cfg Config) error
 	switch {
 	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
 		// The prefix: an instance may have to fence another one.
-		return fmt.Errorf("not authorised to write transactional-id %q\n  grant it: kafka-acls --add --allow-principal User:NAME --operation Write --transactional-id %s --resource-pattern-type prefixed", id, TransactionalID(cfg.App, ""))
+		return missingRight("Write", "transactional-id", id, TransactionalID(cfg.App, "")+" --resource-pattern-type prefixed")
 	case isKafka(err):
 		return nil
 	case err != nil:
