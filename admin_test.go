@@ -128,6 +128,16 @@ func mustOpen(t *testing.T, url string) checkpoint.Store {
 	return s
 }
 
+// startServed starts an app with an admin endpoint and waits for its first commit.
+func startServed(t *testing.T, store checkpoint.Store) *liveCount {
+	t.Helper()
+	brokers := broker(t, 1, "lines", "counts")
+	produce(t, brokers, "lines", words(100, 10)...)
+	r := startCount(t, brokers, "mem://", weir.Store(store), weir.Admin("127.0.0.1:0"))
+	r.waitCommit(t)
+	return r
+}
+
 // slowStore lets nothing of a savepoint through until it is told to.
 type slowStore struct {
 	checkpoint.Store
@@ -152,11 +162,8 @@ func (s *slowStore) Put(ctx context.Context, name string, data []byte) error {
 // Run doesn't return, and so take the process down, while the savepoint is copied for which
 // it was stopped.
 func TestRunWaitsForTheSavepointThatStoppedIt(t *testing.T) {
-	brokers := broker(t, 1, "lines", "counts")
-	produce(t, brokers, "lines", words(100, 10)...)
 	store := &slowStore{checkpoint.NewMem(), make(chan struct{}, 1), make(chan struct{})}
-	r := startCount(t, brokers, "mem://", weir.Store(store), weir.Admin("127.0.0.1:0"))
-	r.waitCommit(t)
+	r := startServed(t, store)
 	made := make(chan error, 1)
 	c := asking(t, r.app)
 	go func() {
@@ -183,11 +190,7 @@ func TestRunWaitsForTheSavepointThatStoppedIt(t *testing.T) {
 
 // What can be known before is no reason to have stopped the app for nothing.
 func TestStopWithASavepointThatCannotBeMadeDoesNotStop(t *testing.T) {
-	brokers := broker(t, 1, "lines", "counts")
-	produce(t, brokers, "lines", words(100, 10)...)
-	store := checkpoint.NewMem()
-	r := startCount(t, brokers, "mem://", weir.Store(store), weir.Admin("127.0.0.1:0"))
-	r.waitCommit(t)
+	r := startServed(t, checkpoint.NewMem())
 	c := asking(t, r.app)
 	if _, err := c.Savepoint(t.Context(), admin.SavepointRequest{Name: "last"}); err != nil {
 		t.Fatal(err)
@@ -223,11 +226,8 @@ func TestStopWithASavepointThatCannotBeMadeDoesNotStop(t *testing.T) {
 // A request that comes to its end when the app has stopped already does not wait for the
 // savepoint that another one makes, and does not hold up Run.
 func TestSecondStopIsAnsweredWhileTheFirstMakesItsSavepoint(t *testing.T) {
-	brokers := broker(t, 1, "lines", "counts")
-	produce(t, brokers, "lines", words(100, 10)...)
 	store := &slowStore{checkpoint.NewMem(), make(chan struct{}, 1), make(chan struct{})}
-	r := startCount(t, brokers, "mem://", weir.Store(store), weir.Admin("127.0.0.1:0"))
-	r.waitCommit(t)
+	r := startServed(t, store)
 	second, err := net.Dial("tcp", r.app.AdminAddr())
 	if err != nil {
 		t.Fatal(err)
