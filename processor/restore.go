@@ -67,7 +67,7 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 			return nil, inc.overtakenSince(ctx, committed, err)
 		}
 		if err := inc.prepare(state); err != nil {
-			return nil, inc.overtakenSince(ctx, committed, err)
+			return nil, err
 		}
 		r.began, r.from, r.state, r.done = true, maps.Clone(committed), state, make(chan struct{})
 		inc.spawn(func() error {
