@@ -123,6 +123,8 @@ func (n *node) start(voters string, extra map[string]string) error {
 		"KAFKA_TRANSACTION_STATE_LOG_NUM_PARTITIONS": "4",
 		"KAFKA_AUTO_CREATE_TOPICS_ENABLE":            "false",
 		"KAFKA_HEAP_OPTS":                            "-Xms384m -Xmx384m",
+		// A broker lives for minutes here: compiling it well takes more than it saves.
+		"KAFKA_JVM_PERFORMANCE_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.awt.headless=true",
 	}
 	if n.port != 0 {
 		roles = append(roles, "broker")
