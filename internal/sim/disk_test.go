@@ -7,6 +7,7 @@ import (
 	"errors"
 	"iter"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -212,16 +213,25 @@ func (h *handle) around(ctx context.Context, op, name string, got *[]byte, do fu
 	return nil
 }
 
+// values are numbers in JSON text.
+var values = regexp.MustCompile(`[:,\[]-?[0-9]+[],}]`)
+
 // damage flips a bit: anywhere, or so that a digit becomes another one, of which nothing but
-// a checksum tells. It is called with h.mu held.
+// a checksum tells; the last digit of a value, if there are any: most digits are those of
+// hashes. It is called with h.mu held.
 func (h *handle) damage(b []byte) {
 	at := h.rng.IntN(len(b))
 	if h.rng.IntN(2) == 0 {
-		for i := range b {
-			if j := (at + i) % len(b); b[j] >= '0' && b[j] <= '9' {
-				b[j] ^= 1
-				return
-			}
+		b[at] ^= 1 << h.rng.IntN(8)
+		return
+	}
+	if vs := values.FindAllIndex(b, -1); len(vs) > 0 {
+		at = vs[h.rng.IntN(len(vs))][1] - 2
+	}
+	for i := range b {
+		if j := (at + i) % len(b); b[j] >= '0' && b[j] <= '9' {
+			b[j] ^= 1
+			return
 		}
 	}
 	b[at] ^= 1 << h.rng.IntN(8)

@@ -374,8 +374,26 @@ func generate(seed uint64, steps int) script {
 	sc.stops(rand.New(rand.NewPCG(seed, 9)), now)
 	sc.rehomes(rand.New(rand.NewPCG(seed, 10)), now)
 	sc.recreates(rand.New(rand.NewPCG(seed, 11)), now)
+	sc.takeOvers(rand.New(rand.NewPCG(seed, 12)), now)
 	slices.SortStableFunc(sc.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return sc
+}
+
+// takeOvers stops who is about to commit and has the group take it for gone, so that others
+// commit before it wakes up, in every sixth world.
+func (sc *script) takeOvers(r *rand.Rand, within time.Duration) {
+	if r.IntN(6) > 0 || sc.instances < 2 {
+		return
+	}
+	for range 1 + r.IntN(2) {
+		at := sc.insert(r, step{verb: verbPause, who: active, on: kmsg.TxnOffsetCommit.Name(), mode: "before", n: 1, dur: pick[time.Duration](r, 2, 5, 9) * time.Second}, within)
+		sc.steps = append(sc.steps,
+			step{at: at, verb: verbFeed, mode: "plain", n: 10 + r.IntN(30)},
+			step{at: at + 600*time.Millisecond, verb: verbEvict, who: active})
+	}
+	for i := range sc.lives {
+		sc.lives[i].txn = 30 * time.Second
+	}
 }
 
 // outages makes local stores of every sixteenth world copy what they have not so slowly that they

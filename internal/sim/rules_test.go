@@ -122,9 +122,17 @@ func (sc *script) rulings(r *rand.Rand, within time.Duration) {
 	}
 	for range 2 + r.IntN(8) {
 		at := sc.insert(r, step{verb: verbRule, n: 1 + r.IntN(pick(r, 3, 30))}, within)
-		if r.IntN(3) == 0 { // while not everybody heard them
-			sc.steps = append(sc.steps, step{at: at + time.Duration(5+r.IntN(150))*time.Millisecond, verb: verbKill, who: active})
+		if r.IntN(3) > 0 {
+			continue
 		}
+		kill := at + time.Duration(5+r.IntN(150))*time.Millisecond // while not everybody heard them
+		if r.IntN(2) == 0 {
+			sc.steps = append(sc.steps,
+				step{at: at, verb: verbDrag, n: 5 + r.IntN(20), dur: time.Second},
+				step{at: at, verb: verbRule, n: 20 + r.IntN(20)})
+			kill = at + time.Duration(50+r.IntN(400))*time.Millisecond
+		}
+		sc.steps = append(sc.steps, step{at: kill, verb: verbKill, who: active})
 	}
 }
 
