@@ -40,6 +40,7 @@ func options(addr string) Options { return Options{Addrs: []string{addr}, Prefix
 // rawClient is a client to look with.
 func rawClient(t *testing.T, o Options) goredis.UniversalClient {
 	t.Helper()
+	o.Timeout = soon // however soon the sink gives up
 	cl := o.client()
 	t.Cleanup(func() { cl.Close() })
 	return cl
