@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -52,14 +53,15 @@ func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
 		// The opener that gocloud.dev registers prints a warning and goes on if
 		// there are no credentials.
 		domain := q.Get("universe_domain")
+		base := transport(pingAfter)
+		who := &endpoint{base: base}
+		// The source of tokens keeps the client as long as it lives.
+		ctx := context.WithValue(context.WithoutCancel(ctx), oauth2.HTTPClient, &http.Client{Transport: who, Timeout: tokenTime})
 		found, err := gcp.DefaultCredentialsWithParams(ctx, google.CredentialsParams{UniverseDomain: domain})
 		if err != nil {
 			return nil, fmt.Errorf("find credentials: %w; %s", err, credentials)
 		}
-		opener.Client, err = gcp.NewHTTPClient(gcp.DefaultTransport(), found.TokenSource)
-		if err != nil {
-			return nil, fmt.Errorf("use credentials: %w; %s", err, credentials)
-		}
+		opener.Client = &gcp.HTTPClient{Client: http.Client{Transport: &authorized{source: found.TokenSource, endpoint: who, base: base}}}
 		opener.TokenSource = gcp.CredentialsTokenSource(found)
 		if domain != "" {
 			opener.Options.ClientOptions = []option.ClientOption{option.WithUniverseDomain(domain)}
@@ -79,17 +81,21 @@ func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
 func classify(err error) blob.Kind {
 	var (
 		api   *googleapi.Error
-		token *oauth2.RetrieveError
+		token *tokenError
 	)
 	switch {
+	case errors.As(err, &token):
+		// The service was not asked: what was not found is no object.
+		if blob.StatusKind(token.status) == blob.Transient {
+			return blob.Transient
+		}
+		return blob.Denied
 	case errors.Is(err, storage.ErrBucketNotExist), strings.Contains(err.Error(), "bucket does not exist"):
 		return blob.NoBucket
 	case errors.As(err, &api):
 		return blob.StatusKind(api.Code)
 	case errors.Is(err, storage.ErrObjectNotExist):
 		return blob.NotFound
-	case errors.As(err, &token) && token.Response != nil && token.Response.StatusCode < 500:
-		return blob.Denied
 	case storage.ShouldRetry(err):
 		return blob.Transient
 	}

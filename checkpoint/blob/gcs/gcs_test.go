@@ -1,7 +1,14 @@
 package gcs_test
 
 import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -56,6 +63,99 @@ func TestMissingCredentialsAreNamedWithARemedy(t *testing.T) {
 	}
 	if err == nil || strings.Contains(err.Error(), "hush") {
 		t.Errorf("a key that is none: %v", err)
+	}
+}
+
+// tokens lets answer decide on each request for a token, which has a number from 1 on.
+func tokens(t *testing.T, answer func(n int32, w http.ResponseWriter, r *http.Request)) *atomic.Int32 {
+	var n atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(n.Add(1), w, r) }))
+	t.Cleanup(server.Close)
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(map[string]string{
+		"type": "service_account", "client_email": "weir@example.com", "token_uri": server.URL,
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "credentials.json")
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
+	return &n
+}
+
+func TestTokenIsNotWaitedForWithoutTheContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	end := make(chan struct{})
+	tokens(t, func(_ int32, _ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		cancel()
+		<-end
+	})
+	t.Cleanup(func() { close(end) }) // before the server waits for it
+	s, err := checkpoint.OpenStore("gs://bucket/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		_, err := s.Get(ctx, "a")
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it still waits for a token")
+	}
+}
+
+func TestTokenThatIsNotGivenForNowIsAskedForAgain(t *testing.T) {
+	for _, status := range []int{429, 500, 503} {
+		ctx, cancel := context.WithCancel(t.Context())
+		n := tokens(t, func(n int32, w http.ResponseWriter, _ *http.Request) {
+			if n == 2 {
+				cancel()
+			}
+			w.WriteHeader(status)
+		})
+		s, err := checkpoint.OpenStore("gs://bucket/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Put(ctx, "a", []byte("x")); !errors.Is(err, context.Canceled) {
+			t.Errorf("%d: put: %v", status, err)
+		}
+		if n.Load() != 2 {
+			t.Errorf("%d: %d requests for a token", status, n.Load())
+		}
+		cancel()
+	}
+	for _, status := range []int{400, 401, 404} {
+		n := tokens(t, func(_ int32, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+		s, err := checkpoint.OpenStore("gs://bucket/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Put(t.Context(), "a", []byte("x")); err == nil || !strings.Contains(err.Error(), "GOOGLE_APPLICATION_CREDENTIALS") || errors.Is(err, checkpoint.ErrNotFound) {
+			t.Errorf("%d: put: %v", status, err)
+		}
+		if n.Load() != 1 {
+			t.Errorf("%d: %d requests for a token", status, n.Load())
+		}
 	}
 }
 
