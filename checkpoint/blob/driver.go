@@ -23,9 +23,11 @@ type Driver struct {
 	// Open opens the bucket that u names. The path and the parameters of this
 	// package are cut off from u. It sends nothing.
 	Open func(ctx context.Context, u *url.URL) (*blob.Bucket, error)
-	// Upload and BeforeWrite are those of Options.
+	// Upload, BeforeWrite, BeforeList and Directory are those of Options.
 	Upload      bool
 	BeforeWrite func(as func(any) bool) error
+	BeforeList  func(as func(any) bool) error
+	Directory   func(as func(any) bool) bool
 	// Classify says what an error of the service means; see Options.
 	Classify func(error) Kind
 	// Credentials tells an operator where credentials are taken from.
@@ -88,7 +90,7 @@ func Open(ctx context.Context, d Driver, rawURL string) (*Store, error) {
 	case prefix != "" && !fs.ValidPath(prefix):
 		return fail("the path is the prefix of the objects, and must have no empty element, . or ..")
 	}
-	o := Options{URL: shown, Upload: d.Upload, BeforeWrite: d.BeforeWrite, Classify: d.Classify, Credentials: d.Credentials}
+	o := Options{URL: shown, Upload: d.Upload, BeforeWrite: d.BeforeWrite, BeforeList: d.BeforeList, Directory: d.Directory, Classify: d.Classify, Credentials: d.Credentials}
 	for _, p := range slices.Sorted(maps.Keys(q)) {
 		if len(q[p]) > 1 {
 			return fail("parameter %s is given twice", p)

@@ -44,6 +44,11 @@ type Options struct {
 	Upload bool
 	// BeforeWrite is that of gocloud.dev/blob.WriterOptions. It may be nil.
 	BeforeWrite func(as func(any) bool) error
+	// BeforeList is that of gocloud.dev/blob.ListOptions. It may be nil.
+	BeforeList func(as func(any) bool) error
+	// Directory tells of what was listed whether it stands for a directory, where that
+	// can't be seen by its name. It may be nil.
+	Directory func(as func(any) bool) bool
 	// Classify says what an error of the service means. It may be nil, and may
 	// return Unclassified.
 	Classify func(error) Kind
@@ -533,7 +538,7 @@ func (s *Store) list(ctx context.Context, prefix string) ([]checkpoint.Object, e
 
 func (s *Store) listIn(req *request, prefix string) ([]checkpoint.Object, error) {
 	var found []checkpoint.Object
-	for it := s.bucket.List(&blob.ListOptions{Prefix: prefix}); ; {
+	for it := s.bucket.List(&blob.ListOptions{Prefix: prefix, BeforeList: s.o.BeforeList}); ; {
 		o, err := it.Next(req)
 		if err == io.EOF { // a connection that ends gives another error that wraps it
 			break
@@ -542,8 +547,8 @@ func (s *Store) listIn(req *request, prefix string) ([]checkpoint.Object, error)
 			return nil, err
 		}
 		req.answered(0) // with a page at least
-		// Consoles make objects that stand for directories.
-		if !o.IsDir && checkpoint.ValidName(o.Key) {
+		// Consoles make objects that stand for directories, and so do some services.
+		if !o.IsDir && checkpoint.ValidName(o.Key) && (s.o.Directory == nil || !s.o.Directory(o.As)) {
 			found = append(found, checkpoint.Object{Name: o.Key, Size: o.Size, Modified: o.ModTime})
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
 	azblobblob "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	gocloud "gocloud.dev/blob"
 	"gocloud.dev/blob/azureblob"
 
@@ -23,6 +24,8 @@ var driver = blob.Driver{
 	Open:        open,
 	Upload:      true, // the Writer of azureblob v0.47 panics when a request fails
 	BeforeWrite: checksum,
+	BeforeList:  withMetadata,
+	Directory:   directory,
 	Classify:    classify,
 	Credentials: "credentials come from AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, from AZURE_STORAGE_CONNECTION_STRING, or from the identity of the machine or pod; the account may also be given as storage_account in the URL",
 	Shown:       []string{"storage_account", "domain", "protocol", "localemu", "cdn"},
@@ -54,6 +57,30 @@ func checksum(as func(any) bool) error {
 	}
 	o.TransactionalValidation = azblobblob.TransferValidationTypeComputeCRC64()
 	return nil
+}
+
+func withMetadata(as func(any) bool) error {
+	var o *container.ListBlobsHierarchyOptions
+	if !as(&o) {
+		return errors.New("the driver takes no list options")
+	}
+	o.Include.Metadata = true
+	return nil
+}
+
+// directory tells of an account with a hierarchical namespace what is a directory there:
+// those are listed among the objects, and stay when the objects are gone.
+func directory(as func(any) bool) bool {
+	var item container.BlobItem
+	if !as(&item) {
+		return false
+	}
+	for k, v := range item.Metadata {
+		if strings.EqualFold(k, "hdi_isfolder") && v != nil && *v == "true" {
+			return true
+		}
+	}
+	return false
 }
 
 func classify(err error) blob.Kind {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -152,5 +153,39 @@ func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
 	}
 	if err := open(t).Delete(t.Context(), "a"); err != nil {
 		t.Errorf("delete: %v", err)
+	}
+}
+
+// With a hierarchical namespace directories are listed among the objects, and can't be
+// deleted while there is something in them.
+func TestDirectoriesAreNoObjects(t *testing.T) {
+	const item = `<Blob><Name>%s</Name><Properties><Last-Modified>Mon, 30 Nov 2026 04:00:00 GMT</Last-Modified><Content-Length>%d</Content-Length></Properties>%s</Blob>`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || r.URL.Query().Get("comp") != "list" {
+			t.Errorf("%s %s", r.Method, r.URL)
+		}
+		folder, mine := "", ""
+		if strings.Contains(r.URL.Query().Get("include"), "metadata") {
+			folder, mine = "<Metadata><hdi_isfolder>true</hdi_isfolder></Metadata>", "<Metadata><weirput>1</weirput></Metadata>"
+		}
+		w.Header().Set("Content-Type", "application/xml")
+		_, _ = fmt.Fprintf(w, `<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs>`+item+item+item+`</Blobs><NextMarker/></EnumerationResults>`,
+			"x/savepoint/a", 0, folder, "x/savepoint/a/seg", 0, folder, "x/savepoint/a/seg/1.sst", 7, mine)
+	}))
+	defer server.Close()
+	environment(t, map[string]string{"ACCOUNT": "acct", "KEY": hush, "PROTOCOL": "http", "DOMAIN": strings.TrimPrefix(server.URL, "http://")})
+	s, err := checkpoint.OpenStore("azblob://container/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for o, err := range s.List(t.Context(), "savepoint/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, o.Name)
+	}
+	if got := strings.Join(names, " "); got != "savepoint/a/seg/1.sst" {
+		t.Errorf("listed: %s", got)
 	}
 }
