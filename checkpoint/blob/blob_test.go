@@ -82,7 +82,18 @@ type faulty struct {
 
 var errHTTP = map[int]error{503: errors.New("status 503"), 403: errors.New("status 403"), 404: errors.New("status 404, no bucket"), 501: errors.New("status 501")}
 
+var (
+	errNoToken = errors.New("nobody gives out a token")
+	errHeld    = errors.New("the object is held")
+)
+
 func classify(err error) blob.Kind {
+	switch {
+	case errors.Is(err, errNoToken):
+		return blob.Unreachable
+	case errors.Is(err, errHeld):
+		return blob.Kept
+	}
 	for status, e := range errHTTP {
 		if errors.Is(err, e) {
 			if status == 404 {
@@ -312,6 +323,31 @@ func TestPutFindsAnotherObjectAfterALostResponse(t *testing.T) {
 	}
 }
 
+// A rule that keeps objects as they are may be what stands in the way of a put that is
+// tried again.
+func TestPutThatMeetsWhatIsHeldLooksWhoseItIs(t *testing.T) {
+	s, f := newFaulty(t, blob.Options{})
+	held := func(op, _ string) error {
+		if op == "write" || op == "delete" {
+			return errHeld
+		}
+		return nil
+	}
+	f.hooks(nil, func(op, _ string) error {
+		f.before, f.after = held, nil
+		return errHTTP[503]
+	})
+	if err := s.Put(t.Context(), "a", []byte("hello")); err != nil {
+		t.Error(err)
+	}
+	if err := s.Put(t.Context(), "a", []byte("hello")); !errors.Is(err, checkpoint.ErrExists) {
+		t.Errorf("another put: %v", err)
+	}
+	if err := s.Delete(t.Context(), "a"); err == nil || errors.Is(err, checkpoint.ErrExists) || !strings.Contains(err.Error(), "retention rules") {
+		t.Errorf("delete: %v", err)
+	}
+}
+
 func TestLastAttemptThatHadItsEffectCounts(t *testing.T) {
 	s, f := newFaulty(t, blob.Options{RetryFor: time.Nanosecond})
 	f.hooks(nil, times(1, "write", errHTTP[503]))
@@ -332,6 +368,7 @@ func TestOnlyWhatMayPassIsTriedAgain(t *testing.T) {
 		"create the bucket":        errHTTP[404],
 		"conditional_writes=false": errHTTP[501],
 		"no such host":             unknownHost,
+		"a token; the rights to":   errNoToken,
 		"out of order":             errors.New("out of order"),
 	} {
 		s, f := newFaulty(t, blob.Options{})
@@ -353,6 +390,7 @@ func TestOnlyWhatMayPassIsTriedAgain(t *testing.T) {
 func TestServiceThatWasReachedMayGoAway(t *testing.T) {
 	for name, fault := range map[string]error{
 		"its name":    &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "x", IsNotFound: true}},
+		"token":       errNoToken,
 		"credentials": errors.Join(errHTTP[403], &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}),
 	} {
 		s, f := newFaulty(t, blob.Options{})

@@ -37,6 +37,11 @@ const (
 	Refused
 	// Transient: it is worth another attempt.
 	Transient
+	// Unreachable: who gives out credentials does not answer. It is Transient if an
+	// operation worked before, else Denied.
+	Unreachable
+	// Kept: a rule of the service keeps the object as it is, so there is one.
+	Kept
 )
 
 func (s *Store) kind(err error) Kind {
@@ -44,7 +49,12 @@ func (s *Store) kind(err error) Kind {
 		return Transient
 	}
 	if s.o.Classify != nil {
-		if k := s.o.Classify(err); k != Unclassified {
+		switch k := s.o.Classify(err); {
+		case k == Unreachable && s.reached.Load():
+			return Transient
+		case k == Unreachable:
+			return Denied
+		case k != Unclassified:
 			return k
 		}
 	}
@@ -169,6 +179,8 @@ func (s *Store) cause(ctx context.Context, err error) error {
 		c.text += "; create the bucket, or correct its name and place in the URL of the checkpoint store"
 	case Denied:
 		c.text += "; the rights to get, put, delete and list objects are needed; " + s.o.Credentials
+	case Kept:
+		c.text += "; weir deletes what it no longer needs: remove the retention rules, locks, holds, leases and snapshots from the bucket and the objects"
 	case Unsupported:
 		c.text += "; if the service has no conditional writes, add " + paramConditional + "=false to the URL; if it has no checksums and is spoken to by the S3 protocol, add request_checksum_calculation=when_required"
 	case Transient:

@@ -260,16 +260,18 @@ func (s *Store) putConditionally(ctx context.Context, u *upload) error {
 		return nil
 	}
 	kind := s.kind(err)
-	if kind != Exists {
+	if kind != Exists && kind != Kept {
 		u.lost = u.lost || kind == Transient
 		return s.ofPut(err)
 	}
 	// Maybe an earlier attempt worked, of ours or one within the SDK.
-	switch found, err := s.find(ctx, u); {
-	case err != nil:
-		return err
+	switch found, ferr := s.find(ctx, u); {
+	case ferr != nil:
+		return ferr
 	case found == mine:
 		return nil
+	case found == nothing && kind == Kept:
+		return err
 	default:
 		return own(checkpoint.ErrExists)
 	}

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"net"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
 	azblobblob "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
@@ -83,12 +85,26 @@ func directory(as func(any) bool) bool {
 	return false
 }
 
+// noAnswer is what stands in the text of an error, and nothing else of it, if who gives out
+// tokens was not reached.
+var noAnswer = regexp.MustCompile(`dial tcp|no such host|connection re(fused|set)|timeout|deadline exceeded|EOF`)
+
 func classify(err error) blob.Kind {
 	var (
 		response *azcore.ResponseError
+		identity *azidentity.AuthenticationFailedError
 		dns      *net.DNSError
 	)
 	switch {
+	case errors.As(err, &identity):
+		// The service was not asked: what was not found is no object.
+		switch r := identity.RawResponse; {
+		case r != nil && blob.StatusKind(r.StatusCode) == blob.Transient:
+			return blob.Transient
+		case r == nil && noAnswer.MatchString(err.Error()):
+			return blob.Unreachable
+		}
+		return blob.Denied
 	case errors.As(err, &response):
 		switch response.ErrorCode {
 		case "ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled":
@@ -97,6 +113,8 @@ func classify(err error) blob.Kind {
 			return blob.NotFound
 		case "BlobAlreadyExists", "ConditionNotMet", "TargetConditionNotMet":
 			return blob.Exists
+		case "BlobImmutableDueToPolicy", "BlobImmutableDueToLegalHold", "LeaseIdMissing", "SnapshotsPresent":
+			return blob.Kept
 		case "InvalidBlockList":
 			return blob.Transient // another put of the object ended and took the blocks
 		}

@@ -13,8 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
 	"github.com/weirstream/weir/checkpoint"
-	_ "github.com/weirstream/weir/checkpoint/blob/azure"
+	"github.com/weirstream/weir/checkpoint/blob"
+	"github.com/weirstream/weir/checkpoint/blob/azure"
 )
 
 // hush is a key, as it would stand in the environment.
@@ -85,6 +89,31 @@ func TestSecretInAFailedRequestIsNotShown(t *testing.T) {
 	}
 }
 
+// Whoever gives out tokens may fail for a while, which is no lack of a right.
+func TestIdentityThatIsNotToldForNowIsAskedForAgain(t *testing.T) {
+	for status, want := range map[int]blob.Kind{400: blob.Denied, 401: blob.Denied, 404: blob.Denied, 429: blob.Transient, 503: blob.Transient} {
+		err := &azidentity.AuthenticationFailedError{RawResponse: &http.Response{StatusCode: status, Body: http.NoBody}}
+		if got := azure.Classify(fmt.Errorf("put: %w", err)); got != want {
+			t.Errorf("answer %d is of kind %d, want %d", status, got, want)
+		}
+	}
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	t.Setenv("IDENTITY_ENDPOINT", gone.URL)
+	t.Setenv("IDENTITY_HEADER", "x")
+	c, err := azidentity.NewManagedIdentityCredential(&azidentity.ManagedIdentityCredentialOptions{ClientOptions: policy.ClientOptions{Retry: policy.RetryOptions{MaxRetries: -1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{"https://storage.azure.com/.default"}})
+	if got := azure.Classify(err); got != blob.Unreachable {
+		t.Errorf("%v is of kind %d", err, got)
+	}
+}
+
+// kept is what is said of objects that a rule keeps.
+const kept = "remove the retention rules"
+
 // service answers all requests alike. It returns how many there were.
 func service(t *testing.T, status int, code string) *atomic.Int32 {
 	var n atomic.Int32
@@ -117,6 +146,9 @@ func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
 		"ContainerNotFound":               {404, "create the bucket"},
 		"AuthenticationFailed":            {403, "credentials come from AZURE_STORAGE_ACCOUNT"},
 		"AuthorizationPermissionMismatch": {403, "rights to get, put, delete and list"},
+		"BlobImmutableDueToPolicy":        {409, kept},
+		"LeaseIdMissing":                  {412, kept},
+		"SnapshotsPresent":                {409, kept},
 		"InvalidUri":                      {400, "InvalidUri"},
 	} {
 		t.Run(code, func(t *testing.T) {
@@ -132,7 +164,11 @@ func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
 					t.Errorf("operation %d: %v, want it to say %s", i, err, c.want)
 				}
 			}
-			if n.Load() != 4 {
+			requests := int32(4)
+			if c.want == kept {
+				requests++ // the put looks what is there
+			}
+			if n.Load() != requests {
 				t.Errorf("%d requests", n.Load())
 			}
 		})

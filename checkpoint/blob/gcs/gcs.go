@@ -93,6 +93,19 @@ func classify(err error) blob.Kind {
 	case errors.Is(err, storage.ErrBucketNotExist), strings.Contains(err.Error(), "bucket does not exist"):
 		return blob.NoBucket
 	case errors.As(err, &api):
+		for _, item := range api.Errors {
+			switch item.Reason {
+			case "retentionPolicyNotMet", "objectUnderActiveHold":
+				return blob.Kept
+			case "rateLimitExceeded", "userRateLimitExceeded":
+				return blob.Transient
+			}
+		}
+		switch api.Code {
+		case http.StatusConflict, // with another request for the object
+			http.StatusGone: // the session of an upload; another attempt begins a new one
+			return blob.Transient
+		}
 		return blob.StatusKind(api.Code)
 	case errors.Is(err, storage.ErrObjectNotExist):
 		return blob.NotFound

@@ -159,6 +159,9 @@ func TestTokenThatIsNotGivenForNowIsAskedForAgain(t *testing.T) {
 	}
 }
 
+// kept is what is said of objects that a rule keeps.
+const kept = "remove the retention rules"
+
 // service answers all requests alike. It returns how many there were.
 func service(t *testing.T, status int, body string) *atomic.Int32 {
 	var n atomic.Int32
@@ -181,6 +184,7 @@ func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
 	}{
 		"no bucket":    {404, `{"error":{"code":404,"message":"The specified bucket does not exist."}}`, "create the bucket"},
 		"no right":     {403, `{"error":{"code":403,"message":"no storage.objects.create access"}}`, "rights to get, put, delete and list"},
+		"retention":    {403, `{"error":{"code":403,"message":"subject to the bucket's retention policy","errors":[{"reason":"retentionPolicyNotMet"}]}}`, kept},
 		"no such user": {401, `{"error":{"code":401,"message":"Invalid Credentials"}}`, "GOOGLE_APPLICATION_CREDENTIALS"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -199,10 +203,43 @@ func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
 					t.Errorf("operation %d: %v, want it to say %s", i, err, c.want)
 				}
 			}
-			if n.Load() != 4 {
+			requests := int32(4)
+			if c.want == kept {
+				requests++ // the put looks what is there
+			}
+			if n.Load() != requests {
 				t.Errorf("%d requests", n.Load())
 			}
 		})
+	}
+	for name, c := range map[string]struct {
+		status int
+		body   string
+	}{
+		"conflict":       {409, `{"error":{"code":409,"message":"The metadata for object \"a\" was edited during the operation. Please try again.","errors":[{"reason":"conflict"}]}}`},
+		"session":        {410, `{"error":{"code":410,"message":"Gone"}}`},
+		"rate of writes": {429, `{"error":{"code":429,"message":"The object bucket/x/a exceeded the rate limit","errors":[{"reason":"rateLimitExceeded"}]}}`},
+		"rate of calls":  {403, `{"error":{"code":403,"message":"Rate Limit Exceeded","errors":[{"reason":"userRateLimitExceeded"}]}}`},
+	} {
+		var n atomic.Int32
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			if n.Add(1) == 1 {
+				w.WriteHeader(c.status)
+				_, _ = w.Write([]byte(c.body))
+				return
+			}
+			w.WriteHeader(http.StatusNoContent)
+		}))
+		t.Setenv("STORAGE_EMULATOR_HOST", strings.TrimPrefix(server.URL, "http://"))
+		s, err := checkpoint.OpenStore("gs://bucket/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Delete(t.Context(), "a"); err != nil || n.Load() != 2 {
+			t.Errorf("%s: after %d requests: %v", name, n.Load(), err)
+		}
+		server.Close()
 	}
 	service(t, 412, `{"error":{"code":412,"message":"conditionNotMet"}}`)
 	s, err := checkpoint.OpenStore("gs://bucket/x")

@@ -1,0 +1,4 @@
+package azure
+
+// Classify is the driver's.
+var Classify = classify
