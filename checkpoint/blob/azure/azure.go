@@ -3,8 +3,10 @@ package azure
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 
@@ -47,7 +49,25 @@ func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
 		return nil, errors.New("no storage account is named: set AZURE_STORAGE_ACCOUNT, or add storage_account to the URL")
 	}
 	opener := &azureblob.URLOpener{MakeClient: azureblob.NewDefaultClient, ServiceURLOptions: *options}
+	if key := os.Getenv("AZURE_STORAGE_KEY"); key != "" && options.AccountName == "" && options.SASToken == "" {
+		// azureblob takes no notice of a key without AZURE_STORAGE_ACCOUNT.
+		opener.MakeClient = withKey(u.Query().Get("storage_account"), key)
+	}
 	return opener.OpenBucketURL(ctx, u)
+}
+
+func withKey(account, key string) func(azureblob.ServiceURL, azureblob.ContainerName) (*container.Client, error) {
+	return func(service azureblob.ServiceURL, name azureblob.ContainerName) (*container.Client, error) {
+		c, err := azblob.NewSharedKeyCredential(account, key)
+		if err != nil {
+			return nil, fmt.Errorf("use AZURE_STORAGE_KEY: %w", err)
+		}
+		at, err := url.JoinPath(string(service), string(name))
+		if err != nil {
+			return nil, err
+		}
+		return container.NewClientWithSharedKeyCredential(at, c, nil)
+	}
 }
 
 // checksum has the service check each block. The SDK heeds it only for objects of

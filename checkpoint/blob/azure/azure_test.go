@@ -69,6 +69,33 @@ func TestMissingCredentialsAreNamedWithARemedy(t *testing.T) {
 	}
 }
 
+// The account is in the URL, its key in the environment.
+func TestKeyIsOfTheAccountInTheURL(t *testing.T) {
+	var signed atomic.Value
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		signed.Store(r.Header.Get("Authorization"))
+		w.WriteHeader(http.StatusAccepted)
+	}))
+	defer server.Close()
+	at := map[string]string{"KEY": hush, "PROTOCOL": "http", "DOMAIN": strings.TrimPrefix(server.URL, "http://")}
+	environment(t, at)
+	s, err := checkpoint.OpenStore("azblob://container/x?storage_account=acct")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+	if got, _ := signed.Load().(string); !strings.HasPrefix(got, "SharedKey acct:") {
+		t.Errorf("signed by %q", got)
+	}
+	at["KEY"] = "no base64: hush"
+	environment(t, at)
+	if _, err := checkpoint.OpenStore("azblob://container/x?storage_account=acct"); err == nil || !strings.Contains(err.Error(), "AZURE_STORAGE_KEY") || strings.Contains(err.Error(), "hush") {
+		t.Errorf("a key that is none: %v", err)
+	}
+}
+
 func TestSecretInAFailedRequestIsNotShown(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	addr := strings.TrimPrefix(server.URL, "http://")
