@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -250,5 +254,114 @@ func TestDirectoriesAreNoObjects(t *testing.T) {
 	}
 	if got := strings.Join(names, " "); got != "savepoint/a/seg/1.sst" {
 		t.Errorf("listed: %s", got)
+	}
+}
+
+// account keeps blobs as the service does: blocks become visible together, and not where
+// there is a blob.
+type account struct {
+	mu     sync.Mutex
+	blobs  map[string]stored
+	blocks map[string][]byte
+	// lose tells whether the answer to a request, which has its effect, gets lost.
+	lose func(*http.Request) bool
+}
+
+type stored struct {
+	data []byte
+	meta string
+}
+
+func startAccount(t *testing.T) *account {
+	a := &account{blobs: map[string]stored{}, blocks: map[string][]byte{}}
+	server := httptest.NewServer(a)
+	t.Cleanup(server.Close)
+	environment(t, map[string]string{"ACCOUNT": "acct", "KEY": hush, "PROTOCOL": "http", "DOMAIN": strings.TrimPrefix(server.URL, "http://")})
+	return a
+}
+
+func (a *account) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	status, code := a.do(r, body, w.Header())
+	if a.lose != nil && a.lose(r) {
+		panic(http.ErrAbortHandler)
+	}
+	if code != "" {
+		w.Header().Set("x-ms-error-code", code)
+	}
+	w.WriteHeader(status)
+}
+
+func (a *account) do(r *http.Request, body []byte, h http.Header) (status int, code string) {
+	name, q := r.URL.Path, r.URL.Query()
+	b, taken := a.blobs[name]
+	switch {
+	case r.Method == http.MethodHead && taken:
+		h.Set("Content-Length", strconv.Itoa(len(b.data)))
+		h.Set("Last-Modified", "Mon, 30 Nov 2026 04:00:00 GMT")
+		h.Set("x-ms-creation-time", "Mon, 30 Nov 2026 04:00:00 GMT")
+		h.Set("x-ms-meta-weirput", b.meta)
+		return 200, ""
+	case r.Method == http.MethodHead:
+		return 404, "BlobNotFound"
+	case r.Method != http.MethodPut:
+		return 400, "UnsupportedHttpVerb"
+	case q.Get("comp") == "block":
+		a.blocks[q.Get("blockid")] = body
+		return 201, ""
+	case r.Header.Get("If-None-Match") == "*" && taken:
+		return 409, "BlobAlreadyExists"
+	case q.Get("comp") == "blocklist":
+		var list struct{ Latest []string }
+		if err := xml.Unmarshal(body, &list); err != nil {
+			return 400, "InvalidXmlDocument"
+		}
+		var data []byte
+		for _, id := range list.Latest {
+			block, ok := a.blocks[id]
+			if !ok {
+				return 400, "InvalidBlockList"
+			}
+			data = append(data, block...)
+		}
+		clear(a.blocks)
+		body = data
+	}
+	a.blobs[name] = stored{body, r.Header.Get("x-ms-meta-weirput")}
+	return 201, ""
+}
+
+func TestPutWhoseAnswerIsLostIsToldFromAnotherOne(t *testing.T) {
+	for _, size := range []int{10, 20 << 20} {
+		a := startAccount(t)
+		s, err := checkpoint.OpenStore("azblob://container/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost := 0
+		// The request with which an object becomes visible.
+		a.lose = func(r *http.Request) bool {
+			if r.Method != http.MethodPut || r.URL.Query().Get("comp") == "block" || lost > 0 {
+				return false
+			}
+			lost++
+			return true
+		}
+		data := bytes.Repeat([]byte("x"), size)
+		if err := s.Put(t.Context(), "a", data); err != nil || lost != 1 {
+			t.Errorf("%d bytes, %d answers lost: %v", size, lost, err)
+		}
+		lost = 0
+		if err := s.Put(t.Context(), "a", data); !errors.Is(err, checkpoint.ErrExists) || lost != 1 {
+			t.Errorf("%d bytes of another put, %d answers lost: %v", size, lost, err)
+		}
+		if got := a.blobs["/acct/container/x/a"].data; !bytes.Equal(got, data) {
+			t.Errorf("%d bytes are kept", len(got))
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package gcs_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -8,12 +9,17 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
+	"mime"
+	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -258,5 +264,101 @@ func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
 	}
 	if err := s.Delete(t.Context(), "a"); err != nil {
 		t.Errorf("delete: %v", err)
+	}
+}
+
+// held is what a bucket knows of an object, which is sent in one request.
+type held struct {
+	Name     string            `json:"name"`
+	Bucket   string            `json:"bucket"`
+	Size     string            `json:"size"`
+	Metadata map[string]string `json:"metadata"`
+}
+
+// bucket keeps objects as the service does: the first put of a name, if it is told to. With
+// lose the answer to the next put, which has its effect, gets lost.
+type bucket struct {
+	mu      sync.Mutex
+	objects map[string]held
+	lose    bool
+}
+
+func (b *bucket) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	fail := func(status int, reason string) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = fmt.Fprintf(w, `{"error":{"code":%d,"message":%q,"errors":[{"reason":%[2]q}]}}`, status, reason)
+	}
+	if r.Method == http.MethodGet {
+		o, ok := b.objects[strings.TrimPrefix(r.URL.Path, "/storage/v1/b/bucket/o/")]
+		if !ok {
+			fail(404, "notFound")
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(o)
+		return
+	}
+	_, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || r.Method != http.MethodPost {
+		fail(400, "invalid")
+		return
+	}
+	parts := multipart.NewReader(r.Body, params["boundary"])
+	var o held
+	var data []byte
+	part, err := parts.NextPart()
+	if err == nil {
+		err = json.NewDecoder(part).Decode(&o)
+	}
+	if err == nil {
+		part, err = parts.NextPart()
+	}
+	if err == nil {
+		data, err = io.ReadAll(part)
+	}
+	if err != nil {
+		fail(400, "invalid")
+		return
+	}
+	o.Size = strconv.Itoa(len(data))
+	_, taken := b.objects[o.Name]
+	taken = taken && r.URL.Query().Get("ifGenerationMatch") == "0"
+	if !taken {
+		b.objects[o.Name] = o
+	}
+	if b.lose {
+		b.lose = false
+		panic(http.ErrAbortHandler)
+	}
+	if taken {
+		fail(412, "conditionNotMet")
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(o)
+}
+
+func TestPutWhoseAnswerIsLostIsToldFromAnotherOne(t *testing.T) {
+	b := &bucket{objects: map[string]held{}, lose: true}
+	server := httptest.NewServer(b)
+	defer server.Close()
+	t.Setenv("STORAGE_EMULATOR_HOST", strings.TrimPrefix(server.URL, "http://"))
+	s, err := checkpoint.OpenStore("gs://bucket/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := bytes.Repeat([]byte("x"), 100)
+	if err := s.Put(t.Context(), "a", data); err != nil || b.lose {
+		t.Errorf("an answer to lose: %v; %v", b.lose, err)
+	}
+	b.lose = true
+	if err := s.Put(t.Context(), "a", data); !errors.Is(err, checkpoint.ErrExists) || b.lose {
+		t.Errorf("another put; an answer to lose: %v; %v", b.lose, err)
+	}
+	if o := b.objects["x/a"]; o.Size != "100" || len(b.objects) != 1 {
+		t.Errorf("the bucket has %v", b.objects)
 	}
 }
