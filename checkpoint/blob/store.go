@@ -490,6 +490,8 @@ func (s *Store) readIn(req *request, name string, off, n int64) ([]byte, error) 
 	defer r.Close()
 	size := r.Size() // of the whole object
 	switch {
+	case size < 0:
+		return nil, own(errors.New("the service does not tell how large it is, as it was stored with Content-Encoding: gzip and is decompressed on the way; put it back as it was, without compression"))
 	case n < 0:
 		n = size - off
 	case off > size || n > size-off:

@@ -31,7 +31,7 @@ var driver = blob.Driver{
 	BeforeList:  withMetadata,
 	Directory:   directory,
 	Classify:    classify,
-	Credentials: "credentials come from AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, from AZURE_STORAGE_CONNECTION_STRING, or from the identity of the machine or pod; the account may also be given as storage_account in the URL",
+	Credentials: "credentials come from AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, from AZURE_STORAGE_CONNECTION_STRING, or from the identity of the machine or pod; the account may also be given as storage_account in the URL; a key is of no use while the clock of the machine is wrong by a quarter of an hour",
 	Shown:       []string{"storage_account", "domain", "protocol", "localemu", "cdn"},
 }
 

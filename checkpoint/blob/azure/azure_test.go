@@ -175,7 +175,7 @@ func TestAnswersOfTheServiceAreUnderstood(t *testing.T) {
 		want   string
 	}{
 		"ContainerNotFound":               {404, "create the bucket"},
-		"AuthenticationFailed":            {403, "credentials come from AZURE_STORAGE_ACCOUNT"},
+		"AuthenticationFailed":            {403, "the clock of the machine"},
 		"AuthorizationPermissionMismatch": {403, "rights to get, put, delete and list"},
 		"BlobImmutableDueToPolicy":        {409, kept},
 		"LeaseIdMissing":                  {412, kept},

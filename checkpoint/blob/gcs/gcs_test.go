@@ -2,6 +2,7 @@ package gcs_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -360,5 +361,36 @@ func TestPutWhoseAnswerIsLostIsToldFromAnotherOne(t *testing.T) {
 	}
 	if o := b.objects["x/a"]; o.Size != "100" || len(b.objects) != 1 {
 		t.Errorf("the bucket has %v", b.objects)
+	}
+}
+
+// Who puts an object back from a backup may have the tool compress it.
+func TestObjectThatWasStoredCompressedIsNamed(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Goog-Stored-Content-Encoding", "gzip")
+		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			_, _ = io.WriteString(z, "hello")
+			_ = z.Close()
+			return
+		}
+		// The range is passed over.
+		w.Header().Set("Warning", "214 UploadServer gunzipped")
+		w.Header().Set("Transfer-Encoding", "chunked")
+		_, _ = io.WriteString(w, "hello")
+	}))
+	defer server.Close()
+	t.Setenv("STORAGE_EMULATOR_HOST", strings.TrimPrefix(server.URL, "http://"))
+	s, err := checkpoint.OpenStore("gs://bucket/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, get := s.Get(t.Context(), "a")
+	_, getRange := s.GetRange(t.Context(), "a", 1, 3)
+	for _, err := range []error{get, getRange} {
+		if err == nil || errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), "Content-Encoding: gzip") {
+			t.Error(err)
+		}
 	}
 }
