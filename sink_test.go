@@ -81,9 +81,9 @@ func both(source1, keyed sink.Sink[string]) func(*weir.App) {
 }
 
 func TestSinksAreFlushedBeforeACheckpointIsCommitted(t *testing.T) {
-	brokers := broker(t, 4, "in")
 	for _, at := range []string{"source", "keyed"} {
 		t.Run(at, func(t *testing.T) {
+			brokers := broker(t, 4, "in")
 			free, held := &flushed{}, &flushed{}
 			began, goOn := make(chan struct{}), make(chan struct{})
 			var once sync.Once
@@ -113,6 +113,9 @@ func TestSinksAreFlushedBeforeACheckpointIsCommitted(t *testing.T) {
 				}
 			}
 			close(goOn)
+			for n, committed := 1, int64(0); committed < 3; n++ {
+				committed += await(r, n, any1[event.CheckpointCommitted]).Records
+			}
 			r.stop()
 			if err := r.wait(); err != nil {
 				t.Fatal(err)
