@@ -81,7 +81,8 @@ func TestDeadConnectionIsGivenUp(t *testing.T) {
 
 	var dials atomic.Int32
 	var dead atomic.Bool
-	tr := transport(50 * time.Millisecond).(*http.Transport)
+	const pingAfter = 500 * time.Millisecond // longer than a busy machine holds up the connection that lives
+	tr := transport(pingAfter).(*http.Transport)
 	defer tr.CloseIdleConnections()
 	tr.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
