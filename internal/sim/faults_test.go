@@ -391,7 +391,7 @@ func (sc *script) takeOvers(r *rand.Rand, within time.Duration) {
 			step{at: at, verb: verbFeed, mode: "plain", n: 10 + r.IntN(30)},
 			step{at: at + 600*time.Millisecond, verb: verbEvict, who: active})
 	}
-	for i := range sc.lives {
+	for i := range sc.lives { // a transaction is not over before its owner wakes up
 		sc.lives[i].txn = 30 * time.Second
 	}
 }

@@ -7,6 +7,9 @@
 // zonal, whose objects are visible before they are complete, and those of package
 // blob. Credentials are the application default credentials.
 //
+// An operation stops waiting for a token when its context ends. A connection that is
+// silent is asked whether it lives.
+//
 // Objects are put under the condition that there is none, with an MD5 sum that the
 // service checks.
 package gcs

@@ -53,15 +53,14 @@ func open(ctx context.Context, u *url.URL) (*gocloud.Bucket, error) {
 		// The opener that gocloud.dev registers prints a warning and goes on if
 		// there are no credentials.
 		domain := q.Get("universe_domain")
-		base := transport(pingAfter)
-		who := &endpoint{base: base}
+		who := &endpoint{base: transport(pingAfter)}
 		// The source of tokens keeps the client as long as it lives.
 		ctx := context.WithValue(context.WithoutCancel(ctx), oauth2.HTTPClient, &http.Client{Transport: who, Timeout: tokenTime})
 		found, err := gcp.DefaultCredentialsWithParams(ctx, google.CredentialsParams{UniverseDomain: domain})
 		if err != nil {
 			return nil, fmt.Errorf("find credentials: %w; %s", err, credentials)
 		}
-		opener.Client = &gcp.HTTPClient{Client: http.Client{Transport: &authorized{source: found.TokenSource, endpoint: who, base: base}}}
+		opener.Client = &gcp.HTTPClient{Client: http.Client{Transport: &authorized{source: found.TokenSource, endpoint: who}}}
 		opener.TokenSource = gcp.CredentialsTokenSource(found)
 		if domain != "" {
 			opener.Options.ClientOptions = []option.ClientOption{option.WithUniverseDomain(domain)}

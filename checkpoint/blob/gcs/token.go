@@ -20,7 +20,6 @@ const tokenTime = 30 * time.Second
 type authorized struct {
 	source   oauth2.TokenSource
 	endpoint *endpoint // through which source goes, unless it is the metadata server
-	base     http.RoundTripper
 }
 
 func (t *authorized) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -31,7 +30,7 @@ func (t *authorized) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	with := oauth2.Transport{Source: oauth2.StaticTokenSource(token), Base: t.base}
+	with := oauth2.Transport{Source: oauth2.StaticTokenSource(token), Base: t.endpoint.base}
 	return with.RoundTrip(r)
 }
 

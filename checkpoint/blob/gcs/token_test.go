@@ -42,8 +42,7 @@ func TestTokensMayBeLateOnceTheServiceWasReached(t *testing.T) {
 	}))
 	defer service.Close()
 
-	base := transport(pingAfter)
-	who := &endpoint{base: base}
+	who := &endpoint{base: transport(pingAfter)}
 	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, &http.Client{Transport: who})
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -51,7 +50,7 @@ func TestTokensMayBeLateOnceTheServiceWasReached(t *testing.T) {
 	}
 	pemKey := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 	source := (&jwt.Config{Email: "weir@example.com", PrivateKey: pemKey, TokenURL: tokens.URL}).TokenSource(ctx)
-	client := &gcp.HTTPClient{Client: http.Client{Transport: &authorized{source: source, endpoint: who, base: base}}}
+	client := &gcp.HTTPClient{Client: http.Client{Transport: &authorized{source: source, endpoint: who}}}
 	bucket, err := gcsblob.OpenBucket(t.Context(), client, "bucket", &gcsblob.Options{ClientOptions: []option.ClientOption{option.WithEndpoint(service.URL + "/storage/v1/")}})
 	if err != nil {
 		t.Fatal(err)
