@@ -56,6 +56,10 @@ func Start(t testing.TB, args ...string) *Server {
 	return StartImage(t, Redis, args...)
 }
 
+// Full are arguments for a server that is out of memory whatever it holds. One that was
+// filled up to a limit is below it again as soon as buffers of its clients are freed.
+var Full = []string{"--maxmemory", "1", "--maxmemory-policy", "noeviction"}
+
 // StartImage starts a server of an image.
 func StartImage(t testing.TB, image string, args ...string) *Server {
 	t.Helper()

@@ -313,10 +313,8 @@ func refusedRecords(t *testing.T, cl goredis.UniversalClient, at func(n *numbere
 
 func TestBadInput_MemoryLimitReached(t *testing.T) {
 	eachSink(t, func(t *testing.T, n *numbered, to func(o redis.Options, opts ...redis.Option) sink.Sink[string]) {
-		s := redistest.Start(t, "--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
+		s := redistest.Start(t, redistest.Full...)
 		cl := s.Client(t)
-		for i := 0; cl.Set(t.Context(), fmt.Sprint("fill", i), strings.Repeat("x", 1<<16), 0).Err() == nil; i++ {
-		}
 		n.wantStop(to(n.at(s.Addr), redis.GiveUpAfter(50*time.Millisecond)), redis.ErrMemory, "maxmemory")
 		cl.ConfigSet(t.Context(), "maxmemory", "0")
 		n.mustRun(to(n.at(s.Addr)))

@@ -418,10 +418,7 @@ func TestNamedErrorsStopTheSink(t *testing.T) {
 		}, func(u *Upserts) { u.Do("XGROUP", "CREATE", Key("k"), "g", "$") }, ErrRefused, "BUSYGROUP"},
 		{"key that is there", nil, func(t *testing.T, cl *goredis.Client, o *Options) { cl.Set(t.Context(), o.Prefix+"k", "x", 0) },
 			func(u *Upserts) { u.Do("RESTORE", Key("k"), 0, "") }, ErrRefused, "BUSYKEY"},
-		{"memory", []string{"--maxmemory", "1mb", "--maxmemory-policy", "noeviction"}, func(t *testing.T, cl *goredis.Client, o *Options) {
-			for i := 0; cl.Set(t.Context(), fmt.Sprint("fill", i), strings.Repeat("x", 1<<16), 0).Err() == nil; i++ {
-			}
-		}, func(u *Upserts) { u.Set("k", strings.Repeat("x", 1<<16)) }, ErrMemory, "maxmemory"},
+		{"memory", redistest.Full, nil, func(u *Upserts) { u.Set("k", "v") }, ErrMemory, "maxmemory"},
 		{"no password", []string{"--requirepass", "secret"}, nil, func(u *Upserts) { u.Set("k", "v") }, ErrAuth, "Options.Password"},
 		{"wrong password", []string{"--requirepass", "secret"}, func(t *testing.T, cl *goredis.Client, o *Options) { o.Password = "guess" },
 			func(u *Upserts) { u.Set("k", "v") }, ErrAuth, "Options.Password"},
@@ -489,10 +486,8 @@ func TestBatchThatTakesLongerThanTheTimeoutIsWritten(t *testing.T) {
 }
 
 func TestMemoryThatIsFreedInTimeIsWaitedFor(t *testing.T) {
-	s := redistest.Start(t, "--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
+	s := redistest.Start(t, redistest.Full...)
 	cl := s.Client(t)
-	for i := 0; cl.Set(t.Context(), fmt.Sprint("fill", i), strings.Repeat("x", 1<<16), 0).Err() == nil; i++ {
-	}
 	o := options(s.Addr)
 	w := openUpsert(t, t.Context(), Upsert(o, setPair))
 	done := make(chan error, 1)
