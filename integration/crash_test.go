@@ -60,7 +60,7 @@ func killedAt(t *testing.T, addr string, point crashpoint.Point, b backend, c al
 		pace = slow
 		w.feedNow(4000)
 		p = w.launch(pace...)
-		p.inFlight(1, progressTime)
+		p.inFlight(progressTime)
 		p.kill()
 	}
 	nth := 3
@@ -191,7 +191,7 @@ func TestS05_KilledAtRandomWithALocalStore(t *testing.T) {
 	w.feedNow(2 * keys)
 	w.feedOn(30, 10*time.Millisecond)
 	old := filepath.Join(t.TempDir(), "old")
-	hows, again := map[string]int{}, 0
+	hows := map[string]int{}
 	for i := range kills {
 		b := linked
 		if i%4 == 3 {
@@ -208,18 +208,14 @@ func TestS05_KilledAtRandomWithALocalStore(t *testing.T) {
 		p := w.launch(append(w.at(b), "-parallelism", fmt.Sprint([]int{1, 2, 1, 7, 1}[i%5]))...)
 		p.next("committed", progressTime)
 		hows[p.all("restored")[0].How]++
-		p.killAtRandom(longest)
-		committed := p.all("committed")
-		if n := committed[len(committed)-1].Decoded; n > keys {
-			again++ // some value was read, dropped and read again
+		if i%10 == 9 { // some value was read, dropped and read again: memory does not hold all
+			p.untilCommitted(fmt.Sprintf("more than %d values read", keys), progressTime, func(c happened) bool { return c.Decoded > keys })
 		}
+		p.killAtRandom(longest)
 	}
 	w.quench()
 	w.finish(w.launch(w.at(linked)...))
-	t.Logf("how the state came: %v; in %d lives values were read more than once", hows, again)
-	if again == 0 {
-		t.Errorf("in no life more than %d values were read: memory held all", keys)
-	}
+	t.Logf("how the state came: %v", hows)
 	for _, how := range []string{"reused", "caught up", "rebuilt"} {
 		if hows[how] == 0 {
 			t.Errorf("in no life the state was %s: %v", how, hows)
@@ -283,7 +279,7 @@ func TestS25_KilledAtRandomUnderBackpressureAndRescaled(t *testing.T) {
 					rescaled[fmt.Sprint([]int{1, 2, 3, 7, 2, 1}[(i+5)%6], "→", parallelism)] = true
 				}
 				if i%4 != 3 {
-					p.inFlight(1, progressTime)
+					p.inFlight(progressTime)
 				}
 				p.killAtRandom(longest)
 			}

@@ -185,18 +185,18 @@ func (p *process) next(event string, within time.Duration) happened {
 	return p.await(event, p.count(event)+1, within)
 }
 
-// inFlight waits for the n-th commit of a checkpoint with records in flight.
-func (p *process) inFlight(n int, within time.Duration) {
+// untilCommitted waits for a commit for which done holds.
+func (p *process) untilCommitted(what string, within time.Duration, done func(c happened) bool) {
 	p.t.Helper()
-	p.until("commit of records in flight", within, func() bool {
-		left := n
-		for _, e := range p.events {
-			if e.Event == "committed" && e.InFlight > 0 {
-				left--
-			}
-		}
-		return left <= 0
+	p.until("commit with "+what, within, func() bool {
+		return slices.ContainsFunc(p.events, func(e happened) bool { return e.Event == "committed" && done(e) })
 	})
+}
+
+// inFlight waits for a commit of a checkpoint with records in flight.
+func (p *process) inFlight(within time.Duration) {
+	p.t.Helper()
+	p.untilCommitted("records in flight", within, func(c happened) bool { return c.InFlight > 0 })
 }
 
 func (p *process) count(event string) int { return len(p.all(event)) }
