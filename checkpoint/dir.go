@@ -25,7 +25,8 @@ import (
 //
 // Put writes a temporary file beside the object, syncs it, links it to its name,
 // which fails if the name is taken, and syncs the directory. So a name stands for
-// the complete object from the first instant on.
+// the complete object from the first instant on. A file system without hard links
+// moves the file to its name instead.
 type Dir struct {
 	path string // absolute
 
@@ -153,13 +154,13 @@ func (d *Dir) put(ctx context.Context, name string, data []byte) (err error) {
 	if err := d.makeDir(dir); err != nil {
 		return err
 	}
-	temp, err := writeTemp(dir, data)
+	temp, wrote, err := writeTemp(dir, data)
 	if errors.Is(err, fs.ErrNotExist) {
 		// Somebody removed the directory under us; a store made anew is as good.
 		if err := d.makeDirAgain(dir); err != nil {
 			return err
 		}
-		temp, err = writeTemp(dir, data)
+		temp, wrote, err = writeTemp(dir, data)
 	}
 	if err != nil {
 		return err
@@ -169,9 +170,12 @@ func (d *Dir) put(ctx context.Context, name string, data []byte) (err error) {
 		_ = os.Remove(temp)
 		return err
 	}
-	err = os.Link(temp, file)
-	if cannotLink(err) {
+	err = linkFile(temp, file)
+	if unsupported(err) {
 		err = renameNew(temp, file)
+	}
+	if err != nil && isAt(wrote, file) {
+		err = nil
 	}
 	// The object stands under its name by now, or doesn't; a temporary file that
 	// can't be removed is collected later.
@@ -227,7 +231,7 @@ func (d *Dir) link(ctx context.Context, name string, src *Dir, object string) (b
 		err = os.Link(old, file)
 	}
 	switch {
-	case cannotLink(err), errors.Is(err, syscall.EXDEV), errors.Is(err, syscall.EMLINK):
+	case unsupported(err), errors.Is(err, syscall.EXDEV), errors.Is(err, syscall.EMLINK):
 		return false, nil
 	case errors.Is(err, fs.ErrExist):
 		return false, ErrExists
@@ -242,14 +246,15 @@ func (d *Dir) link(ctx context.Context, name string, src *Dir, object string) (b
 // lasts for milliseconds the kernel takes them from who handles records.
 const writeAtOnce = 256 << 10
 
-// writeTemp writes data durably into a new temporary file in dir.
-func writeTemp(dir string, data []byte) (temp string, err error) {
+// writeTemp writes data durably into a new temporary file in dir, and returns which file
+// that is.
+func writeTemp(dir string, data []byte) (temp string, wrote fs.FileInfo, err error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	temp = filepath.Join(dir, tempPrefix+hex.EncodeToString(id[:]))
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	n, err := writeDirect(f, data)
 	for rest := data[n:]; len(rest) > 0 && err == nil; {
@@ -260,31 +265,53 @@ func writeTemp(dir string, data []byte) (temp string, err error) {
 	if err == nil {
 		err = f.Sync()
 	}
+	if err == nil {
+		wrote, err = f.Stat()
+	}
 	err = cmp.Or(err, f.Close())
 	if err != nil {
 		_ = os.Remove(temp)
-		return "", err
+		return "", nil, err
 	}
-	return temp, nil
+	return temp, wrote, nil
 }
 
-// cannotLink tells that the file system has no hard links.
-func cannotLink(err error) bool {
+// isAt tells whether a file has that name. If the first answer of a file server is lost, the
+// request is sent again, and to that the server may say that the name is taken, by this very
+// file, or that nothing is to be moved any more.
+func isAt(f fs.FileInfo, name string) bool {
+	at, err := os.Lstat(name)
+	return err == nil && os.SameFile(f, at)
+}
+
+// unsupported tells that the file system can't do what was asked for.
+func unsupported(err error) bool {
 	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.ENOSYS)
 }
 
-// renameNew is for file systems without hard links. Between look and rename another
-// process could take the name; only the store's marker and its owners have names that two
-// processes would choose, and who loses there notices at the next start.
+// renameNew is for file systems without hard links. Where they can't keep what has the name
+// either, another process could take it between look and rename. Only the store's marker,
+// its owners and savepoints have names that two processes would choose. Who loses the marker
+// or the store notices at the next start.
 func renameNew(temp, file string) error {
+	err := moveNewFile(temp, file)
+	if !unsupported(err) && !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
 	if _, err := os.Lstat(file); err == nil {
 		return fs.ErrExist
 	}
 	return os.Rename(temp, file)
 }
 
-// syncDir is a variable for a test.
-var syncDir = func(dir string) error {
+// Variables for tests: file systems differ, and networks lose answers.
+var (
+	linkFile    = os.Link
+	moveNewFile = renameNoReplace
+	syncDir     = fsyncDir
+)
+
+func fsyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err

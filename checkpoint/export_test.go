@@ -1,6 +1,10 @@
 package checkpoint
 
-import "time"
+import (
+	"os"
+	"testing"
+	"time"
+)
 
 // Settle waits until the writer has no background work left.
 func (w *Writer) Settle() { w.settle() }
@@ -39,3 +43,15 @@ func SetLineage(w *Writer, lineage string) { w.lineage = lineage }
 
 // SetClock sets what time objects are written at.
 func (m *Mem) SetClock(now func() time.Time) { m.now = now }
+
+// SetNaming replaces how a store of a directory gives a file its name, until the test ends.
+// nil stands for the real one.
+func SetNaming(t *testing.T, link, moveNew func(from, to string) error) {
+	t.Cleanup(func() { linkFile, moveNewFile = os.Link, renameNoReplace })
+	if link != nil {
+		linkFile = link
+	}
+	if moveNew != nil {
+		moveNewFile = moveNew
+	}
+}

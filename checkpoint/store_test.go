@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -21,19 +22,80 @@ import (
 	ctx "context"
 )
 
+func newDir(t testing.TB) checkpoint.Store {
+	t.Helper()
+	d, err := checkpoint.OpenDir(t.TempDir() + "/store")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 func TestStoreContract(t *testing.T) {
 	t.Run("mem", func(t *testing.T) {
 		conformance.Store{Open: func(testing.TB) checkpoint.Store { return checkpoint.NewMem() }}.Run(t)
 	})
-	t.Run("dir", func(t *testing.T) {
-		conformance.Store{Open: func(t testing.TB) checkpoint.Store {
-			d, err := checkpoint.OpenDir(t.TempDir() + "/store")
-			if err != nil {
+	t.Run("dir", func(t *testing.T) { conformance.Store{Open: newDir}.Run(t) })
+	t.Run("dir without hard links", func(t *testing.T) {
+		if runtime.GOOS != "linux" {
+			t.Skip("two processes may take a name at once where a file system has no hard links, except on Linux")
+		}
+		checkpoint.SetNaming(t, refuse(syscall.EPERM), nil)
+		conformance.Store{Open: newDir}.Run(t)
+	})
+}
+
+func refuse(err error) func(from, to string) error { return func(_, _ string) error { return err } }
+
+// File systems without hard links that overwrite what they move to.
+func TestNoObjectIsOverwrittenByAMove(t *testing.T) {
+	for _, link := range []error{syscall.EPERM, syscall.ENOTSUP, syscall.ENOSYS} {
+		for _, move := range []error{syscall.EINVAL, syscall.ENOSYS, syscall.EPERM} {
+			checkpoint.SetNaming(t, refuse(link), refuse(move))
+			d := newDir(t)
+			if err := d.Put(t.Context(), "a", []byte("first")); err != nil {
+				t.Fatalf("%v, %v: %v", link, move, err)
+			}
+			if err := d.Put(t.Context(), "a", []byte("second")); !errors.Is(err, checkpoint.ErrExists) {
+				t.Errorf("%v, %v: %v", link, move, err)
+			}
+			if b, err := d.Get(t.Context(), "a"); string(b) != "first" {
+				t.Errorf("%v, %v: %q, %v", link, move, b, err)
+			}
+		}
+	}
+}
+
+// The answer of a file server is lost, and its answer to the repeated request is that the
+// name is taken, or that there is nothing to move.
+func TestObjectWhoseFirstAnswerWasLostIsOurs(t *testing.T) {
+	loseFirst := func(do func(from, to string) error, second error) func(from, to string) error {
+		return func(from, to string) error {
+			if err := do(from, to); err != nil {
+				return err
+			}
+			return &os.LinkError{Op: "name", Old: from, New: to, Err: second}
+		}
+	}
+	for name, set := range map[string]func(){
+		"link": func() { checkpoint.SetNaming(t, loseFirst(os.Link, syscall.EEXIST), nil) },
+		"move": func() { checkpoint.SetNaming(t, refuse(syscall.EPERM), loseFirst(os.Rename, syscall.ENOENT)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			set()
+			d := newDir(t)
+			if err := d.Put(t.Context(), "a", []byte("first")); err != nil {
 				t.Fatal(err)
 			}
-			return d
-		}}.Run(t)
-	})
+			checkpoint.SetNaming(t, os.Link, nil)
+			if err := d.Put(t.Context(), "a", []byte("first")); !errors.Is(err, checkpoint.ErrExists) {
+				t.Errorf("somebody else's object of the same content: %v", err)
+			}
+			if b, err := d.Get(t.Context(), "a"); string(b) != "first" {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
 }
 
 func TestOpenStore(t *testing.T) {

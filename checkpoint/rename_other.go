@@ -1,0 +1,7 @@
+//go:build !linux
+
+package checkpoint
+
+import "syscall"
+
+func renameNoReplace(_, _ string) error { return syscall.ENOSYS }
