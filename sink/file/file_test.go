@@ -209,6 +209,39 @@ func TestKilledInsideOfACommit(t *testing.T) {
 	}
 }
 
+// The answer of a file server is lost, and the repeated request finds nothing to rename.
+func TestFileWhoseRenameWasAnsweredLateIsThere(t *testing.T) {
+	defer func() { rename = os.Rename }()
+	lost := 0
+	rename = func(from, to string) error {
+		if err := os.Rename(from, to); err != nil {
+			return err
+		}
+		lost++
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: syscall.ENOENT}
+	}
+	o := Options{Dir: t.TempDir()}
+	r := connect(t, o)
+	h := prepare(t, r, 0, "a")
+	commit(t, r, h, h)
+	if got := texts(visible(t, o.Dir)); !slices.Equal(got, []string{"a\n"}) || lost != 2 {
+		t.Errorf("visible: %q, after %d answers were lost", got, lost)
+	}
+	rename = func(from, to string) error {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: syscall.ENOENT}
+	}
+	tx, err := r.Begin(t.Context(), 0)
+	if err == nil {
+		err = tx.Write("b")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Prepare(t.Context()); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("a file that is gone: %v", err)
+	}
+}
+
 func TestDirectoryMayBeAnotherAtTheNextStart(t *testing.T) {
 	was := Options{Dir: filepath.Join(t.TempDir(), "was")}
 	r := connect(t, was)

@@ -185,7 +185,14 @@ func (tx *transaction[T]) Prepare(ctx context.Context) ([]byte, error) {
 	if err := tx.f.Close(); err != nil {
 		return nil, passing(err)
 	}
-	if err := os.Rename(tx.path, filepath.Join(r.folder(), h.File)); err != nil {
+	to := filepath.Join(r.folder(), h.File)
+	if err := rename(tx.path, to); errors.Is(err, fs.ErrNotExist) {
+		// A file server that is asked again, because its first answer was lost, finds nothing
+		// to rename. The new name is nobody else's.
+		if info, serr := os.Lstat(to); serr != nil || info.Size() != h.Bytes {
+			return nil, passing(err)
+		}
+	} else if err != nil {
 		return nil, passing(err)
 	}
 	if err := syncDir(r.folder()); err != nil {
@@ -236,7 +243,7 @@ func (r *receiver[T]) commitIn(dir string, h handle) error {
 	if err := mark(in, h); err != nil {
 		return passing(err)
 	}
-	if err := os.Rename(from, to); errors.Is(err, fs.ErrNotExist) {
+	if err := rename(from, to); errors.Is(err, fs.ErrNotExist) {
 		return committed(in, to, h)
 	} else if err != nil {
 		return passing(err)
@@ -379,6 +386,9 @@ func makeDir(dir string) error {
 	}
 	return syncDir(filepath.Dir(dir))
 }
+
+// rename is a variable for a test.
+var rename = os.Rename
 
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
