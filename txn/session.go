@@ -119,7 +119,7 @@ func (c Config) withDefaults() Config {
 }
 
 func (c Config) validate() error {
-	errs := []error{offsets.ValidateNames(c.App, c.Instance), ValidateOptions(c.Opts)}
+	errs := []error{offsets.ValidateNames(c.App, c.Instance)}
 	need := func(ok bool, what string) {
 		if !ok {
 			errs = append(errs, errors.New(what))
