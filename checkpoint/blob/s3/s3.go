@@ -24,7 +24,7 @@ var driver = blob.Driver{
 	Open:        open,
 	Upload:      true,
 	Classify:    classify,
-	Credentials: "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws, or the role of the machine or pod",
+	Credentials: "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws, or the role of the machine or pod; none is of use while the clock of the machine is wrong by a quarter of an hour",
 	Shown:       []string{"region", "endpoint", "profile", "use_path_style"},
 }
 
