@@ -118,7 +118,7 @@ var processBinary = sync.OnceValues(func() (string, error) {
 	}
 	processBinaryDir = dir
 	binary := filepath.Join(dir, "weir.test")
-	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", binary, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-ldflags=-w", "-c", "-o", binary, ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
 	return binary, nil

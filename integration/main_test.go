@@ -52,7 +52,7 @@ func runAll(m *testing.M) int {
 // serviceBinary builds the service under test, once.
 var serviceBinary = sync.OnceValues(func() (string, error) {
 	bin := filepath.Join(workDir, "service")
-	out, err := exec.Command("go", "build", "-tags", "crashpoint", "-o", bin, "./service").CombinedOutput()
+	out, err := exec.Command("go", "build", "-tags", "crashpoint", "-ldflags=-w", "-o", bin, "./service").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build the service: %w\n%s", err, out)
 	}

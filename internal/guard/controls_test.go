@@ -101,7 +101,7 @@ func (b *build) tests(t *testing.T, pkg string) string {
 	bin, ok := b.made[pkg]
 	if !ok {
 		bin = filepath.Join(b.dir, fmt.Sprintf("%d.test", len(b.made)))
-		cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "weirbroken", "-o", bin, "./"+pkg)
+		cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "weirbroken", "-ldflags=-w", "-o", bin, "./"+pkg)
 		cmd.Dir = root
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("building the tests of %s: %v\n%s", pkg, err, out)

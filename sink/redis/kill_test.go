@@ -392,7 +392,7 @@ func TestS03_ServiceIsKilledRightAfterTheCommit(t *testing.T) {
 	s := redistest.Start(t)
 	tr := newTrial(t, s.Client(t), "server", s.Addr)
 	tr.binary = filepath.Join(t.TempDir(), "service")
-	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-c", "-o", tr.binary, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "test", "-tags", "crashpoint", "-ldflags=-w", "-c", "-o", tr.binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for round := range 12 {
