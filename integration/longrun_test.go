@@ -67,7 +67,7 @@ func TestS42_ManyCheckpointsAndRestartsLeaveNothingBehind(t *testing.T) {
 		)
 		w := newWorld(t, []string{needBroker(t)}, 500)
 		w.args = append(w.at(b), "-restarts", "-1", "-restart-delay", "100ms", "-interval", "10ms", "-ballast", "600")
-		w.feedOn(20, 5*time.Millisecond)
+		w.feedOn(80, 20*time.Millisecond)
 		p := w.launch()
 		cl := w.producer()
 		var us []usage
