@@ -128,7 +128,8 @@ func TestS40_StarvedOfCPUTheTotalOfAllAccountsNeverMoves(t *testing.T) {
 		last = id
 	}
 	kills := 0
-	for begin := time.Now(); time.Since(begin) < *soakFlag; kills++ {
+	// However slow the machine is, fewer than two kills or three looks say nothing.
+	for begin := time.Now(); time.Since(begin) < *soakFlag || kills < 2 || looked < 3; kills++ {
 		p := w.launch("-parallelism", fmt.Sprint(1+kills%4))
 		starve(t, p)
 		p.await("committed", 1, progressTime)
@@ -176,8 +177,5 @@ func TestS40_StarvedOfCPUTheTotalOfAllAccountsNeverMoves(t *testing.T) {
 		t.Errorf("what came out adds up to %d", sum)
 	}
 	w.quiet()
-	if looked < 3 || kills < 2 {
-		t.Errorf("%d checkpoints were looked at and the service was killed %d times: too few to say much", looked, kills)
-	}
 	t.Logf("killed %d times in %v, %d checkpoints looked at, %d entries", kills, *soakFlag, looked, booked)
 }
