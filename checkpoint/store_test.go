@@ -35,14 +35,23 @@ func TestStoreContract(t *testing.T) {
 	t.Run("mem", func(t *testing.T) {
 		conformance.Store{Open: func(testing.TB) checkpoint.Store { return checkpoint.NewMem() }}.Run(t)
 	})
-	t.Run("dir", func(t *testing.T) { conformance.Store{Open: newDir}.Run(t) })
+	t.Run("dir", func(t *testing.T) { conformance.Store{Open: newDir, Reopen: reopen}.Run(t) })
 	t.Run("dir without hard links", func(t *testing.T) {
 		if runtime.GOOS != "linux" {
 			t.Skip("two processes may take a name at once where a file system has no hard links, except on Linux")
 		}
 		checkpoint.SetNaming(t, refuse(syscall.EPERM), nil)
-		conformance.Store{Open: newDir}.Run(t)
+		conformance.Store{Open: newDir, Reopen: reopen}.Run(t)
 	})
+}
+
+func reopen(t testing.TB, s checkpoint.Store) checkpoint.Store {
+	t.Helper()
+	again, err := checkpoint.OpenStore(s.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return again
 }
 
 func refuse(err error) func(from, to string) error { return func(_, _ string) error { return err } }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"net/url"
 	"runtime"
 	"slices"
 	"strings"
@@ -260,6 +261,21 @@ type store struct {
 	broken string
 	mu     sync.Mutex
 	shared map[string][]byte
+	taken  map[string]bool
+}
+
+// half puts a part of an object, and the rest of it later.
+func (s *store) half(ctx context.Context, name string, data []byte) error {
+	if err := s.Store.Put(ctx, name, data[:len(data)/2]); err != nil {
+		return err
+	}
+	time.Sleep(time.Millisecond)
+	if s.broken == "a part stays" && ctx.Err() != nil {
+		return &checkpoint.StoreError{Op: "put", Object: name, Store: s.String(), Err: ctx.Err()}
+	}
+	ctx = context.WithoutCancel(ctx)
+	_ = s.Store.Delete(ctx, name)
+	return s.Store.Put(ctx, name, data)
 }
 
 func (s *store) Put(ctx context.Context, name string, data []byte) error {
@@ -281,6 +297,23 @@ func (s *store) Put(ctx context.Context, name string, data []byte) error {
 			return s.Store.Put(ctx, name, data)
 		}
 		return err
+	case "APartOfAnObjectIsNeverSeen", "a part stays":
+		if len(data) > 1000 {
+			return s.half(ctx, name, data)
+		}
+	case "NamesAreTakenAsTheyAre":
+		if at, err := url.PathUnescape(name); err == nil {
+			name = at
+		}
+	case "lower case":
+		name = strings.ToLower(name)
+	case "OnePutOfANameWinsAmongProcesses":
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.taken[name] {
+			s.taken[name] = true
+			_ = s.Store.Delete(ctx, name)
+		}
 	case "DataIsNotShared":
 		s.shared[name] = data
 	case "NamesOutsideTheStoreAreRefused":
@@ -310,6 +343,13 @@ func (s *store) Get(ctx context.Context, name string) ([]byte, error) {
 }
 
 func (s *store) GetRange(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	if s.broken == "one reader" {
+		if !s.mu.TryLock() {
+			return nil, errors.New("busy")
+		}
+		defer s.mu.Unlock()
+		time.Sleep(time.Millisecond)
+	}
 	b, err := s.Store.GetRange(ctx, name, off, n)
 	if s.broken == "RangesAreOfTheObject" && errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, nil
@@ -321,7 +361,34 @@ func (s *store) List(ctx context.Context, prefix string) iter.Seq2[checkpoint.Ob
 	if s.broken == "ListIsByNameAndByPrefix" {
 		return s.Store.List(ctx, "")
 	}
-	return s.Store.List(ctx, prefix)
+	return func(yield func(checkpoint.Object, error) bool) {
+		n := 0
+		for o, err := range s.Store.List(ctx, prefix) {
+			switch s.broken {
+			case "AListOfManyObjectsIsComplete": // it is the first page
+				if n++; n > 1000 {
+					return
+				}
+			case "AllOperationsAtOnce": // it lags behind
+				if time.Since(o.Modified) < time.Second {
+					return
+				}
+			case "modified now":
+				o.Modified = time.Now()
+			case "never modified":
+				if prefix == "" {
+					o.Modified = time.Time{}
+				}
+			case "a bare error":
+				if err != nil {
+					err = ctx.Err()
+				}
+			}
+			if !yield(o, err) {
+				return
+			}
+		}
+	}
 }
 
 func (s *store) Delete(ctx context.Context, name string) error {
@@ -338,13 +405,32 @@ func (s *store) Delete(ctx context.Context, name string) error {
 
 func TestEachRuleForStoresFindsWhatBreaksIt(t *testing.T) {
 	suite := func(broken string) []rule {
-		return Store{Open: func(testing.TB) checkpoint.Store {
-			return &store{Store: checkpoint.NewMem(), broken: broken, shared: map[string][]byte{}}
-		}}.rules()
+		return Store{
+			Open: func(testing.TB) checkpoint.Store {
+				return &store{Store: checkpoint.NewMem(), broken: broken, shared: map[string][]byte{}, taken: map[string]bool{}}
+			},
+			Reopen: func(_ testing.TB, s checkpoint.Store) checkpoint.Store {
+				again := &store{Store: s.(*store).Store, broken: broken, taken: map[string]bool{}}
+				if broken == "AnotherProcessFindsWhatIsThere" {
+					again.Store = checkpoint.NewMem()
+				}
+				return again
+			},
+		}.rules()
 	}
 	var controls []control
 	for _, r := range suite("") {
 		controls = append(controls, control{r.name, suite(r.name)})
+	}
+	for broken, rule := range map[string]string{
+		"a part stays":   "APartOfAnObjectIsNeverSeen",
+		"lower case":     "NamesAreTakenAsTheyAre",
+		"one reader":     "AllOperationsAtOnce",
+		"modified now":   "ListIsByNameAndByPrefix",
+		"never modified": "ListIsByNameAndByPrefix",
+		"a bare error":   "ErrorsNameTheOperationObjectAndTheStore",
+	} {
+		controls = append(controls, control{rule, suite(broken)})
 	}
 	every(t, suite(""), controls)
 }

@@ -43,10 +43,14 @@ func open(t testing.TB, url string) checkpoint.Store {
 func TestStoreContract(t *testing.T) {
 	server := s3server.Start(t)
 	n := 0
-	conformance.Store{Open: func(t testing.TB) checkpoint.Store {
-		n++
-		return open(t, server.URL(fmt.Sprintf("contract/%d", n)))
-	}}.Run(t)
+	url := func() string { return server.URL(fmt.Sprintf("contract/%d", n)) }
+	conformance.Store{
+		Open: func(t testing.TB) checkpoint.Store {
+			n++
+			return open(t, url())
+		},
+		Reopen: func(t testing.TB, _ checkpoint.Store) checkpoint.Store { return open(t, url()) },
+	}.Run(t)
 }
 
 func TestStoreContractWithoutConditionalWrites(t *testing.T) {
