@@ -56,10 +56,10 @@ func (s Codec[T]) rules() []rule {
 		{"GarbageGivesAValueOrAnError", func(t testing.TB) { s.garbage(t, plain) }},
 		{"AnUnknownVersionIsRefused", s.unknownVersion},
 		{"OldVersionsAreRead", s.oldVersions},
-		{"SeveralGoroutinesMayUseIt", s.concurrent},
+		{"SeveralGoroutinesMayUseIt", func(t testing.TB) { s.concurrent(t, plain) }},
 	}
 	if s.Key {
-		rules = append(rules, rule{"EqualKeysHaveEqualBytes", s.deterministic}, rule{"DifferentKeysHaveDifferentBytes", s.distinct})
+		rules = append(rules, rule{"EqualKeysHaveEqualBytes", func(t testing.TB) { s.deterministic(t, plain) }}, rule{"DifferentKeysHaveDifferentBytes", s.distinct})
 	}
 	ordered, ok := any(s.Codec).(codec.Ordered[T])
 	sorted := plain
@@ -68,8 +68,14 @@ func (s Codec[T]) rules() []rule {
 		rules = append(rules,
 			rule{"DecodeOrderedReturnsWhatWasAppended", func(t testing.TB) { s.roundTrip(t, sorted) }},
 			rule{"AppendOrderedKeepsWhatIsInFront", func(t testing.TB) { s.appends(t, sorted) }},
+			rule{"AppendOrderedKeepsNoReference", func(t testing.TB) { s.keepsNone(t, sorted) }},
+			rule{"DecodeOrderedChangesNothing", func(t testing.TB) { s.readsOnly(t, sorted) }},
 			rule{"OrderedValuesAliasBytesOnlyOfACloner", func(t testing.TB) { s.aliases(t, sorted) }},
-			rule{"OrderedGarbageGivesAValueOrAnError", func(t testing.TB) { s.garbage(t, sorted) }})
+			rule{"OrderedGarbageGivesAValueOrAnError", func(t testing.TB) { s.garbage(t, sorted) }},
+			rule{"SeveralGoroutinesMayUseTheOrderedEncoding", func(t testing.TB) { s.concurrent(t, sorted) }})
+		if s.Key {
+			rules = append(rules, rule{"EqualKeysHaveEqualOrderedBytes", func(t testing.TB) { s.deterministic(t, sorted) }})
+		}
 	}
 	if s.Compare != nil {
 		rules = append(rules, rule{"EncodingsSortAsValuesDo", func(t testing.TB) { s.order(t, sorted) }})
@@ -217,13 +223,15 @@ func (s Codec[T]) garbage(t testing.TB, e encoding[T]) {
 	try := func(b []byte) {
 		t.Helper()
 		in := bytes.Clone(b)
+		doing := fmt.Sprintf("%s(%x)", e.decodes, in)
 		defer func() {
 			if p := recover(); p != nil {
-				t.Errorf("%s(%x) panics: %v", e.decodes, in, p)
+				t.Errorf("%s panics: %v", doing, p)
 			}
 		}()
 		// What comes of it must be as good as any other value.
 		if v, err := e.decode(b); err == nil {
+			doing = fmt.Sprintf("%s of the value that %s gives", e.appends, doing)
 			_, _ = e.append(nil, v)
 		}
 	}
@@ -279,11 +287,20 @@ func (s Codec[T]) oldVersions(t testing.TB) {
 		if old.Version == s.Codec.Version() {
 			t.Errorf("a value of version %d stands under the old ones, and it is that of the codec", old.Version)
 		}
-		got, err := codec.DecodeVersion(s.Codec, old.Version, bytes.Clone(old.Bytes))
-		if err != nil {
+		b := bytes.Clone(old.Bytes)
+		got, err := codec.DecodeVersion(s.Codec, old.Version, b)
+		switch {
+		case err != nil:
 			t.Errorf("version %d, %x: %v", old.Version, old.Bytes, err)
-		} else if !s.Equal(got, old.Value) {
+		case !s.Equal(got, old.Value):
 			t.Errorf("version %d, %x is %+v, want %+v", old.Version, old.Bytes, got, old.Value)
+		case !bytes.Equal(b, old.Bytes):
+			t.Errorf("DecodeVersion(%d) changed its input from %x to %x", old.Version, old.Bytes, b)
+		default:
+			got = codec.Clone(s.Codec, got)
+			if scribble(b); !s.Equal(got, old.Value) {
+				t.Errorf("%+v of version %d changed with the bytes that it was decoded from: copy them, or implement codec.Cloner", old.Value, old.Version)
+			}
 		}
 		decode := func(b []byte) (T, error) { return codec.DecodeVersion(s.Codec, old.Version, b) }
 		if err == nil {
@@ -305,18 +322,18 @@ func (s Codec[T]) migratesGarbage(t testing.TB, name string, b []byte, decode fu
 	}
 }
 
-func (s Codec[T]) concurrent(t testing.TB) {
+func (s Codec[T]) concurrent(t testing.TB, e encoding[T]) {
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
 			for i := range 200 {
 				v := s.Values[(g+i)%len(s.Values)]
-				b, err := s.Codec.Append(nil, v)
+				b, err := e.append(nil, v)
 				if err != nil {
-					t.Errorf("Append beside other goroutines: %v", err)
+					t.Errorf("%s beside other goroutines: %v", e.appends, err)
 					return
 				}
-				if got, err := s.Codec.Decode(b); err != nil || !s.Equal(got, v) {
+				if got, err := e.decode(b); err != nil || !s.Equal(got, v) {
 					t.Errorf("%+v was appended and decoded beside other goroutines, and is %+v, %v", v, got, err)
 					return
 				}
@@ -326,18 +343,12 @@ func (s Codec[T]) concurrent(t testing.TB) {
 	wg.Wait()
 }
 
-func (s Codec[T]) deterministic(t testing.TB) {
+func (s Codec[T]) deterministic(t testing.TB, e encoding[T]) {
 	for _, v := range s.Values {
-		b, err := s.Codec.Append(nil, v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		same, err := s.Codec.Decode(bytes.Clone(b))
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := e.of(t, v)
+		same := e.value(t, bytes.Clone(b))
 		for i, k := range slices.Repeat([]T{v, same}, 8) {
-			if again, err := s.Codec.Append(nil, k); err != nil || !bytes.Equal(again, b) {
+			if again, err := e.append(nil, k); err != nil || !bytes.Equal(again, b) {
 				t.Fatalf("%+v was appended as %x, and the same value for the %d. time as %x, %v", v, b, i+2, again, err)
 			}
 		}
