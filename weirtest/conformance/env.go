@@ -3,6 +3,7 @@ package conformance
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -72,11 +73,16 @@ func (o *outbox) unchanged(t testing.TB) {
 type applierEnv struct {
 	ctx          context.Context
 	app, lineage string
+	instance     string
 }
+
+// instance is the name of the nth process. Each takes over from one with another name, and
+// some had their name before.
+func instance(n int) string { return fmt.Sprint("instance-", n%2) }
 
 func (e applierEnv) App() string              { return e.app }
 func (e applierEnv) Operator() string         { return operator }
-func (e applierEnv) Instance() string         { return "instance" }
+func (e applierEnv) Instance() string         { return e.instance }
 func (e applierEnv) Lineage() string          { return e.lineage }
 func (e applierEnv) Context() context.Context { return e.ctx }
 func (e applierEnv) Logger() *zap.Logger      { return zap.NewNop() }

@@ -61,11 +61,14 @@ func (s TwoPhase[T]) rules() []rule {
 		{"WhatIsGoneIsSaidToBe", of((*ledgers[T]).gone)},
 		{"ATransactionBeginsBesideThosePrepared", of((*ledgers[T]).beside)},
 		{"SubtasksHaveTransactionsOfTheirOwn", of((*ledgers[T]).subtasks)},
+		{"SubtasksBeginAndPrepareBesideCommits", of((*ledgers[T]).together)},
+		{"ATransactionMayHaveNoValues", of((*ledgers[T]).nothing)},
 		{"AHandleIsOfOneTransaction", of((*ledgers[T]).handles)},
 		{"LeftoversAreWhatIsOpenOrPrepared", of((*ledgers[T]).leftovers)},
 		{"LeftoversHaveNothingThatIsNamed", of((*ledgers[T]).spared)},
 		{"LeftoversHaveNothingThatIsCommitted", of((*ledgers[T]).past)},
 		{"LeftoversAreOurs", of((*ledgers[T]).others)},
+		{"AnotherInstanceTakesOver", of((*ledgers[T]).standby)},
 		{"AnAbortMayBeRepeated", of((*ledgers[T]).aborts)},
 		{"ARollbackLeavesNothing", of((*ledgers[T]).rollback)},
 		{"AReplacedProcessDoesNoHarm", of((*ledgers[T]).replaced)},
@@ -76,10 +79,11 @@ func (s TwoPhase[T]) rules() []rule {
 
 // ledgers is what survives processes: the receiver, and what was committed there.
 type ledgers[T any] struct {
-	t      testing.TB
-	r      Transactional[T]
-	values []T
-	done   [][]T
+	t         testing.TB
+	r         Transactional[T]
+	values    []T
+	done      [][]T
+	processes int
 }
 
 // connect starts a process.
@@ -90,7 +94,8 @@ func (w *ledgers[T]) connect() twophase.Receiver[T] {
 
 func (w *ledgers[T]) connectAs(app, operator string) twophase.Receiver[T] {
 	w.t.Helper()
-	r, err := w.r.Participant().Connect(twophase.Env{App: app, Operator: operator, Instance: "instance", Logger: zap.NewNop()})
+	r, err := w.r.Participant().Connect(twophase.Env{App: app, Operator: operator, Instance: instance(w.processes), Logger: zap.NewNop()})
+	w.processes++
 	if err != nil {
 		w.t.Fatalf("Connect: %v", err)
 	}
@@ -367,19 +372,100 @@ func (w *ledgers[T]) subtasks() {
 	w.verify("after commits of several subtasks")
 }
 
+func (w *ledgers[T]) together() {
+	r := w.connect()
+	const n, rounds = 4, 3
+	var hs [n][]byte // prepared in the round before
+	for round := range rounds {
+		var next [n][]byte
+		errs := make([]error, n+1)
+		var all sync.WaitGroup
+		for i := range n {
+			all.Go(func() {
+				tx, err := r.Begin(context.Background(), i)
+				if err == nil {
+					err = tx.Write(w.values[i])
+				}
+				if err == nil {
+					next[i], err = tx.Prepare(context.Background())
+				}
+				errs[i] = err
+			})
+		}
+		if round > 0 {
+			all.Go(func() {
+				for _, h := range hs {
+					errs[n] = errors.Join(errs[n], r.Commit(context.Background(), h))
+				}
+			})
+		}
+		all.Wait()
+		if err := errors.Join(errs...); err != nil {
+			w.t.Fatalf("subtasks that begin, write and prepare at once, beside commits: %v", err)
+		}
+		if round > 0 {
+			for i := range n {
+				w.done = append(w.done, w.values[i:i+1])
+			}
+		}
+		hs = next
+	}
+	for i, h := range hs {
+		w.commit(r, h, w.values[i])
+	}
+	w.verify("after subtasks that did all at once")
+}
+
+// nothing is what comes of a transaction all of whose values were skipped.
+func (w *ledgers[T]) nothing() {
+	r := w.connect()
+	tx := w.begin(r, 0)
+	var h []byte
+	var err error
+	within(w.t, "Prepare of a transaction without values", func() { h, err = tx.Prepare(context.Background()) })
+	if err != nil {
+		w.t.Fatalf("Prepare of a transaction without values: %v", err)
+	}
+	if len(h) == 0 {
+		if left := w.list(w.connect()); len(left) > 0 {
+			w.t.Fatalf("Prepare gave no handle, so the transaction is over, and there is left: %q", left)
+		}
+	} else {
+		w.again(r, h, "Commit of a transaction without values")
+		w.again(r, h, "a second Commit of a transaction without values")
+	}
+	// Whether readers see an empty transaction is the receiver's affair.
+	if !reflect.DeepEqual(w.r.Contents(), w.r.Want(nil)) {
+		w.done = [][]T{nil}
+		w.verify("after a transaction without values")
+	}
+	w.commit(r, w.prepare(r, 0, w.values[0]), w.values[0])
+	w.verify("after the next transaction")
+}
+
 func (w *ledgers[T]) handles() {
 	r := w.connect()
-	var hs [][]byte
+	var hs, pending [][]byte
 	var was []string
-	for i := range 10 {
+	for i := range 20 {
 		h := w.prepare(r, 0, w.values[i%2])
 		if slices.Contains(was, string(h)) {
 			w.t.Fatalf("handle %q is that of two transactions", h)
 		}
-		hs, was = append(hs, h), append(was, string(h))
+		hs, was, pending = append(hs, h), append(was, string(h)), append(pending, h)
+		if i%5 == 1 {
+			for _, p := range pending {
+				w.again(r, p, "Commit")
+			}
+			pending = nil
+		}
 		if i%3 == 0 {
 			w.killed(r)
 			r = w.connect()
+		}
+		if i%6 == 0 {
+			w.clear(r)
+			pending = nil
 		}
 	}
 	for i, h := range hs {
@@ -410,6 +496,7 @@ func (w *ledgers[T]) leftovers() {
 func (w *ledgers[T]) spared() {
 	r := w.connect()
 	a, b, c := w.prepare(r, 0, w.values[0]), w.prepare(r, 1, w.values[1]), w.prepare(r, 0, w.values[2])
+	d := w.prepare(r, 0, w.values[3])
 	w.killed(r)
 	for range 2 {
 		r = w.connect()
@@ -420,8 +507,10 @@ func (w *ledgers[T]) spared() {
 	w.commit(r, a, w.values[0])
 	w.commit(r, c, w.values[2])
 	w.verify("after the commit of what was named")
-	if err := r.Commit(context.Background(), b); !errors.Is(err, twophase.ErrGone) {
-		w.t.Fatalf("Commit of what was not named and rolled back: %v", err)
+	for _, h := range [][]byte{b, d} {
+		if err := r.Commit(context.Background(), h); !errors.Is(err, twophase.ErrGone) {
+			w.t.Fatalf("Commit of what was not named and rolled back: %v, want an error that wraps twophase.ErrGone", err)
+		}
 	}
 }
 
@@ -449,6 +538,21 @@ func (w *ledgers[T]) others() {
 	}
 	w.commit(r, h, w.values[0])
 	w.verify("after starts of other apps and operators")
+}
+
+// standby is a process that stood by under a name of its own.
+func (w *ledgers[T]) standby() {
+	r := w.connect()
+	named, unnamed := w.prepare(r, 0, w.values[0]), w.prepare(r, 1, w.values[1])
+	w.killed(r)
+	r = w.connect() // as another instance
+	w.commit(r, named, w.values[0])
+	w.verify("after the commit of what another instance prepared")
+	w.clear(r, named)
+	if err := r.Commit(context.Background(), unnamed); !errors.Is(err, twophase.ErrGone) {
+		w.t.Fatalf("what another instance prepared, and no checkpoint names, was not rolled back: its Commit gives %v, want an error that wraps twophase.ErrGone", err)
+	}
+	w.verify("after the start of another instance")
 }
 
 func (w *ledgers[T]) aborts() {
@@ -511,12 +615,48 @@ func (w *ledgers[T]) cancelled() {
 	tx := w.begin(r, 0, w.values[1])
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	within(w.t, "Prepare with a context that has ended", func() { _, _ = tx.Prepare(ctx) })
-	within(w.t, "Begin with a context that has ended", func() { _, _ = r.Begin(ctx, 1) })
-	within(w.t, "Commit with a context that has ended", func() { _ = r.Commit(ctx, h) })
-	within(w.t, "Leftovers with a context that has ended", func() { _, _ = r.Leftovers(ctx, [][]byte{h}) })
-	w.commit(r, h, w.values[0])
+	// A call may do its work all the same. It must not say that it did if it has not.
+	var prepared []byte
+	var err error
+	within(w.t, "Prepare with a context that has ended", func() { prepared, err = tx.Prepare(ctx) })
+	if err == nil && len(prepared) == 0 {
+		w.t.Fatal("Prepare with a context that has ended says that a transaction with a value has nothing to commit")
+	}
+	isPrepared := err == nil
+	if !isPrepared {
+		tx.Rollback(context.Background())
+	}
+	var other twophase.Transaction[T]
+	within(w.t, "Begin with a context that has ended", func() { other, err = r.Begin(ctx, 1) })
+	if err == nil && other == nil {
+		w.t.Fatal("Begin with a context that has ended returns neither a transaction nor an error")
+	}
+	if err == nil {
+		other.Rollback(context.Background())
+	}
+	within(w.t, "Commit with a context that has ended", func() { err = r.Commit(ctx, h) })
+	if errors.Is(err, twophase.ErrGone) {
+		w.t.Fatalf("Commit with a context that has ended says that the transaction is gone: %v", err)
+	}
+	if err == nil {
+		w.done = append(w.done, w.values[:1])
+		w.verify("after Commit with a context that had ended, which returned nil,")
+		w.again(r, h, "a second Commit")
+	} else {
+		w.commit(r, h, w.values[0])
+	}
 	w.verify("after Commit")
+	if isPrepared {
+		w.commit(r, prepared, w.values[1])
+		w.verify("after Commit of what was prepared with a context that had ended")
+	}
+	w.prepare(w.connect(), 0, w.values[2])
+	r = w.connect()
+	var left [][]byte
+	within(w.t, "Leftovers with a context that has ended", func() { left, err = r.Leftovers(ctx, [][]byte{h}) })
+	if err == nil && len(left) == 0 {
+		w.t.Fatal("Leftovers with a context that has ended says that there are none")
+	}
 }
 
 // kills runs the sink as the runtime does, and ends processes everywhere.

@@ -58,17 +58,31 @@ func (p vaultParticipant) String() string {
 }
 
 func (p vaultParticipant) Connect(env twophase.Env) (twophase.Receiver[string], error) {
-	return &depositor{vaultParticipant: p, owner: env.App + " " + env.Operator}, nil
+	return &depositor{vaultParticipant: p, owner: env.App + " " + env.Operator, instance: env.Instance}, nil
 }
 
 type depositor struct {
 	vaultParticipant
-	owner  string
-	open   *deposit
-	handle []byte
+	owner    string
+	instance string
+	open     *deposit
+	handle   []byte
+	busy     sync.Mutex
 }
 
-func (r *depositor) Begin(_ context.Context, subtask int) (twophase.Transaction[string], error) {
+func (r *depositor) Begin(ctx context.Context, subtask int) (twophase.Transaction[string], error) {
+	switch r.broken {
+	case "SubtasksBeginAndPrepareBesideCommits":
+		if !r.busy.TryLock() {
+			return nil, errors.New("busy")
+		}
+		defer r.busy.Unlock()
+		time.Sleep(time.Millisecond)
+	case "no transaction when the context has ended":
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+	}
 	r.to.mu.Lock()
 	defer r.to.mu.Unlock()
 	switch r.broken {
@@ -84,6 +98,9 @@ func (r *depositor) Begin(_ context.Context, subtask int) (twophase.Transaction[
 		}
 	}
 	r.to.next++
+	if r.broken == "handles are used again" {
+		r.to.next = len(r.to.pending) + 1
+	}
 	d := &deposit{in: r, id: fmt.Sprintf("deposit-%06d", r.to.next), subtask: subtask}
 	r.to.pending[d.id] = d
 	r.open = d
@@ -99,12 +116,25 @@ func (d *deposit) Write(v string) error {
 	return nil
 }
 
-func (d *deposit) Prepare(context.Context) ([]byte, error) {
+func (d *deposit) Prepare(ctx context.Context) ([]byte, error) {
 	to := d.in.to
 	to.mu.Lock()
 	defer to.mu.Unlock()
 	d.prepared = true
+	if len(d.values) == 0 && d.in.broken != "nothing is committed" {
+		if d.in.broken != "nothing is left" {
+			delete(to.pending, d.id)
+		}
+		if d.in.broken == "ATransactionMayHaveNoValues" {
+			return nil, errors.New("it is empty")
+		}
+		return nil, nil
+	}
 	switch d.in.broken {
+	case "no handle when the context has ended":
+		if ctx.Err() != nil {
+			return nil, nil
+		}
 	case "WhatIsCommittedIsSeen":
 		d.values = d.values[1:]
 	case "NothingIsSeenBeforeTheCommit":
@@ -138,6 +168,9 @@ func (r *depositor) Commit(ctx context.Context, handle []byte) error {
 	if r.broken == "CallsEndWithTheirContext" && ctx.Err() != nil {
 		select {}
 	}
+	if ctx.Err() != nil && r.broken == "no error when the context has ended" {
+		return nil
+	}
 	to := r.to
 	to.mu.Lock()
 	defer to.mu.Unlock()
@@ -164,7 +197,10 @@ func (r *depositor) Commit(ctx context.Context, handle []byte) error {
 	return nil
 }
 
-func (r *depositor) Leftovers(_ context.Context, named [][]byte) ([][]byte, error) {
+func (r *depositor) Leftovers(ctx context.Context, named [][]byte) ([][]byte, error) {
+	if ctx.Err() != nil && r.broken == "no leftovers when the context has ended" {
+		return nil, nil
+	}
 	to := r.to
 	to.mu.Lock()
 	defer to.mu.Unlock()
@@ -172,6 +208,9 @@ func (r *depositor) Leftovers(_ context.Context, named [][]byte) ([][]byte, erro
 	for id, d := range to.pending {
 		isNamed := slices.ContainsFunc(named, func(h []byte) bool { return string(h) == id })
 		ours := d.owner() == r.owner
+		if r.broken == "AnotherInstanceTakesOver" {
+			ours = ours && d.in.instance == r.instance
+		}
 		if (ours || r.broken == "LeftoversAreOurs") && (!isNamed || r.broken == "LeftoversHaveNothingThatIsNamed") {
 			left = append(left, []byte(id))
 		}
@@ -194,6 +233,13 @@ func (r *depositor) Abort(_ context.Context, leftover []byte) error {
 	id := string(leftover)
 	if r.broken == "AnAbortMayBeRepeated" && to.pending[id] == nil {
 		return errors.New("no such transaction")
+	}
+	if d := to.pending[id]; d != nil && r.broken == "an abort is of a whole subtask" {
+		for _, other := range to.pending {
+			if other.owner() == r.owner && other.subtask == d.subtask {
+				delete(to.pending, other.id)
+			}
+		}
 	}
 	delete(to.pending, id)
 	if at := slices.Index(to.ids, id); at >= 0 {
@@ -229,6 +275,20 @@ func TestEachRuleForTwoPhaseParticipantsFindsWhatBreaksIt(t *testing.T) {
 	var controls []control
 	for _, r := range suite("") {
 		controls = append(controls, control{r.name, suite(r.name)})
+	}
+	for broken, rule := range map[string]string{
+		"nothing is left":                           "ATransactionMayHaveNoValues",
+		"handles are used again":                    "AHandleIsOfOneTransaction",
+		"an abort is of a whole subtask":            "LeftoversHaveNothingThatIsNamed",
+		"no transaction when the context has ended": "CallsEndWithTheirContext",
+		"no handle when the context has ended":      "CallsEndWithTheirContext",
+		"no error when the context has ended":       "CallsEndWithTheirContext",
+		"no leftovers when the context has ended":   "CallsEndWithTheirContext",
+	} {
+		controls = append(controls, control{rule, suite(broken)})
+	}
+	for name, text := range failures(t, suite("nothing is committed")) {
+		t.Errorf("rule %s finds in a participant that commits transactions without values: %s", name, text)
 	}
 	every(t, suite(""), controls)
 }

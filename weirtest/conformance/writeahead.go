@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/sink"
 )
 
@@ -50,6 +51,8 @@ func (s WriteAhead[T]) rules() []rule {
 		{"AZombieRepeatsNothing", of((*world[T]).zombie)},
 		{"ASavepointsLogsAreAppliedOnce", of((*world[T]).savepoint)},
 		{"ALossIsALoudStop", of((*world[T]).loss)},
+		{"ALogThatCannotBeReadIsAnError", of((*world[T]).unreadable)},
+		{"ALogIsNotChanged", of((*world[T]).readsOnly)},
 		{"KeepHoldsWhatIsNotApplied", of((*world[T]).keeps)},
 		{"DrainWaitsUntilAllIsApplied", of((*world[T]).drains)},
 		{"CommittedDoesNotBlock", of((*world[T]).noBlock)},
@@ -70,6 +73,7 @@ type world[T any] struct {
 	last    int64      // the last checkpoint
 	after   int64      // that of the newest log with operations
 	done    []T        // what is committed
+	lives   int
 }
 
 // life is a process.
@@ -98,9 +102,10 @@ func (w *world[T]) start() *life[T] {
 		w.t.Fatalf("%T is no sink.WriteAhead", l.sink)
 	}
 	var err error
-	if l.applier, err = ahead.Applier(applierEnv{l.ctx, "app", w.lineage}); err != nil {
+	if l.applier, err = ahead.Applier(applierEnv{l.ctx, "app", w.lineage, instance(w.lives)}); err != nil {
 		w.t.Fatalf("Applier: %v", err)
 	}
+	w.lives++
 	w.t.Cleanup(l.kill)
 	l.writers, _ = open(w.t, l.ctx, l.sink, subtasks, l.applier)
 	return l
@@ -412,27 +417,71 @@ func (w *world[T]) loss() {
 	fresh := &world[T]{t: w.t, r: w.r, values: w.values, lineage: w.lineage, last: w.last + 2}
 	gone := sink.Log{Checkpoint: w.last + 2, Lineage: w.lineage, After: w.last + 1, Created: time.Now(), Bytes: last.Bytes, Read: last.Read}
 	fresh.logs = []sink.Log{gone}
-	l = fresh.start()
-	err := l.recover()
+	err := fresh.refused()
 	if err == nil {
-		l.run()
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		drained := make(chan error, 1)
-		go func() { drained <- l.applier.Drain(ctx) }()
-		select {
-		case err = <-l.ran:
-			l.ran <- err
-		case err = <-drained:
-		}
-		if err == nil {
-			w.t.Fatalf("the log of checkpoint %d follows that of %d, of which the receiver has nothing and which is not kept: it was applied all the same, want an error of Recover or Run", gone.Checkpoint, gone.After)
-		}
+		w.t.Fatalf("the log of checkpoint %d follows that of %d, of which the receiver has nothing and which is not kept: it was applied all the same, want an error of Recover or Run", gone.Checkpoint, gone.After)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		w.t.Fatalf("the log of checkpoint %d can't be applied, and nobody says so: want an error of Recover or Run", gone.Checkpoint)
 	}
 	w.verify("after the refusal")
+}
+
+// refused starts a process that can't go on, and returns what it says.
+func (w *world[T]) refused() error {
+	w.t.Helper()
+	l := w.start()
+	if err := l.recover(); err != nil {
+		return err
+	}
+	l.run()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	drained := make(chan error, 1)
+	go func() { drained <- l.applier.Drain(ctx) }()
+	select {
+	case err := <-l.ran:
+		l.ran <- err
+		return err
+	case err := <-drained:
+		return err
+	}
+}
+
+func (w *world[T]) unreadable() {
+	l := w.begin()
+	l.checkpoint(w.values[0])
+	l.drain()
+	l.commit(l.cut(w.values[1:3]), w.values[1:3]...)
+	l.kill()
+	was := slices.Clone(w.logs)
+	damaged := &checkpoint.DamagedError{Object: "log", Store: "store", What: "it is not what was written"}
+	w.logs[len(w.logs)-1].Read = func(context.Context) ([][]byte, error) { return nil, damaged }
+	if err := w.refused(); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		w.t.Fatalf("the log of checkpoint %d can't be read, and nobody says so (%v): want an error of Recover or Run", w.last, err)
+	}
+	w.holds("after the refusal", w.values[:1])
+	w.logs = was
+	l = w.begin()
+	l.drain()
+	w.verify("after a start that could read it")
+}
+
+func (w *world[T]) readsOnly() {
+	l := w.begin()
+	parts := l.cut(w.values[:2], w.values[2:4])
+	var before []string
+	for _, p := range parts {
+		before = append(before, string(p))
+	}
+	l.applier.Committed(l.commit(slices.Clone(parts), w.values[:4]...))
+	l.drain()
+	for i, p := range parts {
+		if string(p) != before[i] {
+			w.t.Fatalf("the applier changed part %d of a log from %x to %x: it is the runtime's, and read again", i, before[i], p)
+		}
+	}
+	w.verify("in the end")
 }
 
 func (w *world[T]) keeps() {
