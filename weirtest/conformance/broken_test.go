@@ -454,6 +454,7 @@ func TestEachRuleForStoresFindsWhatBreaksIt(t *testing.T) {
 // table is a receiver in memory: values by name, so a replay changes nothing.
 type table struct {
 	mu     sync.Mutex
+	flush  sync.Mutex
 	values map[string]int
 }
 
@@ -508,6 +509,14 @@ func (w *upsertWriter) Flush(ctx context.Context) error {
 		w.open = nil
 	case w.broken == "AFlushEndsWithTheIncarnation" && ctx.Err() != nil:
 		select {}
+	case w.broken == "no error when the context has ended" && ctx.Err() != nil:
+		return nil
+	case w.broken == "WritersOfSeveralSubtasksAtOnce":
+		if !w.to.flush.TryLock() {
+			return errors.New("busy")
+		}
+		defer w.to.flush.Unlock()
+		time.Sleep(time.Millisecond)
 	}
 	for _, v := range w.open {
 		if w.broken == "AReplayEndsInTheSame" {
@@ -600,6 +609,8 @@ func TestEachRuleForSinksFindsWhatBreaksIt(t *testing.T) {
 			controls = append(controls, control{r.name, suite(r.name)})
 		}
 	}
+	controls = append(controls, control{"AFlushEndsWithTheIncarnation", suite("no error when the context has ended")},
+		control{"TheDescriptionIsFit", topic(upsert{to: &table{values: map[string]int{}}})}) // nothing of it would be checked
 	every(t, suite(""), controls)
 	for name, text := range failures(t, topic(records{})) {
 		t.Errorf("rule %s finds in a right sink of a topic: %s", name, text)

@@ -45,6 +45,9 @@ func (s Codec[T]) rules() []rule {
 	if s.Equal == nil {
 		s.Equal = func(a, b T) bool { return reflect.DeepEqual(a, b) }
 	}
+	if s.Codec == nil {
+		return []rule{{"NameAndVersionAreFit", s.named}} // it says so
+	}
 	plain := encoding[T]{"Append", "Decode", s.Codec.Append, s.Codec.Decode}
 	rules := []rule{
 		{"NameAndVersionAreFit", s.named},

@@ -2,9 +2,11 @@ package conformance
 
 import (
 	"context"
+	"errors"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/weirstream/weir/sink"
@@ -42,7 +44,11 @@ func (s Sink[T]) rules() []rule {
 			if len(s.Values) < 4 {
 				t.Fatalf("the suite has %d sample values, and needs at least four", len(s.Values))
 			}
-			check(t, s.New(t))
+			r := s.New(t)
+			if r.Sink == nil || (r.Contents == nil) != (r.Want == nil) {
+				t.Fatal("the suite needs the Sink of its receiver, and Contents and Want both or neither")
+			}
+			check(t, r)
 		}
 	}
 	return []rule{
@@ -54,6 +60,7 @@ func (s Sink[T]) rules() []rule {
 		{"WhatIsFlushedIsThere", of(s.flushed)},
 		{"AnEmptyFlushDoesNothing", of(s.emptyFlush)},
 		{"WritersOfSeveralSubtasks", of(s.subtasks)},
+		{"WritersOfSeveralSubtasksAtOnce", of(s.atOnce)},
 		{"AReplayEndsInTheSame", of(s.replay)},
 		{"AFlushEndsWithTheIncarnation", of(s.cancelled)},
 	}
@@ -117,6 +124,9 @@ func (s Sink[T]) fit(t testing.TB, r Receiver[T]) {
 		t.Error("the writer is a sink.Logger and its sink no sink.WriteAhead: the runtime refuses that")
 	}
 	_, flushes := ws[0].(sink.Flusher)
+	if _, ok := to.(sink.Topics); r.Contents == nil && !ok {
+		t.Error("the sink names no topics and its receiver has no Contents: nothing that it writes can be checked")
+	}
 	if r.Contents != nil && !flushes {
 		t.Error("the writer talks to a receiver and is no sink.Flusher: nobody would know whether what it wrote is there before the commit")
 	}
@@ -248,6 +258,28 @@ func (s Sink[T]) subtasks(t testing.TB, r Receiver[T]) {
 	s.same(t, r, "after the flush of both subtasks", s.Values...)
 }
 
+func (s Sink[T]) atOnce(t testing.TB, r Receiver[T]) {
+	const n = 3
+	ws, _ := open(t, t.Context(), r.Sink(), n, nil)
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for i, w := range ws {
+		all.Go(func() {
+			for range 20 {
+				err := w.Write(s.Values[i])
+				if f, ok := w.(sink.Flusher); ok && err == nil {
+					err = f.Flush(t.Context())
+				}
+				errs[i] = errors.Join(errs[i], err)
+			}
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatalf("Write and Flush of several subtasks at once: %v", err)
+	}
+}
+
 // replay is what follows a crash between a barrier and its commit, again and again: the
 // receiver must bear that what was flushed is written once more, because its sink is at
 // least once.
@@ -276,5 +308,9 @@ func (s Sink[T]) cancelled(t testing.TB, r Receiver[T]) {
 	}
 	write(t, ws[0], s.Values...)
 	cancel()
-	within(t, "Flush with a context that has ended", func() { _ = f.Flush(ctx) })
+	var err error
+	within(t, "Flush with a context that has ended", func() { err = f.Flush(ctx) })
+	if err == nil {
+		s.same(t, r, "after Flush with a context that had ended, which returned nil,", s.Values...)
+	}
 }
