@@ -1,10 +1,12 @@
 package processor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -64,12 +66,22 @@ func NewTopics(partitions int32) *Topics {
 func (t *Topics) Partitions() int32 { return t.partitions }
 
 // Append adds a record to the partition of the input that it names, and gives it its
-// offset.
+// offset. It keeps no memory of the record.
 func (t *Topics) Append(r *kgo.Record) {
+	r = copyOf(r)
 	p := offsets.Partition{Topic: r.Topic, Partition: r.Partition}
 	r.Offset = t.next[p]
 	t.next[p]++
 	t.input = append(t.input, inputItem{record: r})
+}
+
+func copyOf(r *kgo.Record) *kgo.Record {
+	c := *r
+	c.Key, c.Value, c.Headers = bytes.Clone(r.Key), bytes.Clone(r.Value), slices.Clone(r.Headers)
+	for i, h := range c.Headers {
+		c.Headers[i].Value = bytes.Clone(h.Value)
+	}
+	return &c
 }
 
 // Committed are the outputs that a read_committed reader can see, in the order in which
@@ -185,7 +197,7 @@ func (s *Stepper) Run() error {
 			continue // the topic is not read any more, or the record is in the checkpoint
 		}
 		p.polled.Store(r.Offset + 1)
-		p.owner.queue <- slice{p, []*kgo.Record{r}}
+		p.owner.queue <- slice{p, []*kgo.Record{copyOf(r)}} // whoever fetches it again gets it as it was sent
 		if err := s.settle(); err != nil {
 			return s.end(err)
 		}
@@ -376,23 +388,4 @@ func (s *Stepper) Spaces(stage string) []any {
 		}
 	}
 	return spaces
-}
-
-// shown is the context of a record that shows a value.
-type shown struct {
-	context.Context
-	id  string
-	val any
-}
-
-// Show lets a value that an operator emits go with the outputs of its epoch, as a record
-// that [Shown] reads. For a topology that a [Stepper] runs.
-func (s *Subtask) Show(operator string, v any) {
-	s.out.Produce(&kgo.Record{Context: shown{context.Background(), operator, v}})
-}
-
-// Shown returns what an operator showed.
-func Shown(r *kgo.Record) (operator string, v any, ok bool) {
-	sh, ok := r.Context.(shown)
-	return sh.id, sh.val, ok
 }

@@ -25,7 +25,8 @@
 // answers in a test; they are complete when Send returns.
 //
 // What it does not have: sinks that write to something else than Kafka topics are not
-// opened, and what they would have been given is what [Out] shows; state is in memory; no
+// opened, and what they would have been given is what [Out] shows; a topic that the app
+// writes and reads as well gives it only what the test sends; state is in memory; no
 // checkpoint is taken by itself, and none is in flight while records are processed, so
 // aligned and unaligned checkpoints are the same.
 //

@@ -69,8 +69,8 @@ func New(t TB, topology func(*weir.App), opts ...weir.Option) *Harness {
 		weir.Brokers("none:9092"), weir.InstanceID("test"), weir.Store(checkpoint.NewMem()), weir.Parallelism(1),
 		weir.Listen(weir.Listener{Skipped: func(i event.Skipped) { h.skipped = append(h.skipped, i) }}),
 	}, opts...)
-	h.build()
-	if h.app == nil {
+	if err := h.build(); err != nil {
+		t.Fatalf("%v", err)
 		return h
 	}
 	s := h.app.Settings
@@ -91,16 +91,14 @@ func New(t TB, topology func(*weir.App), opts ...weir.Option) *Harness {
 }
 
 // build makes the app anew: an app runs once.
-func (h *Harness) build() {
-	h.t.Helper()
+func (h *Harness) build() error {
 	app := weir.New(AppName, h.opts...)
 	h.topology(app)
 	in, err := inside.Open(app)
-	if err != nil {
-		h.t.Fatalf("%v", err)
-		return
+	if err == nil {
+		h.app = in
 	}
-	h.app = in
+	return err
 }
 
 // Checkpoint takes a checkpoint, commits it, and returns its id: what was emitted so far is
@@ -172,9 +170,12 @@ func (h *Harness) Start(opts ...weir.Option) {
 		return
 	}
 	h.opts = append(h.opts, opts...)
-	h.build()
 	h.retries, h.why = 0, nil
-	var err error
+	err := h.build()
+	if err != nil {
+		h.ended(err)
+		return
+	}
 	if h.step, err = h.begin(); err == nil {
 		err = h.step.Run()
 	}
@@ -223,7 +224,11 @@ func (h *Harness) Fails(f func()) error {
 	h.expects, h.failure = true, nil
 	f()
 	h.expects = false
-	if h.failure == nil {
+	switch {
+	case h.failure != nil:
+	case h.step == nil:
+		h.t.Fatalf("weirtest: the app was expected to fail: it has not, because it is down%s", h.since())
+	default:
 		h.t.Fatalf("weirtest: the app was expected to fail and goes on")
 	}
 	return h.failure
@@ -267,16 +272,20 @@ func ofTopic(rs []*kgo.Record, topic string) []*kgo.Record {
 func (h *Harness) must(what string, f func(*processor.Stepper) error) {
 	h.t.Helper()
 	if h.step == nil {
-		why := ""
-		if h.why != nil {
-			why = fmt.Sprintf(" since it failed: %v", h.why)
-		}
 		if !h.expects {
-			h.t.Fatalf("weirtest: can't %s: the app is down%s", what, why)
+			h.t.Fatalf("weirtest: can't %s: the app is down%s", what, h.since())
 		}
 		return
 	}
 	h.do(f)
+}
+
+// since says why the app is down.
+func (h *Harness) since() string {
+	if h.why == nil {
+		return ""
+	}
+	return fmt.Sprintf(" since it failed: %v", h.why)
 }
 
 // do makes a step, and deals with what comes of it.
@@ -306,9 +315,23 @@ func (h *Harness) settle(err error, f func(*processor.Stepper) error) {
 		return
 	}
 	err = &weir.RunError{App: AppName, Err: err}
-	if !processor.GivenUp(err) {
-		h.step, h.why = nil, err
+	if processor.GivenUp(err) {
+		h.tell(err)
+		return
 	}
+	h.ended(err)
+}
+
+// ended notes what the app ended with.
+func (h *Harness) ended(err error) {
+	h.t.Helper()
+	h.step, h.why = nil, err
+	h.tell(err)
+}
+
+// tell fails the test, unless it waits for an error.
+func (h *Harness) tell(err error) {
+	h.t.Helper()
 	if h.expects {
 		h.failure = err
 		return

@@ -562,6 +562,11 @@ func TestFailuresSayWhatIsWrong(t *testing.T) {
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Stop(); h.Checkpoint() }), "can't take a checkpoint: the app is down")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Start() }), "the app runs")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Fails(func() { in.Send(payment{"1", "a", 1}) }) }), "was expected to fail and goes on")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Fails(h.Stop) }), "was expected to fail: it has not, because it is down")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) {
+		h.Fails(func() { in.Send(payment{"bad", "a", 1}) })
+		h.Fails(func() { in.Send(payment{"2", "a", 1}) })
+	}), "it is down since it failed: weir: weirtest: operator", "a bad payment")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Send(payment{"bad", "a", 1}) }), `weir: weirtest: operator "balance" failed on payments/0 at offset 0: a bad payment`)
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.DeadLetters() }), "weir.DeadLetters(topic)")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) {
@@ -569,4 +574,102 @@ func TestFailuresSayWhatIsWrong(t *testing.T) {
 		weirtest.Out[balance](h, "balances").Want(balance{"a", 1}, balance{"a", 2}, balance{"a", 4})
 	}), `output of "balances":`, "got 2 values, want 3; they differ from number 1 on", "    0  {Account:a Cents:1}", "> 1  got {Account:a Cents:3}, want {Account:a Cents:2}", "> 2  got -, want {Account:a Cents:4}")
 	wantFailure(t, func(t weirtest.TB) { weirtest.New(t, func(*weir.App) {}) }, "cannot build", "it has no weir.From")
+}
+
+// lines is a topology that maps lines.
+func lines(f func(string) (string, error)) func(*weir.App) {
+	return func(app *weir.App) {
+		in := weir.From(app, "lines", source.Values("lines", codec.String))
+		weir.To(weir.Map(in, "map", f), "copies", kafka.Values("copies", kafka.NoKey, codec.String))
+	}
+}
+
+// A sink has encoded a value when the handler goes on, and changes what it points to.
+func TestValuesAreShownAsTheyWereEmitted(t *testing.T) {
+	type page struct {
+		Hits map[string]int
+		Last []*string
+		Any  any
+	}
+	h := weirtest.New(t, func(app *weir.App) {
+		by := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by", func(string) int32 { return 0 }, codec.Int32)
+		pages := weir.Aggregate(by, "page", weir.Aggregator[string, *page, *page]{
+			Zero: func() *page { return &page{Hits: map[string]int{}} },
+			Add: func(p *page, v string) (*page, error) {
+				p.Hits[v]++
+				p.Last, p.Any = append(p.Last, &v), p.Hits
+				*p.Last[0] = v
+				return p, nil
+			},
+			Result: func(p *page) *page { return p },
+			Codec:  codec.JSON[*page](),
+		})
+		weir.To(pages, "out", kafka.Sink("out", codec.Int32, codec.JSON[*page]()))
+	})
+	weirtest.In[string](h, "in").Send("a", "b", "c")
+	text := func(s string) *string { return &s }
+	hits := []map[string]int{{"a": 1}, {"a": 1, "b": 1}, {"a": 1, "b": 1, "c": 1}}
+	want := []weir.KV[int32, *page]{
+		{Value: &page{hits[0], []*string{text("a")}, hits[0]}},
+		{Value: &page{hits[1], []*string{text("b"), text("b")}, hits[1]}},
+		{Value: &page{hits[2], []*string{text("c"), text("b"), text("c")}, hits[2]}},
+	}
+	weirtest.Out[weir.KV[int32, *page]](h, "page").Want(want...)
+	weirtest.Out[weir.KV[int32, *page]](h, "out").Want(want...)
+}
+
+// What is sent is in Kafka, out of the reach of the test and of handlers.
+func TestAReplayBringsRecordsAsTheyWereSent(t *testing.T) {
+	h := weirtest.New(t, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.Bytes))
+		next := weir.Map(in, "next", func(b []byte) ([]byte, error) {
+			b[0]++
+			return b, nil
+		})
+		weir.To(next, "out", kafka.Values("out", kafka.NoKey, codec.Bytes))
+	})
+	value := []byte("abc")
+	weirtest.In[[]byte](h, "in").SendRecords(&kgo.Record{Value: value})
+	clear(value)
+	for range 2 {
+		weirtest.Out[[]byte](h, "out").Want([]byte("bbc"))
+		h.Crash()
+	}
+}
+
+func TestTimestampsAreMilliseconds(t *testing.T) {
+	h := weirtest.New(t, func(app *weir.App) {
+		by := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by", func(s string) string { return s }, codec.String)
+		out := weir.Process(by, "when", func(*weir.Setup) weir.Handler[string, string, time.Time] {
+			return weir.OnRecord(func(c *weir.Context[string, time.Time], _ string) error {
+				c.Emit(c.Timestamp())
+				return nil
+			})
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.JSON[time.Time]()))
+	})
+	in, out := weirtest.In[string](h, "in"), weirtest.Out[time.Time](h, "out")
+	h.Advance(1_999_999)
+	in.Send("a")
+	in.At(weirtest.Begin.Add(7_000_001)).Send("a")
+	out.Want(weirtest.Begin.Add(time.Millisecond), weirtest.Begin.Add(7*time.Millisecond))
+}
+
+func TestFailsReturnsWhatCannotBeBuilt(t *testing.T) {
+	same := lines(func(s string) (string, error) { return s, nil })
+	h := weirtest.New(t, same)
+	in := weirtest.In[string](h, "lines")
+	in.Send("a")
+	err := h.Fails(func() {
+		h.Upgrade(func(app *weir.App) {
+			same(app)
+			same(app)
+		})
+	})
+	if !strings.Contains(err.Error(), "ID used twice") {
+		t.Errorf("the error is %v", err)
+	}
+	in.Send("b") // waits
+	h.Upgrade(same)
+	weirtest.Out[string](h, "copies").Want("a", "b")
 }

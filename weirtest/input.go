@@ -54,8 +54,8 @@ func (in *Input[T]) Partition(p int32) *Input[T] {
 	return &c
 }
 
-// At returns the input with a timestamp for the records to send. Without it they have that
-// of the clock.
+// At returns the input with a timestamp for the records to send, of which Kafka keeps the
+// milliseconds. Without it they have that of the clock.
 func (in *Input[T]) At(at time.Time) *Input[T] {
 	c := *in
 	c.at = at
@@ -107,6 +107,7 @@ func (in *Input[T]) SendRecords(records ...*kgo.Record) {
 		} else if c.Timestamp.IsZero() {
 			c.Timestamp = in.h.Now()
 		}
+		c.Timestamp = c.Timestamp.Truncate(time.Millisecond) // as Kafka keeps it
 		in.h.topics.Append(&c)
 	}
 	if in.h.step != nil {

@@ -11,7 +11,9 @@ import (
 )
 
 // Output is what came out of an operator of the topology, of whatever is committed and of
-// the open epoch. What a crash takes back is not in it. T is the type of its values.
+// the open epoch. What a crash takes back is not in it. T is the type of its values. They
+// are as they were when they were emitted, with all that they point to but for what is
+// behind fields that are not exported.
 type Output[T any] struct {
 	h     *Harness
 	id    string
