@@ -3,6 +3,7 @@ package weirtest
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/inside"
+	"github.com/weirstream/weir/processor"
 )
 
 // Patience is how long the functions of a [Broker] wait for what has to happen before they
@@ -29,6 +31,9 @@ type Broker struct {
 	t       TB
 	cluster *kfake.Cluster
 	store   checkpoint.Store
+
+	mu  sync.Mutex
+	run *Run // the last one that was started; nil: none
 }
 
 // StartBroker starts a broker with topics of that many partitions. It ends with the test.
@@ -168,7 +173,8 @@ func (b *Broker) Records(topic string) (rs []*kgo.Record) {
 }
 
 // Await returns when a read_committed reader finds n records in a topic, or more. That it
-// takes longer than [Patience] fails the test.
+// takes longer than [Patience], or that the app that was started last ends with an error
+// meanwhile, fails the test.
 func (b *Broker) Await(topic string, n int) {
 	b.t.Helper()
 	seen := 0
@@ -185,8 +191,30 @@ func (b *Broker) Await(topic string, n int) {
 			return err
 		}
 		defer reader.Close()
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		b.mu.Lock()
+		run := b.run
+		b.mu.Unlock()
+		if run != nil {
+			go func() {
+				select {
+				case <-run.done:
+					if run.err != nil && !errors.Is(run.err, processor.ErrKilled) {
+						cancel(fmt.Errorf("the app has ended: %w", run.err))
+					}
+				case <-ctx.Done():
+				}
+			}()
+		}
 		for seen < n {
 			fs := reader.PollFetches(ctx)
+			if err := context.Cause(ctx); err != nil {
+				if seen = max(seen, len(b.Records(topic))); seen < n {
+					return err
+				}
+				return nil
+			}
 			if err := fs.Err(); err != nil {
 				return err
 			}
@@ -262,6 +290,9 @@ func (b *Broker) Start(topology func(*weir.App), opts ...weir.Option) *Run {
 		defer close(r.done)
 		r.err = r.app.Run(ctx)
 	}()
+	b.mu.Lock()
+	b.run = r
+	b.mu.Unlock()
 	b.t.Cleanup(r.Kill)
 	return r
 }

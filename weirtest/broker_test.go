@@ -2,6 +2,7 @@ package weirtest_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -111,4 +112,29 @@ func TestAKilledRunCommitsNothingMore(t *testing.T) {
 	}
 	b.Drain(counts)
 	counted(t, b, 28)
+}
+
+// Nobody waits for what an app that has failed would have written.
+func TestAwaitSaysWhyTheAppHasEnded(t *testing.T) {
+	topology := lines(func(s string) (string, error) {
+		if s == "bad" {
+			return "", errors.New("a bad line")
+		}
+		return s, nil
+	})
+	b := weirtest.StartBroker(t, 1, "lines", "copies")
+	weirtest.ProduceValues(b, "lines", codec.String, "a")
+	run := b.Start(topology)
+	run.UntilRecords(1)
+	weirtest.ProduceValues(b, "lines", codec.String, "bad")
+	if err := run.Wait(); err == nil {
+		t.Fatal("the app goes on")
+	}
+	b.Await("copies", 1) // what has come is found all the same
+	wantFailure(t, func(t weirtest.TB) {
+		of := weirtest.StartBroker(t, 1, "lines", "copies")
+		weirtest.ProduceValues(of, "lines", codec.String, "bad")
+		of.Start(topology)
+		of.Await("copies", 1)
+	}, `the app has ended: weir: weirtest: operator "map" failed on lines/0 at offset 0: a bad line`, "0 of 1 records came to topic copies")
 }
