@@ -35,6 +35,7 @@ type recorder struct {
 }
 
 func (r *recorder) Helper()                      {}
+func (r *recorder) Failed() bool                 { r.mu.Lock(); defer r.mu.Unlock(); return len(r.failed) > 0 }
 func (r *recorder) Context() context.Context     { return r.ctx }
 func (r *recorder) Log(...any)                   {}
 func (r *recorder) Logf(string, ...any)          {}
@@ -269,6 +270,27 @@ func TestEachRuleForCodecsFindsWhatBreaksIt(t *testing.T) {
 	if found := failures(t, suite(text{})); len(found) > 0 {
 		t.Errorf("a codec that is right: %q", found)
 	}
+	a, b := "a", "b"
+	found := failures(t, Codec[*string]{Codec: &one{}, Values: []*string{&a, &b}}.rules())
+	if !strings.Contains(found["DecodeReturnsWhatWasAppended"], "share no memory") {
+		t.Errorf("a codec that always decodes into the same value: %q", found)
+	}
+	if found := failures(t, Codec[string]{Values: samples}.rules()); !strings.Contains(found["NameAndVersionAreFit"], "codec for string is nil") {
+		t.Errorf("no codec: %q", found)
+	}
+}
+
+// one is a codec that always decodes into the same value.
+type one struct{ last string }
+
+func (*one) Name() string { return "one" }
+func (*one) Version() int { return 1 }
+
+func (*one) Append(dst []byte, v *string) ([]byte, error) { return append(dst, *v...), nil }
+
+func (c *one) Decode(b []byte) (*string, error) {
+	c.last = string(b)
+	return &c.last, nil
 }
 
 // store is a store with a mistake.

@@ -127,10 +127,17 @@ func (s Codec[T]) named(t testing.TB) {
 }
 
 func (s Codec[T]) roundTrip(t testing.TB, e encoding[T]) {
+	var all []T
 	for _, v := range s.Values {
 		b := e.of(t, v)
-		if got := e.value(t, bytes.Clone(b)); !s.Equal(got, v) {
+		got := e.value(t, bytes.Clone(b))
+		if all = append(all, got); !s.Equal(got, v) {
 			t.Errorf("%+v was appended as %x, and decoded as %+v", v, b, got)
+		}
+	}
+	for i, got := range all {
+		if v := s.Values[i]; !t.Failed() && !s.Equal(got, v) {
+			t.Errorf("%+v was decoded, and is %+v since others were: values must share no memory", v, got)
 		}
 	}
 }
