@@ -241,12 +241,22 @@ func (h *Harness) Skipped() []event.Skipped { return slices.Clone(h.skipped) }
 // Records are the records that the app wrote to a topic: those that are committed, and
 // those of the open epoch. They must not be changed.
 func (h *Harness) Records(topic string) []*kgo.Record {
+	h.t.Helper()
 	return append(h.CommittedRecords(topic), ofTopic(h.topics.Open(), topic)...)
 }
 
 // CommittedRecords are the records of a topic that a read_committed reader sees.
 func (h *Harness) CommittedRecords(topic string) []*kgo.Record {
-	return ofTopic(h.topics.Committed(), topic)
+	h.t.Helper()
+	rs := ofTopic(h.topics.Committed(), topic)
+	known := h.app.Plan.OutputTopics
+	if dead := h.app.Config.DeadLetterTopic; dead != "" {
+		known = append(slices.Clone(known), dead)
+	}
+	if len(rs) == 0 && !slices.Contains(known, topic) { // an app before an upgrade may have written to others
+		h.t.Fatalf("weirtest: the app writes to no topic %q; it writes to %q", topic, known)
+	}
+	return rs
 }
 
 // DeadLetters are the [Harness.Records] of the topic of weir.DeadLetters.

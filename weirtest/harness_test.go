@@ -522,17 +522,17 @@ func TestAnUpgradeTakesOverState(t *testing.T) {
 }
 
 // nowhere is a sink that can't be opened.
-type nowhere struct{}
+type nowhere[T any] struct{}
 
-func (nowhere) Check() error   { return nil }
-func (nowhere) String() string { return "nowhere" }
-func (nowhere) Open(sink.Env) (sink.Writer[string], error) {
+func (nowhere[T]) Check() error   { return nil }
+func (nowhere[T]) String() string { return "nowhere" }
+func (nowhere[T]) Open(sink.Env) (sink.Writer[T], error) {
 	return nil, errors.New("there is nothing")
 }
 
 func TestSinksWithoutTopicsAreNotOpened(t *testing.T) {
 	h := weirtest.New(t, func(app *weir.App) {
-		weir.To(weir.From(app, "in", source.Values("in", codec.String)), "out", nowhere{})
+		weir.To(weir.From(app, "in", source.Values("in", codec.String)), "out", nowhere[string]{})
 	})
 	weirtest.In[string](h, "in").Send("a")
 	h.Checkpoint()
@@ -555,7 +555,7 @@ func TestFailuresSayWhatIsWrong(t *testing.T) {
 	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Value[int64](h, "balance", "sum", "a") }), `no state "sum" of operator "balance"; it has balance/total, balance/seen, balance/last`)
 	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Value[string](h, "balance", "total", "a") }), "it is a *state.OfValue[int64], not a *state.OfValue[string]")
 	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Value[int64](h, "balance", "total", 7) }), `operator "balance" has keys of type string, not int`)
-	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Timers(h, "balance", "a") }), `operator "balance" has no timers`)
+	wantFailure(t, with(func(h *weirtest.Harness, _ *input) { weirtest.Timers(h, "balance", "a") }), `operator "balance" has no timers; no operator of the topology has any`)
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Watermark(h.Now()) }), `source "payments" tells no event time: give it weir.EventTime`)
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Partition(1) }), "partition 1 of 1")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.AdvanceTo(h.Now().Add(-1)) }), "can't go back")
@@ -569,6 +569,18 @@ func TestFailuresSayWhatIsWrong(t *testing.T) {
 	}), "it is down since it failed: weir: weirtest: operator", "a bad payment")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Send(payment{"bad", "a", 1}) }), `weir: weirtest: operator "balance" failed on payments/0 at offset 0: a bad payment`)
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.DeadLetters() }), "weir.DeadLetters(topic)")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Records("balence") }), `the app writes to no topic "balence"; it writes to ["alarms" "balances"]`)
+	wantFailure(t, func(t weirtest.TB) {
+		weirtest.Timers(weirtest.New(t, quietSensors), "sums", "a")
+	}, `operator "sums" has no timers; there are those of sum`)
+	wantFailure(t, func(t weirtest.TB) {
+		h := weirtest.New(t, func(app *weir.App) {
+			in := weir.From(app, "in", source.Values("in", codec.JSON[*payment]()))
+			weir.To(weir.Map(in, "list", func(p *payment) ([]*payment, error) { return []*payment{p}, nil }), "out", nowhere[[]*payment]{})
+		})
+		weirtest.In[*payment](h, "in").Send(&payment{"1", "a", 5})
+		weirtest.Out[[]*payment](h, "out").Want([]*payment{{"1", "a", 6}})
+	}, `> 0  got [{"ID":"1","Account":"a","Cents":5}], want [{"ID":"1","Account":"a","Cents":6}]`)
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) {
 		in.Send(payment{"1", "a", 1}, payment{"2", "a", 2})
 		weirtest.Out[balance](h, "balances").Want(balance{"a", 1}, balance{"a", 2}, balance{"a", 4})

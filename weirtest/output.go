@@ -1,8 +1,10 @@
 package weirtest
 
 import (
+	"encoding/json"
 	"fmt"
 	"reflect"
+	"regexp"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -136,7 +138,7 @@ func difference[T any](got, want []T) string {
 		if i >= len(vs) {
 			return "-"
 		}
-		return fmt.Sprintf("%+v", vs[i])
+		return plain(vs[i])
 	}
 	begin, end := max(0, at-aroundDifference), min(n, at+shownValues)
 	for i := begin; i < end; i++ {
@@ -154,4 +156,18 @@ func difference[T any](got, want []T) string {
 		fmt.Fprintf(&b, "\n    and %d more", n-end)
 	}
 	return b.String()
+}
+
+// address is how a pointer is printed.
+var address = regexp.MustCompile(`\b0x[0-9a-f]{6,}\b`)
+
+// plain is a value as messages show it: with what it points to, if JSON can tell.
+func plain(v any) string {
+	text := fmt.Sprintf("%+v", v)
+	if address.MatchString(text) {
+		if b, err := json.Marshal(v); err == nil {
+			return string(b)
+		}
+	}
+	return text
 }

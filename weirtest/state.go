@@ -3,6 +3,7 @@ package weirtest
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/weirstream/weir/processor"
@@ -101,7 +102,17 @@ func Timers[K comparable](h *Harness, operator string, key K) (set []state.Timer
 		}
 		return set // those of the other clock are among them
 	}
-	h.t.Fatalf("weirtest: operator %q has no timers", operator)
+	var known []string
+	for _, d := range h.app.Plan.States {
+		if (d.Name == state.EventTimersName || d.Name == state.ProcessingTimersName) && !slices.Contains(known, d.Operator) {
+			known = append(known, d.Operator)
+		}
+	}
+	has := "no operator of the topology has any"
+	if len(known) > 0 {
+		has = "there are those of " + strings.Join(known, ", ")
+	}
+	h.t.Fatalf("weirtest: operator %q has no timers; %s", operator, has)
 	return nil
 }
 
