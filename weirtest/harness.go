@@ -51,6 +51,7 @@ type Harness struct {
 
 	step    *processor.Stepper // nil: the app is down
 	why     error              // it is down; nil: as it was told to
+	busy    bool               // in a step
 	expects bool               // in Fails
 	failure error              // in Fails
 	skipped []event.Skipped
@@ -155,6 +156,10 @@ func (h *Harness) Stop() {
 
 // Kill ends the app where it stands. What is not committed is gone with it.
 func (h *Harness) Kill() {
+	h.t.Helper()
+	if h.within() {
+		return
+	}
 	if h.step != nil {
 		h.step.Kill()
 		h.step = nil
@@ -165,6 +170,11 @@ func (h *Harness) Kill() {
 // came after that. The options come on top of those that it had.
 func (h *Harness) Start(opts ...weir.Option) {
 	h.t.Helper()
+	if h.within() {
+		return
+	}
+	h.busy = true
+	defer func() { h.busy = false }()
 	if h.step != nil {
 		h.t.Fatalf("weirtest: the app runs: Stop, Kill or Restart it")
 		return
@@ -301,8 +311,22 @@ func (h *Harness) since() string {
 // do makes a step, and deals with what comes of it.
 func (h *Harness) do(f func(*processor.Stepper) error) {
 	h.t.Helper()
+	if h.within() {
+		return
+	}
+	h.busy = true
+	defer func() { h.busy = false }()
 	h.retries = 0
 	h.settle(f(h.step), f)
+}
+
+// within fails the test if a function of the topology, which a step calls, makes another one.
+func (h *Harness) within() bool {
+	h.t.Helper()
+	if h.busy {
+		h.t.Fatalf("weirtest: a handler, or another function of the topology, can't drive the harness that has called it")
+	}
+	return h.busy
 }
 
 // settle deals with the outcome of a step. What a restart can mend is followed by one, and

@@ -685,3 +685,24 @@ func TestFailsReturnsWhatCannotBeBuilt(t *testing.T) {
 	h.Upgrade(same)
 	weirtest.Out[string](h, "copies").Want("a", "b")
 }
+
+func TestAHandlerDoesNotDriveItsHarness(t *testing.T) {
+	for name, f := range map[string]func(h *weirtest.Harness){
+		"checkpoint": func(h *weirtest.Harness) { h.Checkpoint() },
+		"send":       func(h *weirtest.Harness) { weirtest.In[string](h, "lines").Send("again") },
+		"crash":      (*weirtest.Harness).Crash,
+		"advance":    func(h *weirtest.Harness) { h.Advance(time.Second) },
+		"stop":       (*weirtest.Harness).Stop,
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantFailure(t, func(t weirtest.TB) {
+				var h *weirtest.Harness
+				h = weirtest.New(t, lines(func(s string) (string, error) {
+					f(h)
+					return s, nil
+				}))
+				weirtest.In[string](h, "lines").Send("a")
+			}, "can't drive the harness that has called it")
+		})
+	}
+}
