@@ -21,22 +21,23 @@ const operator = "sink"
 
 // writerEnv is what the suites give a writer.
 type writerEnv struct {
-	ctx     context.Context
-	subtask int
-	meta    record.Meta
-	out     *outbox
-	applier sink.Applier
+	ctx      context.Context
+	operator string
+	subtask  int
+	meta     record.Meta
+	out      *outbox
+	applier  sink.Applier
 }
 
-func (e *writerEnv) Operator() string         { return operator }
+func (e *writerEnv) Operator() string         { return e.operator }
 func (e *writerEnv) Subtask() int             { return e.subtask }
 func (e *writerEnv) Meta() record.Meta        { return e.meta }
 func (e *writerEnv) Output() sink.Output      { return e.out }
 func (e *writerEnv) Context() context.Context { return e.ctx }
 func (e *writerEnv) Applier() sink.Applier    { return e.applier }
 
-func newWriterEnv(ctx context.Context, subtask int, a sink.Applier) *writerEnv {
-	return &writerEnv{ctx: ctx, subtask: subtask, out: &outbox{}, applier: a,
+func newWriterEnv(ctx context.Context, operator string, subtask int, a sink.Applier) *writerEnv {
+	return &writerEnv{ctx: ctx, operator: operator, subtask: subtask, out: &outbox{}, applier: a,
 		meta: record.MetaOf(&kgo.Record{Topic: "input", Key: []byte("k"), Value: []byte("v"), Timestamp: time.UnixMilli(1767225600000)})}
 }
 
@@ -71,9 +72,10 @@ func (o *outbox) unchanged(t testing.TB) {
 
 // applierEnv is what the suites give an applier.
 type applierEnv struct {
-	ctx          context.Context
-	app, lineage string
-	instance     string
+	ctx           context.Context
+	app, operator string
+	lineage       string
+	instance      string
 }
 
 // instance is the name of the nth process. Each takes over from one with another name, and
@@ -81,7 +83,7 @@ type applierEnv struct {
 func instance(n int) string { return fmt.Sprint("instance-", n%2) }
 
 func (e applierEnv) App() string              { return e.app }
-func (e applierEnv) Operator() string         { return operator }
+func (e applierEnv) Operator() string         { return e.operator }
 func (e applierEnv) Instance() string         { return e.instance }
 func (e applierEnv) Lineage() string          { return e.lineage }
 func (e applierEnv) Context() context.Context { return e.ctx }

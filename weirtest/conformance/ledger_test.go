@@ -16,11 +16,26 @@ import (
 // ledger is a receiver in memory that keeps every value in the order in which it came, and
 // a marker that moves with them.
 type ledger struct {
-	mu         sync.Mutex
-	values     []string
+	mu      sync.Mutex
+	values  []string
+	markers map[string]*marker // by app and operator
+}
+
+type marker struct {
 	lineage    string
 	checkpoint int64
 	instance   string
+}
+
+func (a *ledgerApplier) marker() *marker {
+	who := a.env.App() + " " + a.env.Operator()
+	if a.broken == "AnotherSinkIsTakenForNoOther" {
+		who = a.env.App()
+	}
+	if a.to.markers[who] == nil {
+		a.to.markers[who] = &marker{}
+	}
+	return a.to.markers[who]
 }
 
 func (l *ledger) contents() any {
@@ -101,7 +116,7 @@ func (a *ledgerApplier) Recover(_ context.Context, _ int64, logs []sink.Log) err
 	if a.broken == "ARestartAppliesWhatIsMissing" {
 		if n := len(logs); n > 0 {
 			a.to.mu.Lock()
-			a.to.lineage, a.to.checkpoint = logs[n-1].Lineage, logs[n-1].Checkpoint
+			a.marker().lineage, a.marker().checkpoint = logs[n-1].Lineage, logs[n-1].Checkpoint
 			a.to.mu.Unlock()
 		}
 		return nil
@@ -111,7 +126,7 @@ func (a *ledgerApplier) Recover(_ context.Context, _ int64, logs []sink.Log) err
 	}
 	if a.broken == "ARestartRepeatsNothing" {
 		a.to.mu.Lock()
-		a.to.checkpoint = 0
+		a.marker().checkpoint = 0
 		a.to.mu.Unlock()
 	}
 	return nil
@@ -212,21 +227,22 @@ func (a *ledgerApplier) apply(ctx context.Context, l sink.Log) error {
 		time.Sleep(time.Millisecond)
 		to.mu.Lock()
 	}
-	applied := to.checkpoint >= l.Checkpoint
+	at := a.marker()
+	applied := at.checkpoint >= l.Checkpoint
 	lineage := l.Lineage
 	if a.broken == "ASavepointsLogsAreAppliedOnce" {
 		lineage = a.env.Lineage()
-		applied = applied && to.lineage == lineage
+		applied = applied && at.lineage == lineage
 	}
 	if a.broken == "the marker is an instance's" {
-		applied = applied && to.instance == a.env.Instance()
-		to.instance = a.env.Instance()
+		applied = applied && at.instance == a.env.Instance()
+		at.instance = a.env.Instance()
 	}
 	if applied {
 		return nil
 	}
-	if to.checkpoint < l.After && a.broken != "ALossIsALoudStop" {
-		return fmt.Errorf("the marker stands at %d, and the logs up to %d are gone", to.checkpoint, l.After)
+	if at.checkpoint < l.After && a.broken != "ALossIsALoudStop" {
+		return fmt.Errorf("the marker stands at %d, and the logs up to %d are gone", at.checkpoint, l.After)
 	}
 	if a.broken == "AZombieRepeatsNothing" {
 		pause()
@@ -237,7 +253,7 @@ func (a *ledgerApplier) apply(ctx context.Context, l sink.Log) error {
 			return ctx.Err()
 		}
 	}
-	to.lineage, to.checkpoint = lineage, l.Checkpoint
+	at.lineage, at.checkpoint = lineage, l.Checkpoint
 	return nil
 }
 
@@ -283,7 +299,7 @@ func (a *ledgerApplier) Close() error {
 func TestEachRuleForWriteAheadSinksFindsWhatBreaksIt(t *testing.T) {
 	suite := func(broken string) []rule {
 		return WriteAhead[string]{Values: samples, New: func(testing.TB) Receiver[string] {
-			to := &ledger{}
+			to := &ledger{markers: map[string]*marker{}}
 			return Receiver[string]{
 				Sink:     func() sink.Sink[string] { return ledgerSink{to, broken} },
 				Contents: to.contents,

@@ -69,8 +69,13 @@ func (s Sink[T]) rules() []rule {
 // open makes the writers of a process.
 func open[T any](t testing.TB, ctx context.Context, to sink.Sink[T], n int, a sink.Applier) (ws []sink.Writer[T], envs []*writerEnv) {
 	t.Helper()
+	return openAs(t, ctx, operator, to, n, a)
+}
+
+func openAs[T any](t testing.TB, ctx context.Context, operator string, to sink.Sink[T], n int, a sink.Applier) (ws []sink.Writer[T], envs []*writerEnv) {
+	t.Helper()
 	for i := range n {
-		env := newWriterEnv(ctx, i, a)
+		env := newWriterEnv(ctx, operator, i, a)
 		w, err := to.Open(env)
 		if err != nil {
 			t.Fatalf("Open on subtask %d: %v", i, err)

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,7 @@ func (s WriteAhead[T]) rules() []rule {
 		{"AKillAnywhereRepeatsAndLosesNothing", of((*world[T]).kills)},
 		{"AZombieRepeatsNothing", of((*world[T]).zombie)},
 		{"ASavepointsLogsAreAppliedOnce", of((*world[T]).savepoint)},
+		{"AnotherSinkIsTakenForNoOther", of((*world[T]).others)},
 		{"ALossIsALoudStop", of((*world[T]).loss)},
 		{"ALogThatCannotBeReadIsAnError", of((*world[T]).unreadable)},
 		{"ALogIsNotChanged", of((*world[T]).readsOnly)},
@@ -74,6 +76,8 @@ type world[T any] struct {
 	after   int64      // that of the newest log with operations
 	done    []T        // what is committed
 	lives   int
+
+	app, operator string // of the sink; empty: those of the suite
 }
 
 // life is a process.
@@ -102,12 +106,13 @@ func (w *world[T]) start() *life[T] {
 		w.t.Fatalf("%T is no sink.WriteAhead", l.sink)
 	}
 	var err error
-	if l.applier, err = ahead.Applier(applierEnv{l.ctx, "app", w.lineage, instance(w.lives)}); err != nil {
+	env := applierEnv{l.ctx, cmp.Or(w.app, "app"), cmp.Or(w.operator, operator), w.lineage, instance(w.lives)}
+	if l.applier, err = ahead.Applier(env); err != nil {
 		w.t.Fatalf("Applier: %v", err)
 	}
 	w.lives++
 	w.t.Cleanup(l.kill)
-	l.writers, _ = open(w.t, l.ctx, l.sink, subtasks, l.applier)
+	l.writers, _ = openAs(w.t, l.ctx, env.operator, l.sink, subtasks, l.applier)
 	return l
 }
 
@@ -403,6 +408,28 @@ func (w *world[T]) savepoint() {
 	l = w.begin()
 	l.drain()
 	w.verify("after a restart in the new lineage")
+}
+
+// others are another sink of the app, and one of another app, at the same receiver.
+func (w *world[T]) others() {
+	sinks := []*world[T]{w,
+		{t: w.t, r: w.r, values: w.values, lineage: w.lineage, operator: operator + "2"},
+		{t: w.t, r: w.r, values: w.values, lineage: "00000000000000b2", app: "app2"},
+	}
+	var all []T
+	for i := range 3 {
+		for j, of := range sinks {
+			l := of.begin() // with logs that were applied, and the others' since then
+			l.drain()
+			w.holds("after a start beside other sinks", all)
+			v := w.values[(i+j)%len(w.values)]
+			all = append(all, v)
+			l.checkpoint(v)
+			l.drain()
+			w.holds("after a commit beside other sinks", all)
+			l.kill()
+		}
+	}
 }
 
 func (w *world[T]) loss() {
