@@ -271,7 +271,7 @@ func TestEachRuleForCodecsFindsWhatBreaksIt(t *testing.T) {
 		t.Errorf("a codec that is right: %q", found)
 	}
 	a, b := "a", "b"
-	found := failures(t, Codec[*string]{Codec: &one{}, Values: []*string{&a, &b}}.rules())
+	found := failures(t, slices.DeleteFunc(Codec[*string]{Codec: &one{}, Values: []*string{&a, &b}}.rules(), func(r rule) bool { return r.name != "DecodeReturnsWhatWasAppended" }))
 	if !strings.Contains(found["DecodeReturnsWhatWasAppended"], "share no memory") {
 		t.Errorf("a codec that always decodes into the same value: %q", found)
 	}
