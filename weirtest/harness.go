@@ -232,8 +232,10 @@ func (h *Harness) Upgrade(topology func(*weir.App), opts ...weir.Option) {
 func (h *Harness) Fails(f func()) error {
 	h.t.Helper()
 	h.expects, h.failure = true, nil
-	f()
-	h.expects = false
+	func() {
+		defer func() { h.expects = false }() // f may be left by a t.Fatal of a subtest
+		f()
+	}()
 	switch {
 	case h.failure != nil:
 	case h.step == nil:

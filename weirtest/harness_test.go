@@ -568,6 +568,28 @@ func TestFailuresSayWhatIsWrong(t *testing.T) {
 		h.Fails(func() { in.Send(payment{"2", "a", 1}) })
 	}), "it is down since it failed: weir: weirtest: operator", "a bad payment")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { in.Send(payment{"bad", "a", 1}) }), `weir: weirtest: operator "balance" failed on payments/0 at offset 0: a bad payment`)
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) {
+		left := make(chan struct{})
+		go func() { // a subtest
+			defer close(left)
+			h.Fails(runtime.Goexit)
+		}()
+		<-left
+		in.Send(payment{"bad", "a", 1})
+	}), "a bad payment")
+	wantFailure(t, with(func(h *weirtest.Harness, in *input) { weirtest.Side[payment](h, "drawn") }), `no side output "drawn"`)
+	wantFailure(t, func(t weirtest.TB) {
+		h := weirtest.New(t, func(app *weir.App) {
+			in := weir.From(app, "in", source.Values("in", codec.String))
+			none := func(*weir.Setup) weir.Handler[string, string, string] {
+				return weir.OnRecord(func(*weir.Context[string, string], string) error { return nil })
+			}
+			out := weir.Process(weir.KeyBy(in, "by", func(s string) string { return s }, codec.String), "sort", none)
+			weir.To(weir.Side[int64]("too.late").From(out), "late", nowhere[int64]{})
+		})
+		weirtest.Side[int64](h, "too.late").Want()
+		weirtest.Side[int64](h, "late")
+	}, `no side output "late"`)
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.DeadLetters() }), "weir.DeadLetters(topic)")
 	wantFailure(t, with(func(h *weirtest.Harness, in *input) { h.Records("balence") }), `the app writes to no topic "balence"; it writes to ["alarms" "balances"]`)
 	wantFailure(t, func(t weirtest.TB) {

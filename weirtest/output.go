@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/weirstream/weir/internal/inside"
 	"github.com/weirstream/weir/processor"
 )
 
@@ -47,7 +49,9 @@ func Side[T any](h *Harness, name string) *Output[T] {
 	h.t.Helper()
 	var ids []string
 	for _, o := range h.app.Outputs {
-		if o.Kind == "side" && strings.HasSuffix(o.ID, "."+name) {
+		operator, ok := strings.CutSuffix(o.ID, "."+name)
+		// A name may have dots in it.
+		if o.Kind == "side" && ok && slices.ContainsFunc(h.app.Outputs, func(p inside.Output) bool { return p.ID == operator && p.Kind != "side" }) {
 			ids = append(ids, o.ID)
 		}
 	}
