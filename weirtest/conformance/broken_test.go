@@ -352,6 +352,11 @@ func (s *store) Put(ctx context.Context, name string, data []byte) error {
 			s.taken[name] = true
 			_ = s.Store.Delete(ctx, name)
 		}
+	case "looks and puts":
+		if _, err := s.Get(ctx, name); errors.Is(err, checkpoint.ErrNotFound) {
+			runtime.Gosched()
+			_ = s.Store.Delete(ctx, name)
+		}
 	case "DataIsNotShared":
 		s.shared[name] = data
 	case "NamesOutsideTheStoreAreRefused":
@@ -462,6 +467,7 @@ func TestEachRuleForStoresFindsWhatBreaksIt(t *testing.T) {
 	}
 	for broken, rule := range map[string]string{
 		"a part stays":   "APartOfAnObjectIsNeverSeen",
+		"looks and puts": "OnePutOfANameWins",
 		"lower case":     "NamesAreTakenAsTheyAre",
 		"one reader":     "AllOperationsAtOnce",
 		"modified now":   "ListIsByNameAndByPrefix",

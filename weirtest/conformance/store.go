@@ -112,27 +112,37 @@ func overwrite(t testing.TB, s checkpoint.Store) {
 	has(t, s, "a/one", "hello")
 }
 
-// race puts one name through all of the stores, which are at one place.
+// races is how often it is tried whether two writers believe that a name is theirs.
+const races = 10
+
+// race puts names through all of the stores, which are at one place.
 func race(t testing.TB, stores ...checkpoint.Store) {
-	var won atomic.Int32
-	var winner atomic.Value
-	var wg sync.WaitGroup
-	for i := range 16 {
-		wg.Go(func() {
-			data := fmt.Sprint("writer ", i)
-			switch err := stores[i%len(stores)].Put(t.Context(), "marker", []byte(data)); {
-			case err == nil:
-				won.Add(1)
-				winner.Store(data)
-			case !errors.Is(err, checkpoint.ErrExists):
-				t.Error(err)
+	for i := range races {
+		name := fmt.Sprint("marker/", i)
+		var won atomic.Int32
+		var winner atomic.Value
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for j := range 16 {
+			wg.Go(func() {
+				data := fmt.Sprint("writer ", j)
+				<-begin
+				switch err := stores[j%len(stores)].Put(t.Context(), name, []byte(data)); {
+				case err == nil:
+					won.Add(1)
+					winner.Store(data)
+				case !errors.Is(err, checkpoint.ErrExists):
+					t.Errorf("put of a name that others put at once: %v, want an error that wraps checkpoint.ErrExists", err)
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+		for _, s := range stores {
+			if b, _ := s.Get(t.Context(), name); won.Load() != 1 || string(b) != winner.Load() {
+				t.Errorf("%d of 16 puts of one name at once succeeded, want one; the object is of %q", won.Load(), b)
+				return
 			}
-		})
-	}
-	wg.Wait()
-	for _, s := range stores {
-		if b, _ := s.Get(t.Context(), "marker"); won.Load() != 1 || string(b) != winner.Load() {
-			t.Errorf("%d writers won, the object is of %q, the winner was %q", won.Load(), b, winner.Load())
 		}
 	}
 }
