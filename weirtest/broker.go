@@ -1,7 +1,6 @@
 package weirtest
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +9,10 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -129,47 +130,86 @@ func ProduceValues[V any](b *Broker, topic string, values codec.Codec[V], vs ...
 func (b *Broker) Records(topic string) (rs []*kgo.Record) {
 	b.t.Helper()
 	b.with(func(ctx context.Context, cl *kgo.Client) error {
-		ends, err := kadm.NewClient(cl).ListCommittedOffsets(ctx, topic)
+		adm := kadm.NewClient(cl)
+		ends, err := adm.ListCommittedOffsets(ctx, topic)
 		if err == nil {
 			err = ends.Error()
 		}
 		if err != nil {
 			return err
 		}
-		left := map[int32]int64{}
-		ends.Each(func(o kadm.ListedOffset) {
-			if o.Offset > 0 {
-				left[o.Partition] = o.Offset
-			}
-		})
-		// Without the markers of transactions a reader would never get to the end.
-		reader, err := kgo.NewClient(kgo.SeedBrokers(b.Addrs()...), kgo.ConsumeTopics(topic), kgo.KeepControlRecords(),
-			kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), kgo.DisableClientMetrics())
+		starts, err := adm.ListStartOffsets(ctx, topic)
 		if err != nil {
 			return err
 		}
-		defer reader.Close()
-		for len(left) > 0 {
-			fs := reader.PollFetches(ctx)
-			if err := fs.Err(); err != nil {
+		details, err := adm.ListTopics(ctx, topic)
+		if err != nil {
+			return err
+		}
+		for _, end := range ends.Offsets().Sorted() {
+			d := details[topic]
+			at := partitionReader{cl: cl, topic: topic, id: d.ID, partition: end.Partition, leader: d.Partitions[end.Partition].Leader}
+			start, _ := starts.Lookup(topic, end.Partition)
+			found, err := at.read(ctx, start.Offset, end.At)
+			if err != nil {
 				return err
 			}
-			fs.EachRecord(func(r *kgo.Record) {
-				end, waiting := left[r.Partition]
-				if waiting && r.Offset < end && !r.Attrs.IsControl() {
-					rs = append(rs, r)
-				}
-				if r.Offset+1 >= end {
-					delete(left, r.Partition)
-				}
-			})
+			rs = append(rs, found...)
 		}
 		return nil
 	}, "reading topic %s", topic)
-	slices.SortFunc(rs, func(a, b *kgo.Record) int {
-		return cmp.Or(cmp.Compare(a.Partition, b.Partition), cmp.Compare(a.Offset, b.Offset))
-	})
 	return rs
+}
+
+// partitionReader reads a partition with plain Fetch requests: a consumer would wait for
+// ever at an end that is part of an aborted transaction.
+type partitionReader struct {
+	cl                *kgo.Client
+	topic             string
+	id                [16]byte
+	partition, leader int32
+}
+
+// fetchBytes is how much is asked for at once.
+const fetchBytes = 1 << 20
+
+// read returns what is committed in [from, to).
+func (p partitionReader) read(ctx context.Context, from, to int64) (rs []*kgo.Record, err error) {
+	for from < to {
+		part := kmsg.NewFetchRequestTopicPartition()
+		part.Partition, part.FetchOffset, part.PartitionMaxBytes, part.CurrentLeaderEpoch = p.partition, from, fetchBytes, -1
+		t := kmsg.NewFetchRequestTopic()
+		t.Topic, t.TopicID, t.Partitions = p.topic, p.id, []kmsg.FetchRequestTopicPartition{part}
+		req := kmsg.NewPtrFetchRequest()
+		req.ReplicaID, req.MinBytes, req.MaxBytes, req.SessionEpoch = -1, 1, fetchBytes, -1
+		req.IsolationLevel = 1 // read committed
+		req.Topics = []kmsg.FetchRequestTopic{t}
+		resp, err := req.RequestWith(ctx, p.cl.Broker(int(p.leader)))
+		if err != nil {
+			return nil, err
+		}
+		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			return nil, err
+		}
+		if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
+			return nil, errors.New("the answer does not name the partition")
+		}
+		opts := kgo.ProcessFetchPartitionOpts{Topic: p.topic, Partition: p.partition, Offset: from, IsolationLevel: kgo.ReadCommitted()}
+		fp, next := kgo.ProcessFetchPartition(opts, &resp.Topics[0].Partitions[0], kgo.DefaultDecompressor(), nil)
+		if fp.Err != nil {
+			return nil, fp.Err
+		}
+		for _, r := range fp.Records {
+			if r.Offset < to {
+				rs = append(rs, r)
+			}
+		}
+		if next <= from {
+			break
+		}
+		from = next
+	}
+	return rs, nil
 }
 
 // Await returns when a read_committed reader finds n records in a topic, or more. That it

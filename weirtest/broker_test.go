@@ -138,3 +138,30 @@ func TestAwaitSaysWhyTheAppHasEnded(t *testing.T) {
 		of.Await("copies", 1)
 	}, `the app has ended: weir: weirtest: operator "map" failed on lines/0 at offset 0: a bad line`, "0 of 1 records came to topic copies")
 }
+
+// What ends with an aborted transaction, whose marker comes behind an open one, can be read.
+func TestRecordsAreReadUpToAnOpenTransaction(t *testing.T) {
+	b := weirtest.StartBroker(t, 1, "lines")
+	weirtest.ProduceValues(b, "lines", codec.String, "before")
+	var cls []*kgo.Client
+	for _, id := range []string{"aborted", "open"} {
+		cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addrs()...), kgo.TransactionalID(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cl.Close()
+		if err := cl.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "lines", Value: []byte(id)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		cls = append(cls, cl)
+	}
+	if err := cls[0].EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+		t.Fatal(err)
+	}
+	if vs := weirtest.ReadValues(b, "lines", codec.String); len(vs) != 1 || vs[0] != "before" {
+		t.Errorf("read %q", vs)
+	}
+}
