@@ -64,21 +64,15 @@ func (c *copier) of(v reflect.Value) reflect.Value {
 				to.SetMapIndex(i.Key(), c.of(i.Value()))
 			}
 		})
-	case reflect.Slice:
-		if v.IsNil() {
-			return v
-		}
-		to := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
-		reflect.Copy(to, v)
-		if hasMemory(v.Type().Elem()) {
-			for i := range v.Len() {
-				to.Index(i).Set(c.of(v.Index(i)))
-			}
-		}
-		return to
-	case reflect.Array:
+	case reflect.Slice, reflect.Array:
 		to := reflect.New(v.Type()).Elem()
-		to.Set(v)
+		if v.Kind() == reflect.Slice {
+			if v.IsNil() {
+				return v
+			}
+			to = reflect.MakeSlice(v.Type(), v.Len(), v.Len())
+		}
+		reflect.Copy(to, v)
 		if hasMemory(v.Type().Elem()) {
 			for i := range v.Len() {
 				to.Index(i).Set(c.of(v.Index(i)))
