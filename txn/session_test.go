@@ -458,17 +458,17 @@ func TestFailedQuestionForOffsetsKeepsNobodyFromFencing(t *testing.T) {
 func TestSlowBrokerKeepsNobodyFromFencing(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		pausedBeforeItsFirstCommit(t, r, oneActive)
-		done := make(chan struct{})
-		defer close(done)
+		const slow = stableWait + time.Second
+		var over atomic.Bool
 		r.c.ControlKey(int16(kmsg.OffsetFetch), func(kmsg.Request) (kmsg.Response, error, bool) {
-			r.c.SleepControl(func() {
-				select {
-				case <-time.After(stableWait + time.Second):
-				case <-done:
-				}
-			})
+			if !over.Load() {
+				r.c.SleepControl(func() { time.Sleep(slow) })
+			}
 			return nil, nil, false
 		})
+		// A broker that is closed while a request wakes up in it may never end.
+		defer time.Sleep(2 * slow)
+		defer over.Store(true)
 		start := time.Now()
 		b := r.start("b", oneActive).up()
 		if took := time.Since(start); took > 30*time.Second {
