@@ -143,11 +143,12 @@ func TestStopWithSavepointRefusesWhileACommitIsInDoubt(t *testing.T) {
 func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
 	c := cluster(t, 1, "in", "out")
 	brokers := c.ListenAddrs()
-	sent, answer := make(chan struct{}), make(chan struct{})
+	sent, answer, awake := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	c.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		if req.(*kmsg.EndTxnRequest).Commit {
 			close(sent)
 			c.SleepControl(func() { <-answer })
+			close(awake)
 		}
 		return nil, nil, false
 	})
@@ -159,6 +160,7 @@ func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
 	<-sent
 	err := r.wait()
 	close(answer)
+	<-awake // a broker that is closed while a request wakes up in it may never end
 	wantError(t, err, "StopTimeout", "unknown")
 	if strings.Contains(err.Error(), "nothing after") || strings.Contains(err.Error(), "was not committed") {
 		t.Errorf("it denies what it does not know: %v", err)

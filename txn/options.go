@@ -115,8 +115,8 @@ var company = []*others{
 }
 
 // others are options, and the values of all refused options in a client that has them
-// alone. Each values[i] is of refusedOptions[i]; they are looked up once in a process,
-// because making clients is most of what it costs to start again after a failure.
+// alone. Each values[i] is of refusedOptions[i]; they are looked up once in a process, not
+// anew for each option and app: it takes a client.
 type others struct {
 	opts   []kgo.Opt
 	values func() ([][]any, error)
