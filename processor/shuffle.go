@@ -210,6 +210,7 @@ func (st *KeyedStage[K, T]) Build(inc *incarnation) ([]runner, error) {
 		lo, hi := keygroup.Range(i, len(sh.boxes), inc.cfg.KeyGroups)
 		cfg := inc.keyspaceConfig(len(sh.boxes) * inc.keyedStages())
 		cfg.FirstKeyGroup, cfg.KeyGroups, cfg.Spared = lo, hi-lo, checkpoint.Spared(inc.states)
+		cfg.Watch = inc.stepped
 		box.owner = s
 		r := &keyedRunner[K, T]{sub: s, stage: st, lo: lo, hi: hi, box: box, aligner: barrier.NewAligner(sh.inputs), keys: state.NewKeyspace(st.codec, cfg), hashable: hashable(reflect.TypeFor[K]())}
 		r.restoreTime(sh.inputs)

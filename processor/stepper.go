@@ -346,6 +346,11 @@ func (s *Stepper) settle() error {
 			break
 		}
 	}
+	for _, sp := range s.inc.spaces {
+		if err := sp.space.Changed(); err != nil {
+			return fatal(err)
+		}
+	}
 	return nil
 }
 

@@ -70,6 +70,9 @@ func (h *OfBroadcast[MK, MV]) Lookup(k MK) (v MV, ok bool) {
 	if e == nil {
 		return v, false
 	}
+	if h.seen != nil {
+		h.look(e)
+	}
 	return e.v, true
 }
 

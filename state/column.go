@@ -136,6 +136,10 @@ type slots interface {
 	// fail reports an error that no handler can do anything about; failed is the first.
 	fail(err error)
 	failed() error
+	// watch is nil unless values that are set and read are watched.
+	watch() *watch
+	// keyAt is the key of a slot.
+	keyAt(slot uint32) any
 	// scratch is memory for one encoded key or value. Whoever uses it puts it back.
 	scratch() *[]byte
 }

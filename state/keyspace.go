@@ -35,6 +35,8 @@ type Space interface {
 	Len() int
 	// Err is the first error that a handle met.
 	Err() error
+	// Changed is an error if a value was changed in place, where the space watches them.
+	Changed() error
 }
 
 // Config says where a keyspace keeps its state. The zero Config is all in memory.
@@ -54,6 +56,10 @@ type Config struct {
 	Committed func() int64
 	// Spared, by state, are expiries in what is stored that do not count.
 	Spared map[uint16]segment.Spans
+	// Watch makes [Keyspace.Changed] find something, for tests of handlers: each value that
+	// holds pointers is encoded whenever it is set or read. Without
+	// a Backing only.
+	Watch bool
 }
 
 // Keyspace maps the keys of one keyed subtask to slots. Every handle of the
@@ -94,6 +100,8 @@ type Keyspace[K comparable] struct {
 	err    error
 	buf    []byte
 
+	seen *watch // nil unless cfg.Watch
+
 	out int64 // nothing that is not in memory was written for a checkpoint after it
 
 	pinned  []pinned // slots on their way to the backing, oldest first
@@ -121,8 +129,12 @@ type slotKey[K comparable] struct {
 // NewKeyspace returns an empty keyspace whose keys are encoded by c.
 func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
 	t := reflect.TypeFor[K]()
-	return &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
+	ks := &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
 		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, out: math.MaxInt64, flatKey: flat(t), reach: reachOf(t)}
+	if cfg.Watch {
+		ks.seen = &watch{map[any]func() error{}}
+	}
+	return ks
 }
 
 var _ Space = (*Keyspace[string])(nil)
@@ -624,6 +636,8 @@ func (ks *Keyspace[K]) scratch() *[]byte          { return &ks.buf }
 func (ks *Keyspace[K]) checkpoint() int64         { return ks.cutAt }
 func (ks *Keyspace[K]) committed() int64          { return ks.cfg.Committed() }
 func (ks *Keyspace[K]) failed() error             { return ks.err }
+func (ks *Keyspace[K]) watch() *watch             { return ks.seen }
+func (ks *Keyspace[K]) keyAt(slot uint32) any     { return ks.at(slot).key }
 
 func (ks *Keyspace[K]) clock(d segment.Domain) int64 { return ks.times[d] }
 

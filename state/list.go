@@ -101,6 +101,9 @@ func (h *OfList[V]) At(i int) (v V, ok bool) {
 	if e == nil {
 		return v, false
 	}
+	if h.seen != nil {
+		h.look(e)
+	}
 	return e.v, true
 }
 

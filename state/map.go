@@ -54,6 +54,9 @@ func (h *OfMap[MK, MV]) Lookup(k MK) (v MV, ok bool) {
 	}
 	if !h.flat {
 		h.keep(e) // it may be changed in place
+		if h.seen != nil {
+			h.look(e)
+		}
 	}
 	return e.v, true
 }
@@ -154,6 +157,9 @@ func (h *entryTable[V]) each(s span, visit func(key string, stable bool, v V) bo
 	}
 	h.scan(slot, s, func(key string, e *entry[V], raw []byte) bool {
 		if e != nil {
+			if h.seen != nil && !s.peek {
+				h.look(e)
+			}
 			return visit(key, true, e.v)
 		}
 		_, v, ok, err := h.decodeValue(slot, raw)

@@ -43,8 +43,9 @@ type entryTable[V any] struct {
 
 	entries, groups, keyBytes int // in memory
 	flat                      bool
-	mean                      mean // bytes of an encoded value
-	sets                      uint // to measure some values before they are encoded
+	mean                      mean   // bytes of an encoded value
+	sets                      uint   // to measure some values before they are encoded
+	seen                      *watch // nil: nobody asks
 }
 
 // group is what is in memory of the entries of one key.
@@ -341,6 +342,9 @@ func (h *entryTable[V]) put(sub string, v V, fresh bool) {
 			weigh(h.keys, h.codec, v, &h.mean)
 		}
 	}
+	if h.seen != nil {
+		h.look(e)
+	}
 }
 
 // del removes the current key's entry under sub.
@@ -437,6 +441,9 @@ func (h *entryTable[V]) keep(e *entry[V]) {
 
 // change is called before an entry changes.
 func (h *entryTable[V]) change(e *entry[V]) {
+	if h.seen != nil {
+		h.seen.forget(e)
+	}
 	if h.shared && !h.owner {
 		return
 	}
@@ -543,6 +550,9 @@ func (h *entryTable[V]) attach(ks slots, id uint16) {
 	h.keys, h.id = ks, id
 	if !h.shared {
 		h.back = ks.backing()
+	}
+	if !h.flat {
+		h.seen = ks.watch()
 	}
 }
 

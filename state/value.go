@@ -24,10 +24,11 @@ type OfValue[V any] struct {
 	changes
 	swept uint32 // slots below were looked at for expired entries
 
-	flat  bool  // a V holds no pointers
-	reach reach // what a V refers to
-	mean  mean  // bytes of an encoded value
-	sets  uint  // calls of Set, to measure some values before they are encoded
+	flat  bool   // a V holds no pointers
+	reach reach  // what a V refers to
+	mean  mean   // bytes of an encoded value
+	sets  uint   // calls of Set, to measure some values before they are encoded
+	seen  *watch // nil: nobody asks
 
 	touched uint8 // of no meaning: keeps reads ahead from being optimised away
 }
@@ -81,6 +82,9 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 	}
 	if !h.flat {
 		h.keep(slot, c) // it may be changed in place
+		if h.seen != nil {
+			h.look(slot, c)
+		}
 	}
 	if h.opts.domain != segment.Forever {
 		expires, now := h.expires[slot>>chunkBits][slot&chunkMask], h.keys.now(h.opts.domain, slot)
@@ -113,6 +117,9 @@ func (h *OfValue[V]) Set(v V) {
 		if h.sets++; h.sets%weighEvery == 1 {
 			weigh(h.keys, h.codec, v, &h.mean)
 		}
+	}
+	if h.seen != nil {
+		h.look(slot, c)
 	}
 }
 
@@ -157,6 +164,9 @@ func (h *OfValue[V]) keep(slot uint32, c *cell[V]) {
 // change is called before a cell changes.
 func (h *OfValue[V]) change(slot uint32, c *cell[V]) {
 	h.keep(slot, c)
+	if h.seen != nil {
+		h.seen.forget(c)
+	}
 	if c.flags&h.dirty() == 0 {
 		h.mark(slot)
 		c.flags |= h.dirty()
@@ -210,7 +220,12 @@ func (h *OfValue[V]) describe() Descriptor {
 	return d
 }
 
-func (h *OfValue[V]) attach(ks slots, id uint16) { h.keys, h.id = ks, id }
+func (h *OfValue[V]) attach(ks slots, id uint16) {
+	h.keys, h.id = ks, id
+	if !h.flat {
+		h.seen = ks.watch()
+	}
+}
 
 func (h *OfValue[V]) grow(n uint32) {
 	for uint32(len(h.chunks))<<chunkBits < n {

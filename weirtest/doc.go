@@ -21,7 +21,9 @@
 // watermarks, barriers, checkpoints and restores are those of a service; only Kafka and
 // the goroutines are missing. One subtask after the other makes a step until none has
 // anything to do. So a test gives the same result each time, and a handler runs on the
-// test's goroutine. Look-ups ask what the topology gives them, so give it something that
+// test's goroutine. A stored value that a handler changes in place and does not set ends
+// the app after that record, with a [state.ChangedError]: a service would lose the change
+// or not, as it happens. Look-ups ask what the topology gives them, so give it something that
 // answers in a test; they are complete when Send returns.
 //
 // What it does not have: sinks that write to something else than Kafka topics are not
