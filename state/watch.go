@@ -42,13 +42,13 @@ func look[V any](w *watch, cell any, v *V, c codec.Codec[V], of func() ChangedEr
 	if w.seen[cell] != nil {
 		return
 	}
-	was, err := c.Append(nil, *v)
-	if err != nil {
-		return // the next checkpoint tells
+	was, ok := encoded(c, *v)
+	if !ok {
+		return
 	}
 	w.seen[cell] = func() error {
-		is, err := c.Append(nil, *v)
-		if err != nil || bytes.Equal(is, was) {
+		is, ok := encoded(c, *v)
+		if !ok || bytes.Equal(is, was) {
 			return nil
 		}
 		// Equal values may be encoded differently. But what the bytes say is equal then.
@@ -61,6 +61,14 @@ func look[V any](w *watch, cell any, v *V, c codec.Codec[V], of func() ChangedEr
 		e.Was, e.Is = before, now
 		return &e
 	}
+}
+
+// encoded is what a checkpoint would hold of v, if anything: what is wrong with it the
+// next one tells.
+func encoded[V any](c codec.Codec[V], v V) (b []byte, ok bool) {
+	defer func() { ok = recover() == nil && ok }()
+	b, err := c.Append(nil, v)
+	return b, err == nil
 }
 
 // Changed is a [ChangedError] if a value that was set or read since the last call was changed
