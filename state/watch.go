@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
@@ -24,8 +25,14 @@ func (e *ChangedError) Error() string {
 	if e.Key != nil {
 		of = fmt.Sprintf(" of key %v", e.Key)
 	}
-	return fmt.Sprintf("operator %q: state %q%s: a value was changed in place after it was set or read: it was %+v and is %+v, and a checkpoint may have either; Set or Put what you change, or change a copy; of the functions of an aggregate only Add, which returns it, may change the accumulator",
-		e.Operator, e.State, of, e.Was, e.Is)
+	was, is := fmt.Sprintf("%+v", e.Was), fmt.Sprintf("%+v", e.Is)
+	old, errOld := json.Marshal(e.Was) // shows what is behind pointers
+	now, errNow := json.Marshal(e.Is)
+	if errOld == nil && errNow == nil && !bytes.Equal(old, now) {
+		was, is = string(old), string(now)
+	}
+	return fmt.Sprintf("operator %q: state %q%s: a value was changed in place after it was set or read: it was %s and is %s, and a checkpoint may have either; Set or Put what you change, or change a copy; of the functions of an aggregate only Add, which returns it, may change the accumulator",
+		e.Operator, e.State, of, was, is)
 }
 
 // watch keeps an eye on the values that handlers set and get, for [Keyspace.Changed].

@@ -52,7 +52,20 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				m[w]++
 				return nil
 			}
-		}), []string{`state "tally" of key k`, "it was map[a:1] and is map[a:2]"}},
+		}), []string{`state "tally" of key k`, `it was {"a":1} and is {"a":2}`}},
+		"behind a pointer": {onWords(func(s *weir.Setup) func(string) error {
+			h := state.Value(s, "boxed", codec.JSON[struct{ N *int }]())
+			return func(string) error {
+				v := h.Get()
+				if v.N == nil {
+					v.N = new(int)
+					h.Set(v)
+				} else {
+					*v.N++
+				}
+				return nil
+			}
+		}), []string{`state "boxed" of key k`, `it was {"N":0} and is {"N":1}`}},
 		"value after it was set": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.Value(s, "tally", codec.JSON[tally]())
 			m := tally{}
@@ -75,7 +88,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				ws[0] = "changed"
 				return weir.Skip(errors.New("no"))
 			}
-		}), []string{`state "words" of key k`, "it was [a] and is [changed]"}},
+		}), []string{`state "words" of key k`, `it was ["a"] and is ["changed"]`}},
 		"map": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.Map(s, "by-word", codec.String, words)
 			return func(w string) error {
@@ -110,7 +123,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				h.Put(fmt.Sprint(n), []string{w})
 				return nil
 			}
-		}), []string{`state "by-word" of key k`, "it was [a] and is [changed]"}},
+		}), []string{`state "by-word" of key k`, `it was ["a"] and is ["changed"]`}},
 		"list": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.List(s, "lists", words)
 			return func(w string) error {
@@ -121,7 +134,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				}
 				return nil
 			}
-		}), []string{`state "lists" of key k`, "it was [a] and is [changed]"}},
+		}), []string{`state "lists" of key k`, `it was ["a"] and is ["changed"]`}},
 		"list in a loop": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.List(s, "lists", words)
 			return func(w string) error {
@@ -131,7 +144,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				h.Append([]string{w})
 				return nil
 			}
-		}), []string{`state "lists" of key k`, "it was [a] and is [changed]"}},
+		}), []string{`state "lists" of key k`, `it was ["a"] and is ["changed"]`}},
 		"argument of Append": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.List(s, "lists", words)
 			return func(w string) error {
@@ -142,7 +155,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				}
 				return nil
 			}
-		}), []string{`state "lists" of key k`, "it was [a] and is [changed]"}},
+		}), []string{`state "lists" of key k`, `it was ["a"] and is ["changed"]`}},
 		"accumulator": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.Aggregating(s, "acc", state.Aggregator[string, []string, []string]{
 				Zero:   func() []string { return nil },
@@ -155,7 +168,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				h.Get()
 				return nil
 			}
-		}), []string{`state "acc" of key k`, "it was [a9 a8] and is [a8 a9]"}},
+		}), []string{`state "acc" of key k`, `it was ["a9","a8"] and is ["a8","a9"]`}},
 		"reduced": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.Reducing(s, "reduced", func(acc, v []string) []string { return append(acc, v...) }, words)
 			return func(w string) error {
@@ -175,7 +188,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				Codec:  words,
 			})
 			weir.To(out, "out", kafka.Sink("out", codec.String, words))
-		}, []string{`state "acc" of key k`, "it was [a9 a8] and is [a8 a9]"}},
+		}, []string{`state "acc" of key k`, `it was ["a9","a8"] and is ["a8","a9"]`}},
 		"broadcast": {func(app *weir.App) {
 			in := weir.From(app, "in", source.Values("in", codec.String))
 			rules := weir.Broadcast(weir.From(app, "rules", source.Values("rules", codec.String)))
@@ -193,7 +206,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				})
 			})
 			weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
-		}, []string{`state "table":`, "it was [rule] and is [changed]"}},
+		}, []string{`state "table":`, `it was ["rule"] and is ["changed"]`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := weirtest.New(t, c.topology)
