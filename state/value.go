@@ -82,9 +82,6 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 	}
 	if !h.flat {
 		h.keep(slot, c) // it may be changed in place
-		if h.seen != nil {
-			h.look(slot, c)
-		}
 	}
 	if h.opts.domain != segment.Forever {
 		expires, now := h.expires[slot>>chunkBits][slot&chunkMask], h.keys.now(h.opts.domain, slot)
@@ -92,11 +89,12 @@ func (h *OfValue[V]) Lookup() (V, bool) {
 			return zero, false
 		}
 		if h.opts.moves(expires, now) {
-			v := c.v
 			h.change(slot, c)
 			h.renew(slot)
-			return v, true
 		}
+	}
+	if h.seen != nil {
+		h.look(slot, c)
 	}
 	return c.v, true
 }

@@ -53,6 +53,17 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 				return nil
 			}
 		}), []string{`state "tally" of key k`, `it was {"a":1} and is {"a":2}`}},
+		"value whose reading moves its expiry": {onWords(func(s *weir.Setup) func(string) error {
+			h := state.Value(s, "words", words, state.TTL(10*time.Minute, state.OnRead))
+			return func(w string) error {
+				if ws := h.Get(); ws != nil {
+					ws[0] = "changed"
+				} else {
+					h.Set([]string{w})
+				}
+				return nil
+			}
+		}), []string{`state "words" of key k`, `it was ["a"] and is ["changed"]`}},
 		"behind a pointer": {onWords(func(s *weir.Setup) func(string) error {
 			h := state.Value(s, "boxed", codec.JSON[struct{ N *int }]())
 			return func(string) error {
@@ -216,6 +227,7 @@ func TestWhatIsChangedInPlaceAndNotSetEndsTheApp(t *testing.T) {
 			} else {
 				in.Send("a")
 				h.Checkpoint()
+				h.Advance(time.Minute)
 			}
 			if c.want == nil {
 				in.Send("a")
