@@ -23,7 +23,8 @@
 //     it is done: what changed since the last cut becomes a segment run;
 //  5. with a backing [Keyspace.Evict], between records.
 //
-// [Keyspace.Err] is looked at after each handler.
+// [Keyspace.Err] is looked at after each handler. For tests of handlers, [Config].Watch and
+// [Keyspace.Changed] find values that were changed in place and not set.
 //
 // # Layers
 //

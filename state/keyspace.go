@@ -57,8 +57,8 @@ type Config struct {
 	// Spared, by state, are expiries in what is stored that do not count.
 	Spared map[uint16]segment.Spans
 	// Watch makes [Keyspace.Changed] find something, for tests of handlers: each value that
-	// holds pointers is encoded whenever it is set or read. It is not for a
-	// keyspace with a Backing.
+	// holds pointers is encoded whenever it is set or read. It is not for a keyspace with a
+	// Backing.
 	Watch bool
 }
 
