@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"math/rand/v2"
 	"os"
 	"sync/atomic"
@@ -152,25 +153,32 @@ func TestS21_ConnectionsCutInBurstsAndThirtyPercentOfTheTime(t *testing.T) {
 // service.
 func TestS08_StoreFailsBetweenBarrierAndCommit(t *testing.T) {
 	addr := needBroker(t)
-	takeAway := func(w *world) {
-		if err := os.Rename(w.store, w.store+".away"); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(w.store, []byte("not a directory"), 0o600); err != nil {
+	// The store is a link, which is turned round at one instant: the service makes a store
+	// anew that it finds missing for a moment.
+	turn := func(w *world, to string) {
+		link := w.store + ".link"
+		if err := errors.Join(os.Symlink(to, link), os.Rename(link, w.store)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	bringBack := func(w *world) {
-		if err := os.Remove(w.store); err != nil {
+	bringBack := func(w *world) { turn(w, w.store+".there") }
+	atHand := func(w *world) {
+		if err := os.Mkdir(w.store+".there", 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Rename(w.store+".away", w.store); err != nil {
+		bringBack(w)
+	}
+	takeAway := func(w *world) {
+		gone := w.store + ".gone"
+		if err := os.WriteFile(gone, []byte("not a directory"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		turn(w, gone)
 	}
 	onEachBackend(t, "within what is tolerated the epoch goes on", func(t *testing.T, b backend) {
 		t.Parallel()
 		w := newWorld(t, []string{addr}, 50)
+		atHand(w)
 		w.args = append(w.at(b), "-tolerable", "1000000")
 		w.feedOn(30, 10*time.Millisecond)
 		p := w.launch()
@@ -194,6 +202,7 @@ func TestS08_StoreFailsBetweenBarrierAndCommit(t *testing.T) {
 		t.Parallel()
 		const tolerable = 3
 		w := newWorld(t, []string{addr}, 50)
+		atHand(w)
 		w.args = append(w.at(b), "-tolerable", "3")
 		w.feedOn(30, 10*time.Millisecond)
 		p := w.launch()
