@@ -742,7 +742,8 @@ func (inc *incarnation) assign(positions map[offsets.Partition]offsets.Position)
 			}
 		}
 		chain := owner.chains[id.Topic]
-		p.time = partitionTime{newest: noWatermark, watermark: noWatermark}
+		// The poller waited before as well, a standby for days: from here on it can hear it.
+		p.time = partitionTime{newest: noWatermark, watermark: noWatermark, heard: inc.watch.elapsed()}
 		if t, ok := inc.base.EventTime.Partitions[id]; ok {
 			// If the source has no idleness any more, nothing would ever wake the partition.
 			p.time.watermark, p.time.idle = t.Watermark, t.Idle && chain.how != nil && chain.how.Idle > 0

@@ -336,6 +336,30 @@ func TestPartitionIsNotIdleWhileNobodyListens(t *testing.T) {
 	})
 }
 
+// What a standby waited before partitions were its own is not time for which they had no
+// records.
+func TestPartitionIsNotIdleForTheTimeBeforeItWasAssigned(t *testing.T) {
+	now := clock.NewManual(time.Unix(0, 0))
+	st := &Sources{}
+	st.Add("in", "in", func(*Subtask) func(*kgo.Record) { return func(*kgo.Record) {} })
+	st.Watermarks("in", Watermarks{Idle: time.Minute})
+	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1, Clock: now}, &Plan{Sources: st}, nil, nil)
+	inc.gate = newGate(1, 0)
+	inc.sources = st.build(inc)
+	inc.watch.start()
+	now.Advance(time.Hour)
+	id := offsets.Partition{Topic: "in"}
+	inc.assign(map[offsets.Partition]offsets.Position{id: {}})
+	r, p := inc.sources[0], inc.parts[id]
+	r.chains["in"].begin(true)
+	for _, want := range []bool{false, true} {
+		if r.idleness(); p.time.idle != want {
+			t.Fatalf("%v after the assignment idle is %v", now.Now().Sub(time.Unix(0, 0))-time.Hour, p.time.idle)
+		}
+		now.Advance(time.Minute)
+	}
+}
+
 // Behind the end of time there are no records: those that still come are the next run's.
 func TestRecordsBehindTheEndOfADrainAreLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
