@@ -646,6 +646,9 @@ func (t *Timers) shrink() {
 		t.live.Delete(it)
 		t.forget(it.slot)
 	}
+	if t.passed != nil && t.passed.Len() > 0 {
+		t.sought = false // some of them may have been dropped
+	}
 	for i := range t.cursors {
 		t.cursors[i] = min(t.cursors[i], end)
 	}

@@ -165,6 +165,45 @@ func TestTimersUpToTheFloorOfTheirKeyAreDue(t *testing.T) {
 	}
 }
 
+// More timers are due by a floor than are kept in memory, and a checkpoint is between two.
+func TestTimersUpToAFloorAreDueAlsoAfterTheyLeftTheMemory(t *testing.T) {
+	const timers, window = 100, 4
+	stored := &committedTable{entries: map[string][]byte{}}
+	r := newTimerRig(stored, true, window)
+	r.use("k")
+	for i := range timers {
+		r.timers.Set(time.UnixMilli(int64(i)))
+	}
+	if err := r.ks.Freeze(&r.builder, 1); err != nil {
+		t.Fatal(err)
+	}
+	stored.apply(r.builder.Finish())
+	stored.committed = 1
+
+	r = newTimerRig(stored, true, window, timers, timers, timers, timers)
+	var fired []int64
+	for checkpoint := int64(2); ; checkpoint++ {
+		n := r.timers.FirePassed(func(tm Timer) bool {
+			fired = append(fired, tm.At.UnixMilli())
+			return len(fired)%10 != 0
+		})
+		if n == 0 {
+			break
+		}
+		if err := r.ks.Freeze(&r.builder, checkpoint); err != nil {
+			t.Fatal(err)
+		}
+		stored.apply(r.builder.Finish())
+		stored.committed = checkpoint
+	}
+	if len(fired) != timers || !slices.IsSorted(fired) {
+		t.Errorf("fired %d of %d timers: %d", len(fired), timers, fired)
+	}
+	if err := r.ks.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
 // modelTimer is a timer of the naive model.
 type modelTimer struct {
 	ms  int64
