@@ -18,6 +18,10 @@ type EventTime struct {
 	Stages map[string]int64
 	// KeyGroups has the key-groups for which it stood later than that.
 	KeyGroups []KeyGroupTime
+	// Firing has the keyed stages in which the barrier fell between timers of one moment, with
+	// the time up to which all timers had fired. Those that are left are to see what had not
+	// expired by then.
+	Firing map[string]int64
 }
 
 // Stage returns the watermark of a keyed stage, NoWatermark if it has none.
@@ -46,6 +50,7 @@ type eventTimeJSON struct {
 	Partitions []partitionTimeJSON `json:"partitions,omitempty"`
 	Stages     map[string]int64    `json:"stages,omitempty"`
 	KeyGroups  []KeyGroupTime      `json:"keyGroups,omitempty"`
+	Firing     map[string]int64    `json:"firing,omitempty"`
 }
 
 type partitionTimeJSON struct {
@@ -57,10 +62,10 @@ type partitionTimeJSON struct {
 
 // json returns nil if there is nothing to say.
 func (e EventTime) json() *eventTimeJSON {
-	if len(e.Partitions) == 0 && len(e.Stages) == 0 && len(e.KeyGroups) == 0 {
+	if len(e.Partitions) == 0 && len(e.Stages) == 0 && len(e.KeyGroups) == 0 && len(e.Firing) == 0 {
 		return nil
 	}
-	j := &eventTimeJSON{Stages: e.Stages, KeyGroups: e.KeyGroups}
+	j := &eventTimeJSON{Stages: e.Stages, KeyGroups: e.KeyGroups, Firing: e.Firing}
 	for p, t := range e.Partitions {
 		pj := partitionTimeJSON{Topic: p.Topic, Partition: p.Partition, Idle: t.Idle}
 		if t.Watermark != NoWatermark {
@@ -78,7 +83,7 @@ func (j *eventTimeJSON) decode() (e EventTime, err error) {
 	if j == nil {
 		return e, nil
 	}
-	e.Stages, e.KeyGroups = j.Stages, j.KeyGroups
+	e.Stages, e.KeyGroups, e.Firing = j.Stages, j.KeyGroups, j.Firing
 	for _, t := range e.KeyGroups {
 		if t.Stage == "" || t.MinKG > t.MaxKG {
 			return e, fmt.Errorf("header: the event time of key-groups %d to %d of stage %q makes no sense", t.MinKG, t.MaxKG, t.Stage)
@@ -132,4 +137,18 @@ func (m *Manifest) Watermarks(stage string, lo, hi int) []int64 {
 		}
 	}
 	return at
+}
+
+// Fired returns, of the times that Watermarks returned for a stage, up to where all timers
+// had fired.
+func (m *Manifest) Fired(stage string, times []int64) []int64 {
+	upTo, ok := m.EventTime.Firing[stage]
+	if !ok {
+		return times
+	}
+	fired := slices.Clone(times)
+	for i, at := range fired {
+		fired[i] = min(at, upTo)
+	}
+	return fired
 }

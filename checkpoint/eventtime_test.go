@@ -21,6 +21,7 @@ func TestManifestKeepsEventTime(t *testing.T) {
 			},
 			Stages:    map[string]int64{"by-user": 7},
 			KeyGroups: []KeyGroupTime{{Stage: "by-item", MaxKG: 0, Watermark: -1}, {Stage: "by-user", MinKG: 3, MaxKG: 5, Watermark: 9}},
+			Firing:    map[string]int64{"by-user": 6, "by-item": NoWatermark},
 		},
 	} {
 		m := &Manifest{App: "app", Checkpoint: 1, KeyGroups: 1, Watermark: NoWatermark, EventTime: e}
@@ -71,6 +72,17 @@ func TestEachKeyGroupHasTheTimeOfItsSubtask(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+func TestTimersHaveFiredUpToTheTimeBefore(t *testing.T) {
+	m := &Manifest{EventTime: EventTime{Firing: map[string]int64{"by-user": 10}}}
+	times := []int64{5, 10, 30}
+	if got := m.Fired("by-user", times); !slices.Equal(got, []int64{5, 10, 10}) || times[2] != 30 {
+		t.Errorf("timers had fired up to %v, want 5, 10 and 10", got)
+	}
+	if got := m.Fired("by-item", times); !slices.Equal(got, times) {
+		t.Errorf("timers had fired up to %v, want all of %v", got, times)
 	}
 }
 

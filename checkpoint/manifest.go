@@ -37,8 +37,9 @@ type Manifest struct {
 	// that a person chose. 16 hexadecimal digits; empty in manifests of builds that
 	// knew no lineage.
 	Lineage string
-	// Watermark is event time at the barrier, in milliseconds since 1970, NoWatermark
-	// if there was none.
+	// Watermark is the event time that stood behind the barrier everywhere where entries
+	// expire by it, or anywhere if none do, in milliseconds since 1970, NoWatermark if there
+	// was none: what had expired by then nobody sees.
 	Watermark int64
 	// EventTime is where the watermarks stood.
 	EventTime EventTime

@@ -116,8 +116,8 @@ type Listener struct {
 type Snapshot struct {
 	Checkpoint int64 // higher than any before
 	Positions  map[offsets.Partition]offsets.Position
-	// Watermark is event time at the barrier, in milliseconds since 1970; NoWatermark
-	// if there is none.
+	// Watermark is the event time by which entries have expired for all who could see them,
+	// in milliseconds since 1970; NoWatermark if there is none.
 	Watermark int64
 	// EventTime is where the watermarks stood.
 	EventTime EventTime

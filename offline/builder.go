@@ -71,6 +71,7 @@ func Edit(s *Snapshot, o BuildOptions) *Builder {
 		cfg: o, base: s, app: m.App, keyGroups: m.KeyGroups, watermark: m.Watermark,
 		eventTime: checkpoint.EventTime{
 			Partitions: maps.Clone(m.EventTime.Partitions), Stages: maps.Clone(m.EventTime.Stages), KeyGroups: slices.Clone(m.EventTime.KeyGroups),
+			Firing: maps.Clone(m.EventTime.Firing),
 		},
 		positions: maps.Clone(m.Positions), topicIDs: maps.Clone(m.TopicIDs), states: slices.Clone(m.States), inFlight: cloneInFlight(m.InFlight),
 	})
@@ -131,7 +132,7 @@ func (b *Builder) SetApp(app string) { b.app = app }
 // advance it as they did.
 func (b *Builder) SetWatermark(ms int64) {
 	b.watermark = ms
-	b.eventTime.KeyGroups = nil
+	b.eventTime.KeyGroups, b.eventTime.Firing = nil, nil
 	for stage := range b.eventTime.Stages {
 		b.eventTime.Stages[stage] = ms
 	}
@@ -239,6 +240,17 @@ func (b *Builder) RenameOperators(names map[string]string) error {
 		}
 		stages[to] = at
 	}
+	var firing map[string]int64
+	for stage, at := range b.eventTime.Firing {
+		to := renamed(stage)
+		if other, ok := firing[to]; ok {
+			at = min(at, other)
+		}
+		if firing == nil {
+			firing = map[string]int64{}
+		}
+		firing[to] = at
+	}
 	for _, from := range slices.Sorted(maps.Keys(names)) {
 		var err error
 		if names[from] == "" {
@@ -253,7 +265,8 @@ func (b *Builder) RenameOperators(names map[string]string) error {
 	if i, err := b.clash(states); err != nil {
 		return b.registryError(fmt.Sprintf("rename operator %q", b.states[i].Operator), err)
 	}
-	b.states, b.inFlight, b.eventTime.Stages, b.eventTime.KeyGroups = states, inFlight, stages, keyGroups
+	b.states, b.inFlight = states, inFlight
+	b.eventTime.Stages, b.eventTime.KeyGroups, b.eventTime.Firing = stages, keyGroups, firing
 	return nil
 }
 

@@ -222,17 +222,19 @@ func TestAnEditedSavepointStandsWhereEventTimeStood(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: map[string]int64{"account": watermark, "by-name": watermark + 1},
-			KeyGroups: []checkpoint.KeyGroupTime{{Stage: "by-name", MinKG: 1, MaxKG: 2, Watermark: watermark + 5}}}},
+			KeyGroups: []checkpoint.KeyGroupTime{{Stage: "by-name", MinKG: 1, MaxKG: 2, Watermark: watermark + 5}},
+			Firing:    map[string]int64{"account": watermark - 1, "by-name": watermark + 2}}},
 		{"renamed-to-one", func(b *Builder) {
 			if err := b.RenameOperator("by-user", "balance"); err != nil {
 				t.Fatal(err)
 			}
-		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: map[string]int64{"balance": watermark}}},
+		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: map[string]int64{"balance": watermark},
+			Firing: map[string]int64{"balance": watermark - 1}}},
 		{"other-key-groups", func(b *Builder) {
 			if err := b.SetKeyGroups(testGroups + 1); err != nil {
 				t.Fatal(err)
 			}
-		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: testEventTime.Stages}},
+		}, watermark, checkpoint.EventTime{Partitions: testEventTime.Partitions, Stages: testEventTime.Stages, Firing: testEventTime.Firing}},
 		{"set", func(b *Builder) {
 			b.SetPosition(refunds, offsets.Position{Offset: 1})
 			b.SetWatermark(7)
@@ -245,7 +247,7 @@ func TestAnEditedSavepointStandsWhereEventTimeStood(t *testing.T) {
 		b := Edit(openLatest(t, store), BuildOptions{Dir: t.TempDir()})
 		c.edit(b)
 		m := write(t, b, store, c.name).manifest
-		if m.Watermark != c.watermark || !maps.Equal(m.EventTime.Partitions, c.want.Partitions) || !maps.Equal(m.EventTime.Stages, c.want.Stages) || !slices.Equal(m.EventTime.KeyGroups, c.want.KeyGroups) {
+		if m.Watermark != c.watermark || !maps.Equal(m.EventTime.Partitions, c.want.Partitions) || !maps.Equal(m.EventTime.Stages, c.want.Stages) || !slices.Equal(m.EventTime.KeyGroups, c.want.KeyGroups) || !maps.Equal(m.EventTime.Firing, c.want.Firing) {
 			t.Errorf("%s: watermark %d, %+v, want %d, %+v", c.name, m.Watermark, m.EventTime, c.watermark, c.want)
 		}
 	}

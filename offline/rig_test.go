@@ -37,6 +37,7 @@ var testEventTime = checkpoint.EventTime{
 	Partitions: map[offsets.Partition]checkpoint.PartitionTime{{Topic: "payments"}: {Watermark: watermark + 1, Idle: true}},
 	Stages:     map[string]int64{"balance": watermark, "by-user": watermark + 1},
 	KeyGroups:  []checkpoint.KeyGroupTime{{Stage: "by-user", MinKG: 1, MaxKG: 2, Watermark: watermark + 5}},
+	Firing:     map[string]int64{"balance": watermark - 1, "by-user": watermark + 2},
 }
 
 // app writes checkpoints as a running app does.

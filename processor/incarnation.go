@@ -142,6 +142,8 @@ type ack struct {
 	stage     string                    // of a keyed subtask
 	watermark int64                     // of a keyed subtask, at the barrier
 	times     []checkpoint.KeyGroupTime // likewise, of its key-groups
+	fired     int64                     // up to where its timers had fired, if it was between two
+	firing    bool
 	logs      []checkpoint.LogPart
 	unaligned bool // it did not wait for the barrier on all inputs
 	inFlight  []checkpoint.InFlightData
@@ -644,6 +646,7 @@ type driver struct {
 	positions     map[offsets.Partition]offsets.Position
 	times         map[offsets.Partition]checkpoint.PartitionTime
 	watermarks    map[string]int64 // by stage, the least
+	firing        map[string]int64 // by stage between whose timers the barrier fell: the least up to where they had fired
 	keyGroups     []checkpoint.KeyGroupTime
 	inFlight      []checkpoint.InFlightData
 	ref           offsets.ManifestRef
@@ -735,6 +738,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			d.positions = map[offsets.Partition]offsets.Position{}
 			d.inFlight, d.keyGroups = nil, nil
 			d.times, d.watermarks = map[offsets.Partition]checkpoint.PartitionTime{}, map[string]int64{}
+			d.firing = nil
 			d.cut, d.asked = append(d.cut, d.asked...), nil
 			for _, s := range inc.sources {
 				s.inject(a.ID)
@@ -821,6 +825,15 @@ func (d *driver) addParts(e ack) {
 		}
 		d.watermarks[e.stage] = min(least, e.watermark)
 		d.keyGroups = append(d.keyGroups, e.times...)
+		if e.firing {
+			if least, ok = d.firing[e.stage]; !ok {
+				least = e.fired
+			}
+			if d.firing == nil {
+				d.firing = map[string]int64{}
+			}
+			d.firing[e.stage] = min(least, e.fired)
+		}
 	}
 	d.unaligned = d.unaligned || e.unaligned
 	d.inFlight = append(d.inFlight, e.inFlight...)
@@ -830,7 +843,8 @@ func (d *driver) addParts(e ack) {
 func (d *driver) snapshot(id int64) *checkpoint.Snapshot {
 	s := &checkpoint.Snapshot{Checkpoint: id, Positions: d.positions, States: d.inc.states, Runs: d.runs, Logs: inOrder(d.logs)}
 	s.InFlight = d.worthKeeping()
-	s.EventTime, s.Watermark = eventTime(d.times, d.watermarks, d.keyGroups)
+	s.EventTime = eventTime(d.times, d.watermarks, d.firing, d.keyGroups)
+	s.Watermark = d.inc.plan.expired(s.EventTime, d.watermarks)
 	return s
 }
 

@@ -448,6 +448,8 @@ type keyedRunner[K comparable, T any] struct {
 	inputs []mark // by input
 	now    mark   // of the subtask
 	finite int64  // its watermark before the end of time
+	fired  int64  // up to where all timers fired: less than finite while those between do
+	left   bool   // timers of the checkpoint that it began with may be between, of any key-group
 	// Event time that key-groups had come to before the restore, from the first one on; nil
 	// once the subtask has passed the highest.
 	floors  []int64
@@ -474,6 +476,8 @@ type frozen struct {
 	held      time.Duration // the longest slice
 	watermark int64         // at the barrier
 	times     []checkpoint.KeyGroupTime
+	fired     int64
+	firing    bool
 	unaligned bool
 	inFlight  []checkpoint.InFlightData
 	abandoned bool // what was in flight was not captured to the end
@@ -497,6 +501,7 @@ func (r *keyedRunner[K, T]) subtask() *Subtask { return r.sub }
 
 func (r *keyedRunner[K, T]) begin() {
 	if r.overdue = r.dueAtOnce(); !r.overdue {
+		r.allFired()
 		r.sub.time(r.now)
 	}
 }
@@ -645,7 +650,8 @@ func (r *keyedRunner[K, T]) fitMemory(ctx context.Context) error {
 
 // restoreTime begins where event time stood, and now: what has expired is not restored. It
 // may have stood elsewhere for each key-group that came here. Then the subtask begins at the
-// least of those times, and the others are floors.
+// least of those times, and the others are floors. If the checkpoint was taken between timers
+// of one moment, those that are left see what there was before it.
 func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 	r.sub.key = func() any { return r.keys.Key() }
 	stood := r.sub.inc.base.Watermarks(r.sub.stage, r.lo, r.hi)
@@ -655,11 +661,13 @@ func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 	for i := range r.inputs {
 		r.inputs[i].watermark = noWatermark
 	}
-	r.keys.SetTime(segment.EventTime, at)
 	if r.highest = slices.Max(stood); r.highest > at && !guard.Broken(guard.KeyGroupTimes) {
 		r.floors, r.sub.floor = stood, r.keys.Floor
-		r.keys.SetFloors(stood)
 	}
+	fired := r.sub.inc.base.Fired(r.sub.stage, stood)
+	r.fired, r.left = slices.Min(fired), !slices.Equal(fired, stood)
+	r.keys.SetTime(segment.EventTime, r.fired)
+	r.keys.SetFloors(r.floors, fired)
 	r.wall()
 }
 
@@ -699,7 +707,7 @@ func (r *keyedRunner[K, T]) cut(id int64) error {
 	}
 	r.sub.barrier(id)
 	r.keys.Cut(&r.sub.frozen, id)
-	r.freeze = frozen{id: id, held: time.Since(begun), watermark: r.finite, times: r.times()}
+	r.freeze = frozen{id: id, held: time.Since(begun), watermark: r.finite, times: r.times(), fired: r.fired, firing: r.fired < r.finite || r.left}
 	return nil
 }
 
@@ -738,7 +746,7 @@ func (r *keyedRunner[K, T]) acknowledge() {
 		return
 	}
 	f := r.freeze
-	a := ack{subtask: r.sub.id, id: f.id, held: f.held, stage: r.sub.stage, watermark: f.watermark, times: f.times, logs: r.sub.takeLogged(), unaligned: f.unaligned, inFlight: f.inFlight, abandoned: f.abandoned}
+	a := ack{subtask: r.sub.id, id: f.id, held: f.held, stage: r.sub.stage, watermark: f.watermark, times: f.times, fired: f.fired, firing: f.firing, logs: r.sub.takeLogged(), unaligned: f.unaligned, inFlight: f.inFlight, abandoned: f.abandoned}
 	if crashpoint.Hit(crashpoint.InFreeze); r.sub.frozen.Len() > 0 {
 		a.run, a.hasRun = r.sub.frozen.Finish(), true
 	}

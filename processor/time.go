@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -299,17 +300,23 @@ func (r *keyedRunner[K, T]) rise(m mark) error {
 		if _, err := r.fire(true, m.watermark, before); err != nil {
 			return err
 		}
-		r.keys.SetTime(segment.EventTime, r.finite)
 		if r.floors != nil && r.highest <= r.finite {
 			r.floors, r.sub.floor = nil, nil
-			r.keys.SetFloors(nil)
 		}
+		r.allFired()
 	}
 	if m != r.now {
 		r.now = m
 		r.sub.time(m)
 	}
 	return nil
+}
+
+// allFired says that the timers have fired that event time has come to.
+func (r *keyedRunner[K, T]) allFired() {
+	r.fired, r.left = r.finite, false
+	r.keys.SetTime(segment.EventTime, r.finite)
+	r.keys.SetFloors(r.floors, r.floors)
 }
 
 // tick fires the timers that are due: by the wall clock, or because they were set for a
@@ -357,7 +364,8 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 		}
 		if passed && now < endOfTime && r.sub.err == nil {
 			// Time of the other keys has not come there.
-			fired += r.paused(t.timers.FirePassed, func(at state.Timer) bool { return r.call(t, at, reached) })
+			fired += r.paused(t.timers.FirePassed, func(at state.Timer) bool { return r.call(t, at, max(reached, at.At.UnixMilli())) })
+			r.keys.SetTimeOfTimer(reached)
 		}
 		if r.sub.err != nil {
 			return fired, r.sub.err
@@ -405,8 +413,8 @@ func (r *keyedRunner[K, T]) dueAtOnce() bool {
 // fireOverdue fires them, and then tells the receivers where time stands.
 func (r *keyedRunner[K, T]) fireOverdue() error {
 	r.overdue = false
-	_, err := r.fire(true, r.now.watermark, noWatermark)
-	r.keys.SetTime(segment.EventTime, r.finite)
+	_, err := r.fire(true, r.now.watermark, r.fired)
+	r.allFired()
 	r.sub.time(r.now)
 	return err
 }
@@ -423,7 +431,7 @@ func (r *keyedRunner[K, T]) call(t *firing, at state.Timer, reached int64) bool 
 	}
 	s.firing, s.at = t, ms
 	if at.EventTime {
-		r.keys.SetTime(segment.EventTime, reached)
+		r.keys.SetTimeOfTimer(reached)
 	}
 	outer := t.op.Enter()
 	err := t.f(at)
@@ -486,22 +494,38 @@ func (inc *incarnation) touch() {
 
 // eventTime collects where the subtasks' watermarks stood at a barrier: the least of each
 // stage, and the key-groups that are ahead of it.
-func eventTime(parts map[offsets.Partition]checkpoint.PartitionTime, stages map[string]int64, times []checkpoint.KeyGroupTime) (e checkpoint.EventTime, watermark int64) {
+func eventTime(parts map[offsets.Partition]checkpoint.PartitionTime, stages, firing map[string]int64, times []checkpoint.KeyGroupTime) checkpoint.EventTime {
 	times = slices.DeleteFunc(times, func(t checkpoint.KeyGroupTime) bool { return t.Watermark <= stages[t.Stage] })
 	slices.SortFunc(times, func(a, b checkpoint.KeyGroupTime) int {
 		return cmp.Or(strings.Compare(a.Stage, b.Stage), cmp.Compare(a.MinKG, b.MinKG))
 	})
-	watermark = endOfTime
-	for stage, wm := range stages {
-		watermark = min(watermark, wm)
-		if wm == noWatermark {
-			delete(stages, stage)
+	known := maps.Clone(stages)
+	maps.DeleteFunc(known, func(_ string, at int64) bool { return at == noWatermark })
+	return checkpoint.EventTime{Partitions: parts, Stages: known, KeyGroups: times, Firing: firing}
+}
+
+// expired returns the event time by which entries are gone for all: it stood nowhere before
+// it. Stages whose states do not expire by it say nothing: they may know none.
+func (p *Plan) expired(e checkpoint.EventTime, stages map[string]int64) int64 {
+	expiring := map[string]bool{}
+	for _, d := range p.States {
+		if d.Clock == segment.EventTime.Name() {
+			expiring[d.Stage] = true
 		}
 	}
-	if watermark == endOfTime {
-		watermark = noWatermark // no stage at all
+	least := int64(endOfTime)
+	for stage, at := range stages {
+		if upTo, ok := e.Firing[stage]; ok {
+			at = min(at, upTo)
+		}
+		if len(expiring) == 0 || expiring[stage] {
+			least = min(least, at)
+		}
 	}
-	return checkpoint.EventTime{Partitions: parts, Stages: stages, KeyGroups: times}, watermark
+	if least == endOfTime {
+		return noWatermark // no such stage
+	}
+	return least
 }
 
 // describeTimer says what failed on a timer.

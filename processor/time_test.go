@@ -424,7 +424,7 @@ func TestAlarmOfAClockThatWasSetBackRingsAgain(t *testing.T) {
 // visit is a value of [aging], with what its handler does.
 type visit struct {
 	Key string
-	Do  string // "mark" what expires after 50 ms, "set" a timer for the visit's time
+	Do  string // "mark" what expires after 50 ms, "set" a timer for the visit's time, "set first" that of an operator before
 }
 
 // aging is a keyed stage that does all that goes by event time, run by the test. It lives on
@@ -446,16 +446,36 @@ func newAging(t *testing.T, parallelism int, base checkpoint.Manifest, parts []c
 	a := &aging{t: t, stored: stored, last: base.Checkpoint}
 	a.inc = newIncarnation(t.Context(), &Config{Parallelism: parallelism, KeyGroups: noteKeyGroups, Unaligned: true}, &Plan{}, nil, nil)
 	a.inc.gate, a.inc.base = newGate(1, 0), base
-	a.inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: "marked"}, {ID: 2, Operator: "op", Name: state.EventTimersName}}
+	a.inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: "marked"}, {ID: 2, Operator: "op", Name: state.EventTimersName}, {ID: 3, Operator: "first", Name: state.EventTimersName}}
 	st := NewKeyedStage("stage", func(v visit) string { return v.Key }, codec.String)
 	st.InFlight(codec.JSON[visit]())
+	st.Add(KeyedOperator[string, visit]{ID: "first", Build: func(s *Subtask, ks *state.Keyspace[string]) (*state.Scope, func(visit)) {
+		scope, op := state.NewScope("first"), s.Operator("first")
+		timers := state.EventTimers(setup{scope})
+		op.Fires(timers, func(at state.Timer) error {
+			a.log = append(a.log, fmt.Sprintf("%s: first timer %d", ks.Key(), at.At.UnixMilli()))
+			if a.fires != nil {
+				a.fires()
+			}
+			return nil
+		})
+		return scope, func(v visit) {
+			if v.Do == "set first" {
+				timers.Set(s.Time())
+			}
+		}
+	}})
 	st.Add(KeyedOperator[string, visit]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[string]) (*state.Scope, func(visit)) {
 		scope, op := state.NewScope("op"), s.Operator("op")
 		marked := state.Value(setup{scope}, "marked", codec.Bool, state.TTL(50*time.Millisecond, state.InEventTime))
 		timers := state.EventTimers(setup{scope})
 		op.Fires(timers, func(at state.Timer) error {
 			wm, _ := s.Watermark()
-			a.log = append(a.log, fmt.Sprintf("%s: timer %d at %d", ks.Key(), at.At.UnixMilli(), wm))
+			line := fmt.Sprintf("%s: timer %d at %d", ks.Key(), at.At.UnixMilli(), wm)
+			if marked.Get() {
+				line += ", marked"
+			}
+			a.log = append(a.log, line)
 			if a.fires != nil {
 				a.fires()
 			}
@@ -673,15 +693,100 @@ func TestTimersThatACutLeftFireFirstWithAnotherParallelism(t *testing.T) {
 	a.visit("b", 50, "set")
 	a.visit("b", 60, "set")
 	a.run()
-	a.fires = func() {
-		a.inc.unaligned.Store(1)
-		a.inc.callAttention()
-	}
+	a.cutAtTimers()
 	a.time(100)
 	a.visit("b", 110, "")
 	a.run(0)
 	a.log = nil
 	a.restored(true, 1).want("b: timer 60 at 100", "b: 110 at 100")
+}
+
+// cutAtTimers lets each timer that fires ask for an unaligned checkpoint.
+func (a *aging) cutAtTimers() {
+	a.fires = func() {
+		a.inc.unaligned.Store(a.last + 1)
+		a.inc.callAttention()
+	}
+}
+
+// What has expired when time jumps was there for timers that are due before: also for those
+// that a cut between them left, and if it happens to these as well.
+func TestTimersThatACutLeftSeeWhatExpiredBehindThem(t *testing.T) {
+	for _, parallelism := range []int{2, 1, 16} {
+		a := newPair(t)
+		for _, at := range []int64{30, 40, 50, 70} {
+			a.visit("b", at, "set")
+		}
+		a.run()
+		a.cutAtTimers()
+		a.time(100)
+		a.run(0)
+		a.log = nil
+		for _, want := range []string{"b: timer 40 at 100, marked", "b: timer 50 at 100, marked"} {
+			a = a.restored(true, parallelism)
+			a.cutAtTimers()
+			a.run()
+			if a.log[0] != want {
+				t.Fatalf("with parallelism %d it did %q, want %q first", parallelism, a.log, want)
+			}
+			a.log = nil
+		}
+		a = a.restored(true, parallelism)
+		a.visit("b", 110, "")
+		a.want("b: timer 70 at 100", "b: 110 at 100")
+		a = a.restored(true, parallelism)
+		if a.inc.base.EventTime.Firing != nil {
+			t.Errorf("timers are said to be firing: %v", a.inc.base.EventTime.Firing)
+		}
+	}
+}
+
+// Each operator's timers have their own time. What is removed when a cut falls between those
+// of one is what has expired for all.
+func TestTimersOfAnOperatorDoNotEndWhatThoseOfTheNextSee(t *testing.T) {
+	a := newPair(t)
+	a.visit("b", 40, "set")
+	a.visit("b", 95, "set first")
+	a.visit("b", 96, "set first")
+	a.run()
+	a = a.restored(false, 2)
+	a.log = nil
+	a.cutAtTimers()
+	a.time(100)
+	a.want("b: first timer 95", "b: first timer 96", "b: timer 40 at 100, marked")
+}
+
+// Merges and tools remove what has expired for all who could see it: what expires by another
+// clock says nothing, and where timers fire those that are left count.
+func TestEventTimeOfACheckpointIsThatOfWhatExpiresByIt(t *testing.T) {
+	plan := func(stages ...string) (p Plan) {
+		for i, clock := range []string{"event", "processing", "none"} {
+			for _, stage := range stages[min(i, len(stages)):min(i+1, len(stages))] {
+				p.States = append(p.States, DeclaredState{Stage: stage, Descriptor: state.Descriptor{Clock: clock}})
+			}
+		}
+		return p
+	}
+	for _, c := range []struct {
+		name   string
+		plan   Plan
+		stages map[string]int64
+		firing map[string]int64
+		want   int64
+	}{
+		{"nothing expires", plan(), map[string]int64{"a": 100, "b": 50}, nil, 50},
+		{"no stage", plan(), nil, nil, noWatermark},
+		{"a stage without time that does not expire", plan("a", "b"), map[string]int64{"a": 100, "b": noWatermark}, nil, 100},
+		{"a stage that expires and has no time yet", plan("a", "b"), map[string]int64{"a": noWatermark, "b": 100}, nil, noWatermark},
+		{"timers fire", plan("a"), map[string]int64{"a": 100}, map[string]int64{"a": 10}, 10},
+		{"timers fire on one that is ahead", plan("a"), map[string]int64{"a": 100}, map[string]int64{"a": 150}, 100},
+		{"timers fire where nothing expires", plan("a", "b"), map[string]int64{"a": 100, "b": 100}, map[string]int64{"b": 10}, 100},
+		{"timers fire for the first time", plan("a"), map[string]int64{"a": 100}, map[string]int64{"a": noWatermark}, noWatermark},
+	} {
+		if got := c.plan.expired(eventTime(nil, c.stages, c.firing, nil), c.stages); got != c.want {
+			t.Errorf("%s: it is %d, want %d", c.name, got, c.want)
+		}
+	}
 }
 
 // They are interrupted as they were at first: what is left of them is due by the floor of
@@ -692,19 +797,13 @@ func TestUnalignedCutFallsBetweenTwoTimersThatACutLeft(t *testing.T) {
 		a.visit("b", at, "set")
 	}
 	a.run()
-	cut := func(a *aging) {
-		a.fires = func() {
-			a.inc.unaligned.Store(a.last + 1)
-			a.inc.callAttention()
-		}
-	}
-	cut(a)
+	a.cutAtTimers()
 	a.time(100)
 	a.visit("b", 110, "")
 	a.run(0)
 	for range 2 {
 		a = a.restored(true, 1)
-		cut(a)
+		a.cutAtTimers()
 		a.run()
 	}
 	a = a.restored(true, 1)

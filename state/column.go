@@ -125,10 +125,10 @@ type slots interface {
 	// backing is nil if all state is in memory.
 	backing() Backing
 	// now is the time of a clock for the key of a slot, in milliseconds since 1970, here
-	// that for the current key, if there is one, and clock that for all keys.
+	// that for the current key, if there is one. What has expired at removes may be removed.
 	now(d segment.Domain, slot uint32) int64
 	here(d segment.Domain) int64
-	clock(d segment.Domain) int64
+	removes(d segment.Domain) int64
 	// floor is the event time that the keys of a key-group have come to at least, floorOf
 	// that of the key of a slot.
 	floor(keyGroup uint16) int64

@@ -766,7 +766,7 @@ func TestTimeOfAKeyIsNotBeforeTheFloorOfItsKeyGroup(t *testing.T) {
 				b = state.Broadcast(s, "b", codec.Int64, codec.Int64, ttl)
 			})
 			o.ks.SetTime(segment.EventTime, at)
-			o.ks.SetFloors(floors)
+			o.ks.SetFloors(floors, floors)
 			if budget == 0 {
 				o.restore()
 			} else if err := o.ks.LoadBroadcast(); err != nil {
@@ -811,7 +811,7 @@ func TestTimeOfAKeyIsNotBeforeTheFloorOfItsKeyGroup(t *testing.T) {
 			t.Error("a broadcast entry expired by the time of another key")
 		}
 		o.ks.SetTime(segment.EventTime, 150)
-		o.ks.SetFloors(nil)
+		o.ks.SetFloors(nil, nil)
 		has(false)
 		o.ks.Use("k", 0)
 		has(true)
@@ -820,6 +820,49 @@ func TestTimeOfAKeyIsNotBeforeTheFloorOfItsKeyGroup(t *testing.T) {
 		has(true)
 		start(o.store, 180, nil)
 		has(false)
+		if err := o.ks.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// While timers of one moment fire, event time goes back and forth. What has expired for one
+// of them is still there for the next, also if a checkpoint is taken between the two.
+func TestWhatHasExpiredForATimerIsThereForAnEarlierOne(t *testing.T) {
+	bothWays(t, func(t *testing.T, budget int64) {
+		var v *state.OfValue[int64]
+		var m *state.OfMap[int64, int64]
+		var l *state.OfList[int64]
+		o := newOne(t, newCommitted(), budget, func(s state.Setup) {
+			ttl := state.TTL(50*time.Millisecond, state.InEventTime)
+			v = state.Value(s, "v", codec.Int64, ttl)
+			m = state.Map(s, "m", codec.Int64, codec.Int64, ttl)
+			l = state.List(s, "l", codec.Int64, ttl)
+		})
+		has := func(want bool) {
+			t.Helper()
+			o.ks.Use("k", 0)
+			if _, ok := v.Lookup(); ok != want || m.Has(1) != want || len(keysOf(l.All())) > 0 != want {
+				t.Errorf("there are the value: %v, the entry: %v, %d elements, want %v", ok, m.Has(1), l.Len(), want)
+			}
+		}
+		o.ks.SetTime(segment.EventTime, 10)
+		o.ks.Use("k", 0)
+		v.Set(1)
+		m.Put(1, 1)
+		l.Append(1)
+		o.commit()
+		o.ks.SetTimeOfTimer(95)
+		has(false)
+		o.commit()
+		o.ks.SetTimeOfTimer(40)
+		has(true)
+		o.ks.SetTime(segment.EventTime, 100)
+		has(false)
+		o.commit()
+		if n := o.ks.Len(); budget == 0 && n != 0 {
+			t.Errorf("%d keys are in memory, want none: all has expired", n)
+		}
 		if err := o.ks.Err(); err != nil {
 			t.Error(err)
 		}

@@ -95,10 +95,13 @@ type Keyspace[K comparable] struct {
 	cutID    uint32 // its low bits
 	encoding int    // the column whose turn it is; len(columns) if all is encoded
 
-	times  [segment.EventTime + 1]int64 // by clock
-	floors []int64                      // of event time, by key-group from the first one on; nil: none is above times
-	err    error
-	buf    []byte
+	times   [segment.EventTime + 1]int64 // by clock
+	removed [segment.EventTime + 1]int64 // by clock: what had expired by then may be removed
+	// Event time by key-group from the first one on, for timers and for entries; nil: none is
+	// above times.
+	floors, entryFloors []int64
+	err                 error
+	buf                 []byte
 
 	seen *watch // nil unless cfg.Watch
 
@@ -130,7 +133,7 @@ type slotKey[K comparable] struct {
 func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
 	t := reflect.TypeFor[K]()
 	ks := &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
-		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, out: math.MaxInt64, flatKey: flat(t), reach: reachOf(t)}
+		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, removed: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, out: math.MaxInt64, flatKey: flat(t), reach: reachOf(t)}
 	if cfg.Watch {
 		ks.seen = &watch{map[any]func() error{}}
 	}
@@ -157,13 +160,23 @@ func (ks *Keyspace[K]) Attach(s *Scope, ids []uint16) {
 
 // SetTime tells what time it is, in milliseconds since 1970: for entries that expire.
 // Until then nothing is known of the time; math.MinInt64 says so, too.
-func (ks *Keyspace[K]) SetTime(d segment.Domain, ms int64) { ks.times[d] = ms }
+func (ks *Keyspace[K]) SetTime(d segment.Domain, ms int64) {
+	ks.times[d], ks.removed[d] = ms, ms
+}
+
+// SetTimeOfTimer tells that a timer fires, for which event time is ms, until SetTime is
+// called. The next timer may be one for an earlier time: so nothing that has expired since
+// the last SetTime is removed.
+func (ks *Keyspace[K]) SetTimeOfTimer(ms int64) { ks.times[segment.EventTime] = ms }
 
 // SetFloors tells that for the keys of some key-groups event time is not before a floor,
-// whatever SetTime says: floors has that of each key-group that the keyspace owns. It is
-// called before anything is restored, and again with nil when event time has passed all of
-// them.
-func (ks *Keyspace[K]) SetFloors(floors []int64) { ks.floors = floors }
+// whatever SetTime says: timers has that of each key-group that the keyspace owns, and
+// entries has it for the entries that expire, which may be earlier while timers that are due
+// have not fired. It is called before anything is restored, and again with nil when event
+// time has passed all of them.
+func (ks *Keyspace[K]) SetFloors(timers, entries []int64) {
+	ks.floors, ks.entryFloors = timers, entries
+}
 
 // Floor is the event time that the current key has come to at least, math.MinInt64 if
 // nothing is known of it.
@@ -174,12 +187,14 @@ func (ks *Keyspace[K]) Floor() int64 {
 	return ks.floor(ks.curKG)
 }
 
-func (ks *Keyspace[K]) floor(keyGroup uint16) int64 {
+func (ks *Keyspace[K]) floor(keyGroup uint16) int64 { return ks.ofGroup(ks.floors, keyGroup) }
+
+func (ks *Keyspace[K]) ofGroup(floors []int64, keyGroup uint16) int64 {
 	i := int(keyGroup) - ks.cfg.FirstKeyGroup
-	if i < 0 || i >= len(ks.floors) {
+	if i < 0 || i >= len(floors) {
 		return unknownTime
 	}
-	return ks.floors[i]
+	return floors[i]
 }
 
 // Err implements [Space].
@@ -639,20 +654,20 @@ func (ks *Keyspace[K]) failed() error             { return ks.err }
 func (ks *Keyspace[K]) watch() *watch             { return ks.seen }
 func (ks *Keyspace[K]) keyAt(slot uint32) any     { return ks.at(slot).key }
 
-func (ks *Keyspace[K]) clock(d segment.Domain) int64 { return ks.times[d] }
+func (ks *Keyspace[K]) removes(d segment.Domain) int64 { return ks.removed[d] }
 
 func (ks *Keyspace[K]) now(d segment.Domain, slot uint32) int64 {
-	if ks.floors == nil || d != segment.EventTime {
+	if ks.entryFloors == nil || d != segment.EventTime {
 		return ks.times[d]
 	}
-	return max(ks.times[d], ks.floorOf(slot))
+	return max(ks.times[d], ks.ofGroup(ks.entryFloors, ks.at(slot).kg))
 }
 
 func (ks *Keyspace[K]) here(d segment.Domain) int64 {
-	if ks.floors == nil || d != segment.EventTime {
+	if ks.entryFloors == nil || d != segment.EventTime || ks.keyless {
 		return ks.times[d]
 	}
-	return max(ks.times[d], ks.Floor())
+	return max(ks.times[d], ks.ofGroup(ks.entryFloors, ks.curKG))
 }
 
 func (ks *Keyspace[K]) floorOf(slot uint32) int64 {

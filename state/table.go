@@ -733,7 +733,7 @@ func (h *entryTable[V]) sweepSome(n int) {
 	if slots == 0 {
 		return
 	}
-	now := h.keys.clock(h.opts.domain)
+	now := h.keys.removes(h.opts.domain)
 	for n = min(n, h.entries+int(slots)); n > 0; {
 		if h.swept >= slots {
 			h.swept = 0

@@ -90,7 +90,7 @@ func newTimerRig(b *committedTable, backed bool, window int, floors ...int64) *t
 	r.timers, r.value = EventTimers(benchSetup{scope}), Value(benchSetup{scope}, "v", codec.Int64)
 	r.timers.window = window
 	r.ks.Attach(scope, []uint16{1, 2})
-	r.ks.SetFloors(floors)
+	r.ks.SetFloors(floors, floors)
 	if !backed {
 		for k, v := range b.entries {
 			kg, id := uint16(k[0])<<8|uint16(k[1]), uint16(k[2])<<8|uint16(k[3])

@@ -366,7 +366,7 @@ func (h *OfValue[V]) sweepSome(n int) {
 	if h.opts.domain == segment.Forever || h.keys.backing() != nil || len(h.chunks) == 0 {
 		return
 	}
-	now := h.keys.clock(h.opts.domain)
+	now := h.keys.removes(h.opts.domain)
 	for range min(n, len(h.chunks)<<chunkBits) {
 		slot := h.swept
 		if h.swept++; h.swept == uint32(len(h.chunks))<<chunkBits {
