@@ -455,6 +455,7 @@ type keyedRunner[K comparable, T any] struct {
 	floors  []int64
 	highest int64
 	alarm   alarm
+	looked  int64 // what the wall clock said last
 	// overdue says that the checkpoint was taken between timers of one moment: those that are
 	// left come before all else, and what they emit before the time that is known to have come.
 	overdue bool
@@ -691,6 +692,7 @@ func (r *keyedRunner[K, T]) times() (ts []checkpoint.KeyGroupTime) {
 // wall looks at the clock.
 func (r *keyedRunner[K, T]) wall() int64 {
 	ms := r.sub.inc.clock.Now().UnixMilli()
+	r.looked = ms
 	r.keys.SetTime(segment.ProcessingTime, ms)
 	return ms
 }
@@ -805,8 +807,9 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	r.current, r.done = bt, 0
 	// The items from begin on have their keys looked up, up to found.
 	for begin, found := 0, 0; r.done < len(bt.items) && r.sub.err == nil; {
+		passed := false
 		r.sub.guarded(func() {
-			for r.done < len(bt.items) && r.sub.err == nil && !r.sub.attend.Load() {
+			for r.done < len(bt.items) && r.sub.err == nil && !passed && !r.sub.attend.Load() {
 				if r.done == found {
 					if r.freeze.due() {
 						return
@@ -827,8 +830,14 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 				if r.keys.Err() != nil {
 					r.sub.err = r.storeError()
 				}
+				passed = r.keys.Passed()
 			}
 		})
+		if passed && r.sub.err == nil {
+			if _, err := r.tick(r.looked); err != nil {
+				return err
+			}
+		}
 		if r.done < len(bt.items) {
 			if err := r.settle(); err != nil {
 				return err

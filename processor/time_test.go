@@ -43,16 +43,20 @@ func newTimedEdge(t *testing.T, senders int, watermark int64) *timedEdge {
 
 // restoreTimedEdge begins where event time stood.
 func restoreTimedEdge(t *testing.T, senders int, base checkpoint.Manifest) *timedEdge {
+	return timedEdgeWith(state.EventTimers, t, senders, base)
+}
+
+func timedEdgeWith(declare func(state.Setup) *state.Timers, t *testing.T, senders int, base checkpoint.Manifest) *timedEdge {
 	e := &timedEdge{t: t}
 	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1, Unaligned: true}, &Plan{}, nil, nil)
 	inc.gate = newGate(1, 0)
-	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: state.EventTimersName}}
+	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: state.EventTimersName}, {ID: 2, Operator: "op", Name: state.ProcessingTimersName}}
 	inc.base = base
 	st := NewKeyedStage("stage", func(v int64) int64 { return v }, codec.Int64)
 	st.InFlight(codec.Int64)
 	st.Add(KeyedOperator[int64, int64]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[int64]) (*state.Scope, func(int64)) {
 		scope, op := state.NewScope("op"), s.Operator("op")
-		timers := state.EventTimers(setup{scope})
+		timers := declare(setup{scope})
 		op.Fires(timers, func(at state.Timer) error {
 			e.log = append(e.log, fmt.Sprintf("fires %d", ks.Key()))
 			if e.fires != nil {
@@ -108,7 +112,7 @@ func TestWatermarkIsTheLeastOfTheInputsAndNeverFalls(t *testing.T) {
 	e.take("fires 30", "fires 40")
 	b.time(mark{watermark: 26})
 	e.send[1](90)
-	e.take("value 90")
+	e.take("value 90", "fires 90")
 	if ms, _ := e.r.sub.Watermark(); ms != 100 {
 		t.Errorf("the watermark is %d, want 100", ms)
 	}
@@ -171,6 +175,36 @@ func TestTimeOfStateDoesNotGoBackBetweenTimers(t *testing.T) {
 	if want := []string{"50 true", "200 false", "60 false"}; !slices.Equal(log, want) {
 		t.Errorf("the timers fired with %q, want %q", log, want)
 	}
+}
+
+// Also where the next record is there already, and a batch of a test kit has one only.
+func TestTimerForATimeThatHasPassedFiresRightAfterItsHandler(t *testing.T) {
+	e := newTimedEdge(t, 1, 100)
+	for _, v := range []int64{10, 100, 101, 20} {
+		e.send[0](v)
+	}
+	e.take("value 10", "fires 10", "value 100", "fires 100", "value 101", "value 20", "fires 20")
+
+	e = timedEdgeWith(state.ProcessingTimers, t, 1, checkpoint.Manifest{})
+	now := e.r.wall()
+	for _, v := range []int64{now + time.Hour.Milliseconds(), now, 20} {
+		e.send[0](v)
+	}
+	e.take(fmt.Sprint("value ", now+time.Hour.Milliseconds()), fmt.Sprint("value ", now), fmt.Sprint("fires ", now), "value 20", "fires 20")
+}
+
+// It may have passed for the key alone.
+func TestTimerUpToTheFloorOfItsKeyFiresRightAfterItsHandler(t *testing.T) {
+	b := uint16(keygroup.Of([]byte("b"), noteKeyGroups))
+	a := newAging(t, 1, checkpoint.Manifest{EventTime: checkpoint.EventTime{
+		Stages: map[string]int64{"stage": 10}, KeyGroups: []checkpoint.KeyGroupTime{{Stage: "stage", MinKG: b, MaxKG: b, Watermark: 100}},
+	}}, nil, map[string]segment.Entry{})
+	for _, at := range []int64{50, 60} {
+		a.senders[0].at = at
+		a.send[0](visit{"b", "set"})
+	}
+	a.senders[0].idle()
+	a.want("b: 50 at 100, late", "b: timer 50 at 100", "b: 60 at 100, late", "b: timer 60 at 100")
 }
 
 // Who ends the incarnation waits for the timer that fires, not for all that are due.

@@ -129,6 +129,10 @@ type slots interface {
 	now(d segment.Domain, slot uint32) int64
 	here(d segment.Domain) int64
 	removes(d segment.Domain) int64
+	// time is that of a clock apart from floors; passing says that a timer was set for it or
+	// before.
+	time(d segment.Domain) int64
+	passing()
 	// floor is the event time that the keys of a key-group have come to at least, floorOf
 	// that of the key of a slot.
 	floor(keyGroup uint16) int64

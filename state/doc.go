@@ -19,6 +19,7 @@
 //  3. [Keyspace.SetTime] whenever a clock moves, [Keyspace.Use] before each record, or
 //     [Keyspace.Find] for some records and [Keyspace.UseAt] before each; for a record
 //     of a broadcast stream [Keyspace.Broadcasting] before and after instead;
+//     After each, [Keyspace.Passed] says whether timers are to fire at once;
 //  4. [Keyspace.Cut] at each barrier and then [Keyspace.Encode], between records, until
 //     it is done: what changed since the last cut becomes a segment run;
 //  5. with a backing [Keyspace.Evict], between records.

@@ -100,6 +100,7 @@ type Keyspace[K comparable] struct {
 	// Event time by key-group from the first one on, for timers and for entries; nil: none is
 	// above times.
 	floors, entryFloors []int64
+	passed              bool // a timer was set for a time that has come
 	err                 error
 	buf                 []byte
 
@@ -176,6 +177,16 @@ func (ks *Keyspace[K]) SetTimeOfTimer(ms int64) { ks.times[segment.EventTime] = 
 // time has passed all of them.
 func (ks *Keyspace[K]) SetFloors(timers, entries []int64) {
 	ks.floors, ks.entryFloors = timers, entries
+}
+
+// Passed tells whether a timer was set, since it was called last, for a time that has come:
+// one that is to fire before the next record.
+func (ks *Keyspace[K]) Passed() bool {
+	if !ks.passed {
+		return false
+	}
+	ks.passed = false
+	return true
 }
 
 // Floor is the event time that the current key has come to at least, math.MinInt64 if
@@ -654,6 +665,8 @@ func (ks *Keyspace[K]) failed() error             { return ks.err }
 func (ks *Keyspace[K]) watch() *watch             { return ks.seen }
 func (ks *Keyspace[K]) keyAt(slot uint32) any     { return ks.at(slot).key }
 
+func (ks *Keyspace[K]) time(d segment.Domain) int64    { return ks.times[d] }
+func (ks *Keyspace[K]) passing()                       { ks.passed = true }
 func (ks *Keyspace[K]) removes(d segment.Domain) int64 { return ks.removed[d] }
 
 func (ks *Keyspace[K]) now(d segment.Domain, slot uint32) int64 {

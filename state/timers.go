@@ -142,8 +142,9 @@ func (s *Scope) Timers() []*Timers {
 }
 
 // Set sets a timer of the current key. A time that has passed fires at once after the
-// handler. A key has one timer for each time: to set it again changes nothing. Times
-// count to the millisecond and are rounded up, so that no timer fires early.
+// handler; by the wall clock, one that had when the batch of records at hand was begun. A
+// key has one timer for each time: to set it again changes nothing. Times count to the
+// millisecond and are rounded up, so that no timer fires early.
 func (t *Timers) Set(at time.Time) {
 	slot, _ := t.keys.slot(true)
 	it := timer{ms: millis(at), slot: slot}
@@ -165,18 +166,28 @@ func (t *Timers) Set(at time.Time) {
 	t.mark(&it)
 	t.live.Set(it)
 	t.first = min(t.first, it.ms)
-	t.pass(it)
+	if t.pass(it); !t.last && it.ms <= max(t.keys.time(t.domain), t.floorOf(slot)) {
+		t.keys.passing()
+	}
 }
 
 // pass notes that a timer is due by the floor of its key, if it is.
 func (t *Timers) pass(it timer) {
-	if t.domain != segment.EventTime || it.ms > t.keys.floorOf(it.slot) {
+	if it.ms > t.floorOf(it.slot) {
 		return
 	}
 	if t.passed == nil {
 		t.passed = newTimerTree()
 	}
 	t.passed.Set(timer{ms: it.ms, slot: it.slot})
+}
+
+// floorOf is the time that the key of a slot has come to at least.
+func (t *Timers) floorOf(slot uint32) int64 {
+	if t.domain != segment.EventTime {
+		return unknownTime
+	}
+	return t.keys.floorOf(slot)
 }
 
 // Delete removes a timer of the current key, if it is set.
