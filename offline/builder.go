@@ -103,12 +103,15 @@ func (b *Builder) SetPosition(p offsets.Partition, pos offsets.Position) {
 }
 
 // ClearPositions forgets all positions, so that the app begins where its options say, and
-// event time, by which all that is read again would be late.
+// event time, by which all that is read again would be late. Records in flight have to be
+// left out, see [Builder.DropInFlight].
 func (b *Builder) ClearPositions() {
 	b.moved = b.moved || len(b.positions) > 0
 	clear(b.positions)
 	clear(b.topicIDs)
 	b.watermark, b.eventTime = checkpoint.NoWatermark, checkpoint.EventTime{}
+	// Where nothing but marks was in flight, that is event time as well.
+	b.inFlight = slices.DeleteFunc(b.inFlight, func(f checkpoint.InFlight) bool { return f.Records == 0 })
 }
 
 // DropInFlight leaves out the records that were in flight in the snapshot. They were read

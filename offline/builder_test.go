@@ -256,6 +256,37 @@ func TestAnEditedSavepointStandsWhereEventTimeStood(t *testing.T) {
 	}
 }
 
+// flight is what was in flight to the subtask of "by-user" with the key-groups minKG to maxKG,
+// on which event time stood at a watermark.
+func flight(minKG, maxKG uint16, watermark, records int64) checkpoint.InFlightData {
+	return checkpoint.InFlightData{Data: []byte("marks and records"), InFlight: checkpoint.InFlight{
+		Stage: "by-user", MinKG: minKG, MaxKG: maxKG, Watermark: &watermark, Records: records,
+	}}
+}
+
+// TestWithoutPositionsNothingIsLeftOfEventTimeInFlight forgets where the input was read to. A
+// subtask may have had no records in flight, but times.
+func TestWithoutPositionsNothingIsLeftOfEventTimeInFlight(t *testing.T) {
+	store := checkpoint.NewMem()
+	a := newApp(t, store, testGroups)
+	for _, records := range []int64{0, 3} {
+		a.inFlight = []checkpoint.InFlightData{flight(0, 7, watermark+1, 0), flight(8, testGroups-1, watermark+9, records)}
+		a.checkpoint()
+		b := Edit(openLatest(t, store), BuildOptions{Dir: t.TempDir()})
+		b.ClearPositions()
+		if records > 0 {
+			if _, err := b.Write(t.Context(), store, "refused"); err == nil || !strings.Contains(err.Error(), "3 records in flight") {
+				t.Errorf("%v", err)
+			}
+			b.DropInFlight()
+		}
+		m := write(t, b, store, fmt.Sprint("with-", records)).manifest
+		if at := m.Watermarks("by-user", 0, testGroups); slices.Max(at) != checkpoint.NoWatermark || len(m.InFlight) > 0 {
+			t.Errorf("%d records: time stands at %v; in flight are %+v", records, at, m.InFlight)
+		}
+	}
+}
+
 func TestElementsMoveUpIntoTheGapsOfAList(t *testing.T) {
 	store := checkpoint.NewMem()
 	b := must(New("payments", testGroups, BuildOptions{Dir: t.TempDir()}))(t)

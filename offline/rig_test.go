@@ -47,6 +47,8 @@ type app struct {
 	w     *checkpoint.Writer
 	b     segment.Builder
 	id    int64
+	// inFlight is what the next checkpoint holds in flight.
+	inFlight []checkpoint.InFlightData
 }
 
 func newApp(t *testing.T, store checkpoint.Store, keyGroups int) *app {
@@ -114,10 +116,12 @@ func (a *app) checkpoint() {
 		Checkpoint: a.id, Watermark: watermark, EventTime: testEventTime, States: testStates, Runs: []segment.Run{a.b.Finish()},
 		Positions: map[offsets.Partition]offsets.Position{{Topic: "payments", Partition: 0}: {Offset: 100 * a.id, LeaderEpoch: 1}},
 		Logs:      []checkpoint.LogPart{{Operator: "out", Bytes: fmt.Appendf(nil, "log %d", a.id)}},
+		InFlight:  a.inFlight,
 	})
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	a.inFlight = nil
 	a.w.Committed(ref.Checkpoint)
 }
 
