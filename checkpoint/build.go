@@ -46,10 +46,11 @@ func (b *SavepointBuilder) Logs(ctx context.Context, from Store, m *Manifest) ([
 }
 
 // InFlight takes over records in flight of the snapshot that the savepoint is made of,
-// whose objects are in from. moved says that the savepoint has other key-groups.
-func (b *SavepointBuilder) InFlight(ctx context.Context, from Store, refs []InFlight, keyGroups int, moved bool) error {
+// whose objects are in from. moved says that the savepoint has other key-groups; at is where
+// its event time stands.
+func (b *SavepointBuilder) InFlight(ctx context.Context, from Store, refs []InFlight, keyGroups int, moved bool, at EventTime) error {
 	if moved {
-		refs = wholeRange(refs, keyGroups)
+		refs = wholeRange(refs, keyGroups, at)
 	}
 	if err := b.w.copyInFlight(ctx, from, refs); err != nil {
 		return fmt.Errorf("build savepoint %s in %s: %w", b.w.name, b.to, err)

@@ -116,15 +116,11 @@ func (m *Manifest) Watermarks(stage string, lo, hi int) []int64 {
 		if f.Stage != stage || f.Broadcast() {
 			continue
 		}
-		own := int64(NoWatermark)
-		if f.Watermark != nil {
-			own = *f.Watermark
-		}
 		for kg := max(int(f.MinKG), lo); kg < min(int(f.MaxKG)+1, hi); kg++ {
 			if i := kg - lo; covered[i] {
-				at[i] = min(at[i], own)
+				at[i] = min(at[i], f.time())
 			} else {
-				at[i], covered[i] = own, true
+				at[i], covered[i] = f.time(), true
 			}
 		}
 	}

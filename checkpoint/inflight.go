@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -69,6 +70,14 @@ func (f InFlight) Broadcast() bool { return len(f.Heard) > 0 }
 
 // Overlaps tells whether the subtask owned any of the key-groups [lo, hi).
 func (f InFlight) Overlaps(lo, hi int) bool { return int(f.MinKG) < hi && int(f.MaxKG) >= lo }
+
+// time returns where event time stood on the subtask, NoWatermark if nothing was known of it.
+func (f InFlight) time() int64 {
+	if f.Watermark == nil {
+		return NoWatermark
+	}
+	return *f.Watermark
+}
 
 // InFlightData is what a subtask captured. Object, Offset, Length and CRC32C are set when
 // it is written.
@@ -163,13 +172,30 @@ func (f InFlight) check(inline int64) error {
 	return nil
 }
 
-// wholeRange returns refs as those of a subtask that owns all of n key-groups: for who
-// changes what a key-group is.
-func wholeRange(refs []InFlight, n int) []InFlight {
+// wholeRange returns refs as those of subtasks that own all of n key-groups each: for who
+// changes what a key-group is. at is where event time stood.
+func wholeRange(refs []InFlight, n int, at EventTime) []InFlight {
 	refs = slices.Clone(refs)
+	least := map[string]int64{} // of the parts of each stage
 	for i := range refs {
-		if !refs[i].Broadcast() {
-			refs[i].MinKG, refs[i].MaxKG = 0, uint16(n-1)
+		f := &refs[i]
+		if f.Broadcast() {
+			continue
+		}
+		f.MinKG, f.MaxKG = 0, uint16(n-1)
+		if t, ok := least[f.Stage]; !ok || f.time() < t {
+			least[f.Stage] = f.time()
+		}
+	}
+	for _, stage := range slices.Sorted(maps.Keys(least)) {
+		// A subtask that had nothing in flight and was not ahead of its stage has no part. Its
+		// keys have one with those of the others now, which would take them to later times.
+		if stood := at.Stage(stage); stood < least[stage] {
+			f := InFlight{Stage: stage, MaxKG: uint16(n - 1)}
+			if stood != NoWatermark {
+				f.Watermark = &stood
+			}
+			refs = append(refs, f)
 		}
 	}
 	return refs

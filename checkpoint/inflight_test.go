@@ -224,6 +224,68 @@ func TestRecordsInFlightGoWithTheirSavepoint(t *testing.T) {
 	}
 }
 
+// TestOtherKeyGroupsBeginWhereTheStageStood rewrites checkpoints of which not all subtasks had
+// something in flight, or were ahead of their stage, so that parts are missing.
+func TestOtherKeyGroupsBeginWhereTheStageStood(t *testing.T) {
+	const to, no = keyGroups - 1, checkpoint.NoWatermark
+	part := func(minKG, maxKG uint16, watermark int64) checkpoint.InFlightData {
+		f := checkpoint.InFlightData{Data: []byte("marks"), InFlight: checkpoint.InFlight{Stage: "count", MinKG: minKG, MaxKG: maxKG, Watermark: &watermark}}
+		if watermark == no {
+			f.Watermark = nil
+		}
+		return f
+	}
+	heard := checkpoint.InFlightData{Data: []byte("rules"), InFlight: checkpoint.InFlight{Stage: "other", Records: 5, Heard: heardFlight.Heard}}
+	for name, tc := range map[string]struct {
+		parts []checkpoint.InFlightData
+		stage int64
+		want  []int64 // of the parts, whose least is where all keys begin
+	}{
+		"one is missing":                    {[]checkpoint.InFlightData{part(4, 7, 500)}, 100, []int64{500, 100}},
+		"one with broadcast records":        {[]checkpoint.InFlightData{heard, part(4, 7, 500)}, 100, []int64{no, 500, 100}},
+		"none is missing":                   {[]checkpoint.InFlightData{part(0, 3, 100), part(4, 7, 500)}, 100, []int64{100, 500}},
+		"nothing is known on the missing":   {[]checkpoint.InFlightData{part(4, 7, 500)}, no, []int64{500, no}},
+		"nothing is known on one of them":   {[]checkpoint.InFlightData{part(0, 3, no), part(4, 7, 500)}, no, []int64{no, 500}},
+		"nothing but broadcast, and a time": {[]checkpoint.InFlightData{heard}, 100, []int64{no}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := checkpoint.NewMem()
+			s := snapshot(1, nil)
+			s.InFlight = tc.parts
+			if tc.stage != no {
+				s.EventTime.Stages = map[string]int64{"count": tc.stage}
+			}
+			_, stats, err := newRig(t, store, nil).Persist(t.Context(), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := checkpoint.RewriteSavepoint(t.Context(), store, stats.Manifest, store, "sp", checkpoint.RewriteOptions{KeyGroups: to, TempDir: t.TempDir()}); err != nil {
+				t.Fatal(err)
+			}
+			sp, view, err := checkpoint.OpenSavepoint(t.Context(), store, "sp")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if at := sp.Watermarks("count", 0, to); slices.Min(at) != tc.stage || slices.Max(at) != tc.stage {
+				t.Errorf("time stands at %v, want %d", at, tc.stage)
+			}
+			// What is missing holds time back until the marks of the others are through.
+			var want []checkpoint.InFlightData
+			for i, at := range tc.want {
+				w := part(0, to-1, at)
+				if w.Data = nil; i < len(tc.parts) {
+					w.Data, w.Heard, w.Records, w.Stage = tc.parts[i].Data, tc.parts[i].Heard, tc.parts[i].Records, tc.parts[i].Stage
+				}
+				if len(w.Heard) > 0 {
+					w.MaxKG = 0
+				}
+				want = append(want, w)
+			}
+			expectFlights(t, view, sp, want)
+		})
+	}
+}
+
 func TestManifestThatMisplacesRecordsInFlightIsRefused(t *testing.T) {
 	for _, f := range []checkpoint.InFlight{
 		{Stage: "s", Length: 1},

@@ -80,7 +80,7 @@ func rewriteSavepoint(ctx context.Context, view Store, m *Manifest, to Store, na
 		}
 		markRun(sp.segments, run, shards)
 	}
-	if err := sp.copyInFlight(ctx, view, wholeRange(m.InFlight, o.KeyGroups)); err != nil {
+	if err := sp.copyInFlight(ctx, view, wholeRange(m.InFlight, o.KeyGroups, m.EventTime)); err != nil {
 		return SavepointInfo{}, sp.giveUp(ctx, err)
 	}
 	out := *m

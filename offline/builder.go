@@ -145,9 +145,13 @@ func (b *Builder) SetWatermark(ms int64) {
 	for p := range b.positions {
 		b.eventTime.Partitions[p] = checkpoint.PartitionTime{Watermark: ms, Idle: b.eventTime.Partitions[p].Idle}
 	}
+	if b.eventTime.Stages == nil {
+		b.eventTime.Stages = map[string]int64{}
+	}
 	for i := range b.inFlight {
-		if !b.inFlight[i].Broadcast() {
-			b.inFlight[i].Watermark = &ms
+		if f := &b.inFlight[i]; !f.Broadcast() {
+			f.Watermark = &ms
+			b.eventTime.Stages[f.Stage] = ms // which had none if nothing was known of it on some subtask
 		}
 	}
 }

@@ -287,6 +287,37 @@ func TestWithoutPositionsNothingIsLeftOfEventTimeInFlight(t *testing.T) {
 	}
 }
 
+// TestOtherKeyGroupsBeginWhereTheKeysFurthestBehindStood edits a checkpoint in which a subtask
+// was ahead and another one, which stood where the stage did, had nothing in flight.
+func TestOtherKeyGroupsBeginWhereTheKeysFurthestBehindStood(t *testing.T) {
+	store := checkpoint.NewMem()
+	a := newApp(t, store, testGroups)
+	a.inFlight = []checkpoint.InFlightData{flight(8, testGroups-1, watermark+9, 3)}
+	unknown := flight(8, testGroups-1, watermark+9, 3)
+	unknown.Stage = "unknown" // it has no time
+	a.inFlight = append(a.inFlight, unknown)
+	a.checkpoint()
+	for name, c := range map[string]struct {
+		edit            func(*Builder)
+		byUser, unknown int64
+	}{
+		"kept": {func(*Builder) {}, watermark + 1, checkpoint.NoWatermark},
+		"set":  {func(b *Builder) { b.SetWatermark(7) }, 7, 7},
+	} {
+		b := Edit(openLatest(t, store), BuildOptions{Dir: t.TempDir()})
+		if err := b.SetKeyGroups(testGroups + 1); err != nil {
+			t.Fatal(err)
+		}
+		c.edit(b)
+		m := write(t, b, store, name).manifest
+		for stage, want := range map[string]int64{"by-user": c.byUser, "unknown": c.unknown} {
+			if at := m.Watermarks(stage, 0, testGroups+1); slices.Min(at) != want || slices.Max(at) != want {
+				t.Errorf("%s: time of %s stands at %v, want %d", name, stage, at, want)
+			}
+		}
+	}
+}
+
 func TestElementsMoveUpIntoTheGapsOfAList(t *testing.T) {
 	store := checkpoint.NewMem()
 	b := must(New("payments", testGroups, BuildOptions{Dir: t.TempDir()}))(t)

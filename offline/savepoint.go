@@ -90,7 +90,7 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 		was := b.base.manifest
 		m.Instance, m.Checkpoint, m.Incarnation, m.Sinks = was.Instance, was.Checkpoint, was.Incarnation, was.Sinks
 		if m.Logs, err = sp.Logs(ctx, b.base.store, was); err == nil {
-			err = sp.InFlight(ctx, b.base.store, b.inFlight, b.keyGroups, b.keyGroups != was.KeyGroups)
+			err = sp.InFlight(ctx, b.base.store, b.inFlight, b.keyGroups, b.keyGroups != was.KeyGroups, b.eventTime)
 		}
 		if err != nil {
 			sp.Abort(ctx)
