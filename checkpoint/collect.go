@@ -284,7 +284,9 @@ func ancestors(ctx context.Context, store Store, parent offsets.ManifestRef, n i
 type CollectOptions struct {
 	// Live are the checkpoints that committed offsets name: of each pointer of the group
 	// that owns the store, see [CheckOwner], read stably, the manifest. There must be at
-	// least one.
+	// least one, and all must be there. The pointers of a topic that the app does not read any
+	// more stay in the group: leave one out when its checkpoint is gone and the newest has no
+	// positions of the topic.
 	Live []offsets.ManifestRef
 	// Retain is how many committed checkpoints are kept for each of them, as in Config.
 	Retain int

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/txn"
 )
@@ -144,6 +146,39 @@ func (c *committed) newest() (offsets.ManifestRef, error) {
 		return newest, fmt.Errorf("group %s has no offset with a pointer of app %q, and topic %s-checkpoints no commit record: nothing was ever committed there; is it the right cluster and --group?", c.group, c.app, c.app)
 	}
 	return newest, nil
+}
+
+// live returns the checkpoints that a collection has to keep. Offsets of a topic that the app
+// does not read any more stay in the group, and what they name is collected in time. What the
+// app reads is what the newest checkpoint has positions of; of other topics a pointer counts
+// only while its checkpoint is there.
+func (c *committed) live(ctx context.Context, store checkpoint.Store) ([]offsets.ManifestRef, error) {
+	newest, err := c.newest()
+	if err != nil {
+		return nil, err
+	}
+	m, err := checkpoint.Load(ctx, store, newest)
+	if err != nil {
+		return nil, err
+	}
+	read := map[string]bool{}
+	for p := range m.Positions {
+		read[p.Topic] = true
+	}
+	live := map[offsets.ManifestRef]bool{} // and whether an offset of what is read names it
+	for p, ref := range c.pointers {
+		live[ref] = live[ref] || read[p.Topic]
+	}
+	live[newest] = true
+	maps.DeleteFunc(live, func(ref offsets.ManifestRef, counts bool) bool {
+		if counts {
+			return false
+		}
+		_, err := checkpoint.Load(ctx, store, ref)
+		var missing *checkpoint.MissingError
+		return errors.As(err, &missing) // there is nothing to keep
+	})
+	return slices.Collect(maps.Keys(live)), nil
 }
 
 // pointedAt lists the partitions whose committed offset names a manifest, such as

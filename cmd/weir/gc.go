@@ -3,15 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"github.com/weirstream/weir/checkpoint"
-	"github.com/weirstream/weir/offsets"
 )
 
 func gcCommand() *cobra.Command {
@@ -49,11 +46,9 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 			if len(c.pointers) == 0 {
 				return fmt.Errorf("group %s has no offset with a pointer of app %q: what is garbage cannot be told; is it the right cluster and --group?", c.group, c.app)
 			}
-			live := map[offsets.ManifestRef]bool{}
-			for _, ref := range c.pointers {
-				live[ref] = true
+			if o.Live, err = c.live(cmd.Context(), store); err != nil {
+				return fmt.Errorf("what is garbage cannot be told: %w", err)
 			}
-			o.Live = slices.Collect(maps.Keys(live))
 			r, failed := checkpoint.Collect(cmd.Context(), store, o)
 			if failed != nil && len(r.Deleted) == 0 {
 				return failed

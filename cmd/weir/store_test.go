@@ -556,6 +556,66 @@ func TestGCKeepsWhatThePointersNeed(t *testing.T) {
 	refused(t, []string{"gc", "--brokers", cluster(t, nil)}, "no offset with a pointer")
 }
 
+// point commits an offset that names a checkpoint.
+func point(t *testing.T, brokers, topic string, partition int32, ref offsets.ManifestRef) {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	pointer, err := offsets.Pointer{App: "payments", Instance: "host-a", Offset: 5, Manifest: ref}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	os := kadm.Offsets{}
+	os.Add(kadm.Offset{Topic: topic, Partition: partition, At: 5, LeaderEpoch: -1, Metadata: pointer})
+	if err := kadm.NewClient(cl).CommitAllOffsets(t.Context(), "payments", os); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestGCPassesOverWhatATopicThatIsNotReadAnyMoreLeftInTheGroup has offsets of a topic that the
+// newest checkpoint has no positions of.
+func TestGCPassesOverWhatATopicThatIsNotReadAnyMoreLeftInTheGroup(t *testing.T) {
+	_, refs := payments(t)
+	gc := func(brokers string) []string {
+		return []string{"gc", "--brokers", brokers, "--retain", "1", "--grace", "1ns", "-o", "json"}
+	}
+	deleted := func(brokers string) string {
+		t.Helper()
+		var names []string
+		for _, o := range parse[map[string]any](t, mustRun(t, gc(brokers)...))["deleted"].([]any) {
+			names = append(names, o.(map[string]any)["name"].(string))
+		}
+		return strings.Join(names, " ")
+	}
+	manifest := func(ref offsets.ManifestRef) string { return "ckpt/" + ref.Object() + ".manifest" }
+
+	// While its checkpoint is there it is kept, as somebody might go back to it.
+	brokers := cluster(t, &refs[2])
+	point(t, brokers, "other", 1, refs[1])
+	if got, want := deleted(brokers), manifest(refs[0]); got != want {
+		t.Errorf("deleted %q, want %q", got, want)
+	}
+	// The app has collected it.
+	point(t, brokers, "other", 1, refs[0])
+	if got, want := deleted(brokers), manifest(refs[1]); got != want {
+		t.Errorf("deleted %q, want %q", got, want)
+	}
+	wantOut(t, mustRun(t, "checkpoint", "verify", "4711"), "is sound")
+	wantOut(t, fields(mustRun(t, "checkpoint", "ls", "--brokers", brokers)), "payments/0-3")
+	wantOut(t, mustRun(t, "state", "get", "--state", "total", "alice", "--brokers", brokers), "checkpoint 4711")
+
+	// That of a topic which is read may be one that a damaged store lost.
+	point(t, brokers, "payments", 3, refs[0])
+	refused(t, gc(brokers), manifest(refs[0]), "missing")
+	lost := offsets.ManifestRef{Checkpoint: 4712}
+	brokers = cluster(t, &refs[2])
+	point(t, brokers, "other", 1, lost) // the newest, so nothing tells what is read
+	refused(t, gc(brokers), manifest(lost), "missing")
+}
+
 func TestGCLeavesTheStoreOfAnotherOwnerAlone(t *testing.T) {
 	dir, refs := payments(t)
 	brokers := cluster(t, &refs[2])
