@@ -19,7 +19,8 @@
 // files of one subtask are committed, which they are in the order of their numbers. (Where
 // streams are merged in front of the sink each has subtasks of its own.) The mark is durable
 // before the rename. If neither the prepared file nor the one in the directory is there, it
-// says whether the file was committed.
+// says whether the file was committed. One that was lost is never below a mark unless somebody
+// accepted the loss: package twophase commits nothing behind it before that.
 //
 // A mark replaces the one before it. The last one of a subtask in an incarnation stays: a
 // savepoint may name its files, and an app may start from that at any time.

@@ -14,6 +14,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/sink/twophase"
 )
@@ -177,6 +179,93 @@ func TestPreparedFileThatIsMissingOrDamagedIsGone(t *testing.T) {
 	}
 	commit(t, r, first)
 	if got := texts(visible(t, o.Dir)); !slices.Equal(got, []string{"first\n"}) {
+		t.Errorf("visible: %q", got)
+	}
+}
+
+// process is an incarnation of the sink.
+type process struct {
+	t       *testing.T
+	applier sink.Applier
+	writer  sink.Writer[string]
+}
+
+// launch starts an incarnation that writes lines, up to Recover.
+func launch(t *testing.T, o Options) *process {
+	t.Helper()
+	p := &process{t: t}
+	s := Lines(o, line)
+	var err error
+	if p.applier, err = s.Applier(processEnv{p}); err != nil {
+		t.Fatal(err)
+	}
+	if p.writer, err = s.Open(processWriterEnv{processEnv{p}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.applier.Close() })
+	return p
+}
+
+// barrier writes a line and returns what is logged of it.
+func (p *process) barrier(line string) []byte {
+	p.t.Helper()
+	err := p.writer.Write(line)
+	if err == nil {
+		err = p.writer.(sink.Flusher).Flush(p.t.Context())
+	}
+	var part []byte
+	if err == nil {
+		part, err = p.writer.(sink.Logger).Log()
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return part
+}
+
+type processEnv struct{ p *process }
+
+func (e processEnv) App() string                   { return "app" }
+func (e processEnv) Operator() string              { return "out" }
+func (e processEnv) Instance() string              { return "a" }
+func (e processEnv) Lineage() string               { return "00000000000000a1" }
+func (e processEnv) Context() context.Context      { return e.p.t.Context() }
+func (e processEnv) Logger() *zap.Logger           { return zap.NewNop() }
+func (e processEnv) Confirm(context.Context) error { return nil }
+func (e processEnv) Applied(event.Applied)         {}
+
+type processWriterEnv struct{ processEnv }
+
+func (e processWriterEnv) Subtask() int          { return 0 }
+func (e processWriterEnv) Meta() record.Meta     { return record.Meta{} }
+func (e processWriterEnv) Output() sink.Output   { return nil }
+func (e processWriterEnv) Applier() sink.Applier { return e.p.applier }
+
+// TestFileThatIsGoneIsGoneAtEachStart has two files of a subtask in one checkpoint: the one
+// before it was given up. The mark of the second one would say that the first is committed.
+func TestFileThatIsGoneIsGoneAtEachStart(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	p := launch(t, o)
+	parts := [][]byte{p.barrier("first"), p.barrier("second")}
+	log := sink.Log{Checkpoint: 6, Bytes: int64(len(parts[0]) + len(parts[1])), Read: func(context.Context) ([][]byte, error) { return parts, nil }}
+	first, err := filepath.Glob(filepath.Join(o.Dir, hidden, "app", "out", "*-000001"))
+	if err != nil || len(first) != 1 {
+		t.Fatalf("the first file is %q, %v", first, err)
+	}
+	if err := os.Remove(first[0]); err != nil {
+		t.Fatal(err)
+	}
+	for start := range 3 {
+		err := launch(t, o).applier.Recover(t.Context(), 6, []sink.Log{log})
+		if g := (*twophase.GoneError)(nil); !errors.As(err, &g) || g.Checkpoint != 6 || !strings.Contains(string(g.Handle), filepath.Base(first[0])) {
+			t.Fatalf("start %d: %v", start, err)
+		}
+	}
+	t.Setenv("WEIR_TWOPHASE_ACCEPT", "out@6")
+	if err := launch(t, o).applier.Recover(t.Context(), 6, []sink.Log{log}); err != nil {
+		t.Fatal(err)
+	}
+	if got := texts(visible(t, o.Dir)); !slices.Equal(got, []string{"second\n"}) {
 		t.Errorf("visible: %q", got)
 	}
 }

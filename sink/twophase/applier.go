@@ -165,23 +165,21 @@ func (a *applier[T]) commitNext(ctx context.Context) error {
 		return err
 	}
 	var gone []error
-	for _, h := range handles {
+	for i, h := range handles {
 		err := a.retry(ctx, func() error { return a.to.Commit(ctx, h) })
 		switch {
 		case errors.Is(err, ErrGone):
-			gone = append(gone, &GoneError{Sink: a.env.Operator(), Receiver: a.name, Checkpoint: l.Checkpoint, Handle: h, Err: err})
+			g := &GoneError{Sink: a.env.Operator(), Receiver: a.name, Checkpoint: l.Checkpoint, Handle: h, Err: err}
+			if !accept.Given(acceptEnv, a.env.Operator(), l.Checkpoint) {
+				g.Behind = len(handles) - i - 1
+				return a.refuse(ctx, g)
+			}
+			gone = append(gone, g)
 		case err != nil:
 			return fmt.Errorf("committing transaction %s of checkpoint %d: %w", printable(h), l.Checkpoint, err)
 		}
 	}
 	if err := errors.Join(gone...); err != nil {
-		if !accept.Given(acceptEnv, a.env.Operator(), l.Checkpoint) {
-			// To a process that was replaced it may look gone, because it was committed long ago.
-			if replaced := a.env.Confirm(ctx); replaced != nil {
-				return &sink.Retriable{Err: fmt.Errorf("%w; %v", replaced, err)}
-			}
-			return err
-		}
 		a.env.Logger().Warn("going on without transactions that are gone, as "+acceptEnv+" says", zap.String("sink", a.env.Operator()), zap.Error(err))
 	}
 	now := time.Now()
@@ -198,6 +196,17 @@ func (a *applier[T]) commitNext(ctx context.Context) error {
 		Took: now.Sub(begun), Latency: now.Sub(l.Created), Pending: pending,
 	})
 	return nil
+}
+
+// refuse returns what a transaction that is gone ends with. Nothing behind it is committed:
+// a receiver may remember how far each writer has come, as they commit in order, and would
+// say at the next start that this one is committed.
+func (a *applier[T]) refuse(ctx context.Context, gone *GoneError) error {
+	// To a process that was replaced it may look gone, because it was committed long ago.
+	if replaced := a.env.Confirm(ctx); replaced != nil {
+		return &sink.Retriable{Err: fmt.Errorf("%w; %v", replaced, gone)}
+	}
+	return gone
 }
 
 // retry calls f until it ends otherwise than with a [sink.Retriable] error, or ctx ends.

@@ -42,5 +42,6 @@
 // list, so the list has nothing of a successor.
 //
 // A transaction that can no longer be committed is a loss that nobody can mend from here:
-// [ErrGone] stops the app with a [GoneError].
+// [ErrGone] stops the app with a [GoneError], before anything behind it is committed. So each
+// start finds it again, whatever the receiver remembers, until somebody accepts the loss.
 package twophase

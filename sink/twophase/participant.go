@@ -50,7 +50,9 @@ type Receiver[T any] interface {
 	// also after a start from an old savepoint, and by two processes at once. If the
 	// transaction can't be committed any more and was not committed the error wraps
 	// [ErrGone]; to say so of one that was committed stops an app for nothing, to be silent
-	// about one that was not loses it.
+	// about one that was not loses it. Nothing behind one that is gone is committed before
+	// somebody accepts the loss. From then on it counts as committed: so a receiver may
+	// remember the last one of each writer that it committed instead of each one.
 	Commit(ctx context.Context, handle []byte) error
 	// Leftovers lists all transactions of this app and operator at the receiver that are
 	// open or prepared, except those that are named, which are handles: those of the restored
