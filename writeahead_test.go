@@ -19,6 +19,7 @@ import (
 	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/internal/accept"
 	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
@@ -112,6 +113,7 @@ type ahead struct {
 	step    func(ctx context.Context, step string, l sink.Log) error // "read", "apply", "applied": before, between and after
 	handed  func(l sink.Log)                                         // in Committed
 	opening func(sink.ApplierEnv) error
+	refuses func(restored int64) error // in Recover
 	drained func()
 	full    int    // how many logs may be pending; 0: any number
 	waiting func() // called when it waits for room
@@ -180,6 +182,14 @@ func (a *aheadApplier) Recover(_ context.Context, restored int64, logs []sink.Lo
 	a.sink.mu.Lock()
 	a.sink.recovered = append(a.sink.recovered, fmt.Sprintf("%d: %s", restored, strings.Join(told, ", ")))
 	a.sink.mu.Unlock()
+	if a.sink.refuses != nil {
+		if err := a.sink.refuses(restored); err != nil {
+			return err
+		}
+	}
+	if n := len(logs); n > 0 && logs[n-1].Checkpoint > restored {
+		return fmt.Errorf("checkpoint %d is restored, and there is a log of %d", restored, logs[n-1].Checkpoint)
+	}
 	at := a.sink.to.at()
 	if len(logs) > 0 && at.checkpoint < logs[0].After {
 		return errLost
@@ -892,6 +902,86 @@ func TestS34_SavepointHasWhatItsSinkHadYetToDo(t *testing.T) {
 			t.Errorf("the lineage went on: %v", to.at())
 		}
 	})
+}
+
+// TestStartFromASavepointThatASinkRefusesMayBeAccepted has a sink that goes by the number of
+// what is restored, as that of package redis does: each start that it refuses has left a
+// checkpoint in the store when the next one begins.
+func TestStartFromASavepointThatASinkRefusesMayBeAccepted(t *testing.T) {
+	for name, another := range map[string]bool{"another store": true, "the same store, in which the app went on": false} {
+		t.Run(name, func(t *testing.T) {
+			brokers := broker(t, 2, "in")
+			to := newReceiver()
+			store, dir := checkpoint.Store(checkpoint.NewMem()), t.TempDir()
+			app := weir.New("wordcount", weir.Brokers(brokers...), weir.InstanceID("a"), weir.Store(store), weir.CheckpointEvery(5*time.Millisecond))
+			sumsTo(&ahead{to: to, retain: 1000})(app)
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan error, 1)
+			go func() { done <- app.Run(ctx) }()
+			defer cancel()
+			produce(t, brokers, "in", ones(3, letters...)...)
+			to.await(t, 3*len(letters))
+			if _, err := app.Savepoint(t.Context(), dir, "x"); err != nil {
+				t.Fatal(err)
+			}
+			sums := 3
+			if !another {
+				produce(t, brokers, "in", ones(2, letters...)...)
+				sums += 2
+				to.await(t, sums*len(letters))
+			}
+			cancel()
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			forget(t, brokers)
+			if another {
+				store = checkpoint.NewMem()
+			}
+			*to = *newReceiver()
+			bad := errors.New("this is another receiver")
+			var told []int64
+			again := func(opts ...weir.Option) error {
+				s := &ahead{to: to, refuses: func(restored int64) error {
+					told = append(told, restored)
+					if !accept.Given("WEIR_TEST_ACCEPT", "ahead", restored) {
+						return bad
+					}
+					return nil
+				}}
+				return start(t, "wordcount", brokers, sumsTo(s), append(opts, weir.Store(store), weir.FromSavepoint(dir, "x"), weir.Drain(), fast)...).wait()
+			}
+			for range 3 {
+				wantError(t, again(), `sink "ahead"`, bad.Error())
+			}
+			if len(told) != 3 || told[1] != told[0] || told[2] != told[0] {
+				t.Fatalf("the sink was told %d", told)
+			}
+			accepted := fmt.Sprintf("ahead@%d", told[0])
+			t.Setenv("WEIR_TEST_ACCEPT", accepted)
+			produce(t, brokers, "in", ones(1, letters...)...)
+			if err := again(); err != nil {
+				t.Fatal(err)
+			}
+			wantSums(t, to, sums+1, letters...)
+			// What was accepted is over when something was committed: another start from the same
+			// savepoint is another matter.
+			if _, err := adminOf(t, brokers).DeleteGroup(t.Context(), "wordcount"); err != nil {
+				t.Fatal(err)
+			}
+			told = nil
+			for range 2 {
+				wantError(t, again(weir.OnMismatch(weir.RecoverSavepoint)), `sink "ahead"`, bad.Error())
+			}
+			if told[0] != told[1] {
+				t.Errorf("the sink was told %d", told)
+			}
+			t.Setenv("WEIR_TEST_ACCEPT", fmt.Sprintf("%s,ahead@%d", accepted, told[0]))
+			if err := again(weir.OnMismatch(weir.RecoverSavepoint)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }
 
 func TestS31_RemovedSinkIsRefusedUntilItsLogsMayBeDropped(t *testing.T) {

@@ -38,6 +38,7 @@ type recovered struct {
 	manifest  *checkpoint.Manifest                   // nil: empty state
 	ref       offsets.ManifestRef                    // of manifest
 	last      int64                                  // highest checkpoint id that is known to have been used
+	told      int64                                  // to sinks, in place of the id of ref; 0: that one
 	positions map[offsets.Partition]offsets.Position // of every assigned partition
 	mended    bool                                   // after a mismatch, as the operator asked
 }

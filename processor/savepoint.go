@@ -269,6 +269,10 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 		return recovered{}, err
 	}
 	last = max(last, m.Checkpoint) // logs to come are newer than those in the savepoint
+	// Each start that a sink refuses leaves a checkpoint in the store, and the next one makes
+	// another of a higher id. What somebody accepts at one start is meant for the next, so sinks
+	// are told an id that stays until something is committed.
+	told := last + 1
 	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
 	if err != nil {
 		return recovered{}, err
@@ -292,6 +296,6 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	}
 	inc.cfg.Logger.Sugar().Infof("starting from savepoint %s, checkpoint %d of app %s", view, m.Checkpoint, m.App)
 	// Also those of partitions that the group did not assign: Restore waits for them.
-	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, mended: true, positions: maps.Clone(adopted.Positions)}
+	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, told: told, mended: true, positions: maps.Clone(adopted.Positions)}
 	return r, inc.addNew(ctx, committed, r.positions)
 }

@@ -133,7 +133,7 @@ func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error
 				return inc.sinkError(a.id, "finding out what is to be applied", err)
 			}
 		}
-		err := inc.blaming(func() error { return a.Recover(ctx, at.ref.Checkpoint, logs) }, func() (operator, doing string) {
+		err := inc.blaming(func() error { return a.Recover(ctx, cmp.Or(at.told, at.ref.Checkpoint), logs) }, func() (operator, doing string) {
 			return a.id, "finding out what is to be applied"
 		})
 		if err != nil {

@@ -114,12 +114,17 @@ type Applier interface {
 	// checkpoint itself; none if nothing was logged, or nothing is kept. restored is the
 	// checkpoint's id, 0 if the app starts empty. Recover decides what is to be applied
 	// again and queues it: the process may have ended at any instant after the commit.
+	// restored is above the ids of the logs or that of the newest, and below those to come.
 	//
 	// An app that starts from a savepoint gets the savepoint's logs, with the lineage that
 	// made them: the app that the savepoint was taken from may have been killed before it
 	// applied them. If the receiver has a marker of that lineage, it tells what was
 	// applied. What the app applied after the savepoint was taken is not taken back, and
-	// what the new app does to the receiver comes on top of it.
+	// what the new app does to the receiver comes on top of it. A checkpoint is made of the
+	// savepoint anew at each such start. restored is no later than that, and the same at all
+	// of them until the app has committed something; from then on it is higher, as long as
+	// the commit topic has its record. So an operator may tell an applier that refused to
+	// start to go on, by that number.
 	//
 	// An error stops the app, for example if the receiver lost more than the logs hold; a
 	// [Retriable] one, for what may be over at the next try, restarts it. ctx ends with the
