@@ -670,6 +670,30 @@ func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 	r.keys.SetTime(segment.EventTime, r.fired)
 	r.keys.SetFloors(r.floors, fired)
 	r.wall()
+	r.holdReplay(stood)
+}
+
+// holdReplay keeps what was in flight from taking time beyond where it stood for key-groups
+// that have no part in that: their subtask had nothing in flight and was not ahead of its
+// stage.
+func (r *keyedRunner[K, T]) holdReplay(stood []int64) {
+	parts := make([]bool, len(stood))
+	for _, f := range r.sub.inc.base.InFlight {
+		if f.Stage == r.sub.stage && !f.Broadcast() {
+			for kg := max(int(f.MinKG), r.lo); kg < min(int(f.MaxKG)+1, r.hi); kg++ {
+				parts[kg-r.lo] = true
+			}
+		}
+	}
+	held := int64(endOfTime)
+	for i, at := range stood {
+		if !parts[i] {
+			held = min(held, at)
+		}
+	}
+	if held < endOfTime && slices.Contains(parts, true) {
+		r.restored = []mark{{watermark: held}}
+	}
 }
 
 // times tells where event time stands for the subtask's key-groups: neighbours for which it

@@ -655,8 +655,25 @@ func newPair(t *testing.T) *aging {
 	return a
 }
 
-// An input is idle while the subtask of b hears of it, and no more when that of a does. So
-// time has come further for b, also at an aligned barrier.
+// newApart returns a pair for whose key b time has come to 100, and for a to 10: an input is
+// idle while the subtask of b hears of it, and no more when that of a does.
+func newApart(t *testing.T) *aging {
+	a := newPair(t)
+	a.senders[0].time(mark{watermark: 100})
+	a.senders[0].idle()
+	a.senders[1].time(mark{watermark: 10, idle: true})
+	a.senders[1].at = 120
+	a.send[1](visit{"b", ""})
+	a.senders[1].outgoing[0].(*sender[string, visit]).handAll()
+	a.senders[1].time(mark{watermark: 10})
+	a.want("b: 120 at 10, marked")
+	if b, a := a.runners[0].now.watermark, a.runners[1].now.watermark; b != 100 || a != 10 {
+		t.Fatalf("time stands at %d and %d, want 100 and 10", b, a)
+	}
+	return a
+}
+
+// Time has come further for b, also at an aligned barrier.
 func TestTimeOfAKeyStandsWhereItStoodUntilItsSubtaskHasPassedIt(t *testing.T) {
 	for name, restored := range map[string]func(*aging) *aging{
 		"aligned":                       func(a *aging) *aging { return a.restored(false, 2) },
@@ -668,18 +685,7 @@ func TestTimeOfAKeyStandsWhereItStoodUntilItsSubtaskHasPassedIt(t *testing.T) {
 		"again, with parallelism of 16": func(a *aging) *aging { return a.restored(false, 1).restored(true, 16).restored(false, 1) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newPair(t)
-			a.senders[0].time(mark{watermark: 100})
-			a.senders[0].idle()
-			a.senders[1].time(mark{watermark: 10, idle: true})
-			a.senders[1].at = 120
-			a.send[1](visit{"b", ""})
-			a.senders[1].outgoing[0].(*sender[string, visit]).handAll()
-			a.senders[1].time(mark{watermark: 10})
-			a.want("b: 120 at 10, marked")
-			if b, a := a.runners[0].now.watermark, a.runners[1].now.watermark; b != 100 || a != 10 {
-				t.Fatalf("time stands at %d and %d, want 100 and 10", b, a)
-			}
+			a := newApart(t)
 
 			a = restored(a)
 			a.visit("b", 90, "set")
@@ -788,6 +794,27 @@ func TestTimersOfAnOperatorDoNotEndWhatThoseOfTheNextSee(t *testing.T) {
 	a.cutAtTimers()
 	a.time(100)
 	a.want("b: first timer 95", "b: first timer 96", "b: timer 40 at 100, marked")
+}
+
+// The subtask of a had nothing in flight, and was where its stage stood. So the checkpoint
+// says nothing of it, and what was in flight to b does not take a to the time of b.
+func TestWhatWasInFlightToOthersDoesNotTakeAKeyToTheirTime(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		a := newApart(t)
+		a.senders[0].at = 120
+		a.send[0](visit{"b", ""})
+		a.senders[0].time(mark{watermark: 500})
+		a.senders[0].idle()
+		a = a.restored(true, 1)
+		if again {
+			a = a.restored(true, 1)
+		}
+		if n := len(a.inc.base.InFlight); n != 1 {
+			t.Fatalf("%d parts were in flight, want that of b alone", n)
+		}
+		a.visit("a", 50, "")
+		a.want("b: 120 at 100", "a: 50 at 10, marked")
+	}
 }
 
 // Merges and tools remove what has expired for all who could see it: what expires by another
