@@ -20,6 +20,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/redistest"
 	"github.com/weirstream/weir/sink/redis"
 	"github.com/weirstream/weir/source"
@@ -200,4 +201,64 @@ func TestS37_AppThatReplaysNeverShowsAnOlderValueUnderTheGuard(t *testing.T) {
 		}
 		t.Logf("guarded %v: %d writes, %d of them of an older value", guarded, writes, back)
 	}
+}
+
+// TestAppStartsFromASavepointOnAnotherRedisWhenThatIsAccepted brings an app back where only a
+// savepoint is left of it. Redis refuses as long as nobody says that it is meant to be empty,
+// and what to say for that stays the same.
+func TestAppStartsFromASavepointOnAnotherRedisWhenThatIsAccepted(t *testing.T) {
+	dir := t.TempDir()
+	run := func(brokers []string, addr string, store weir.Option, opts ...weir.Option) *weir.App {
+		app := weir.New("back", append(opts, weir.Brokers(brokers...), store, weir.InstanceID("a"), weir.CheckpointEvery(5*time.Millisecond))...)
+		in := weir.From(app, "in", source.Values("words", codec.String))
+		weir.To(in, "out", redis.WriteAhead(redis.Options{Addrs: []string{addr}, Prefix: "back:"}, func(b *redis.Batch, w string) {
+			b.HIncrBy("counts", w, 1)
+		}))
+		return app
+	}
+	first := broker(t, 1, "words")
+	produce(t, first, "words", []string{"a", "b", "a"})
+	committed := make(chan event.CheckpointCommitted, 1000)
+	app := run(first, redistest.Start(t).Addr, weir.Store(checkpoint.NewMem()), weir.Listen(event.Listener{CheckpointCommitted: func(e event.CheckpointCommitted) { committed <- e }}))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- app.Run(ctx) }()
+	for n := int64(0); n < 3; {
+		select {
+		case c := <-committed:
+			n += c.Records
+		case err := <-done:
+			t.Fatal(err)
+		}
+	}
+	if _, err := app.Savepoint(t.Context(), dir, "kept"); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+
+	brokers, other := broker(t, 1, "words"), redistest.Start(t)
+	produce(t, brokers, "words", []string{"a", "b", "a", "c"})
+	store := weir.Store(checkpoint.NewMem())
+	start := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		return run(brokers, other.Addr, store, weir.FromSavepoint(dir, "kept", weir.AnyTopics()), weir.Drain()).Run(ctx)
+	}
+	var said int64
+	for range 3 {
+		err := start()
+		var no *redis.NoMarkerError
+		if !errors.As(err, &no) || no.Found != "" || said != 0 && no.Restored != said {
+			t.Fatalf("want the same NoMarkerError at each start, of checkpoint %d: %v", said, err)
+		}
+		said = no.Restored
+	}
+	t.Setenv("WEIR_REDIS_ACCEPT", fmt.Sprintf("out@%d", said))
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	wantCounts(t, other.Client(t), "back:counts", map[string]int{"a": 2, "b": 1, "c": 1})
 }
