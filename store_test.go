@@ -15,6 +15,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/event"
+	"github.com/weirstream/weir/weirtest"
 )
 
 // burning returns a store whose next n puts of manifests fail.
@@ -82,6 +83,32 @@ func TestS08_StoreThatHangsFailsTheCheckpointAtItsTimeout(t *testing.T) {
 	await(r, 1, any1[event.CheckpointCommitted])
 	produce(t, brokers, "in", "a:1")
 	wantValues(t, brokers, "out", "a:1", "a:2")
+}
+
+// A context that does not end stays a child of its incarnation's, which may live for months.
+func TestTheContextOfACheckpointEndsWithIt(t *testing.T) {
+	store := faultstore.Wrap(checkpoint.NewMem())
+	var puts []context.Context
+	store.Before(func(ctx context.Context, op faultstore.Op, name string) error {
+		if op == faultstore.Put && strings.HasSuffix(name, ".manifest") {
+			puts = append(puts, ctx)
+		}
+		return nil
+	})
+	h := weirtest.New(t, sums(same), weir.Store(store))
+	const n = 100
+	for range n {
+		weirtest.In[string](h, "in").Send("a:1")
+		h.Checkpoint()
+	}
+	if len(puts) != n {
+		t.Fatalf("%d manifests were put", len(puts))
+	}
+	for i, ctx := range puts {
+		if ctx.Err() == nil {
+			t.Fatalf("the context of checkpoint %d has not ended", i+1)
+		}
+	}
 }
 
 // pointed returns the name of the newest manifest in the store.

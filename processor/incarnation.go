@@ -172,6 +172,7 @@ type (
 // commitJob is work for the committer: make a checkpoint durable, or commit it.
 type commitJob struct {
 	ctx      context.Context
+	cancel   context.CancelFunc // of a snapshot's: called when it is durable, or failed to be
 	snapshot *checkpoint.Snapshot
 	cut      cutting // of the snapshot
 	commit   *txn.Commit
@@ -752,7 +753,7 @@ func (d *driver) do(now time.Time, acts []barrier.Action) (over bool, err error)
 			var ctx context.Context
 			ctx, d.cancelPersist = context.WithCancel(inc.ctx)
 			s := d.snapshot(a.ID)
-			inc.hand(commitJob{ctx: ctx, id: a.ID, snapshot: s, cut: d.cutting})
+			inc.hand(commitJob{ctx: ctx, cancel: d.cancelPersist, id: a.ID, snapshot: s, cut: d.cutting})
 			d.runs, d.logs = nil, nil
 		case barrier.Commit:
 			inc.hand(commitJob{ctx: inc.ctx, id: a.ID, commit: &txn.Commit{Positions: d.positions, Manifest: d.ref}})
@@ -926,6 +927,8 @@ func (inc *incarnation) commitLoop() error {
 
 // persist makes a checkpoint durable.
 func (inc *incarnation) persist(j commitJob) persisted {
+	// Nothing goes on under the context: a put that was left behind was left because it ended.
+	defer j.cancel()
 	begun := time.Now()
 	p := persisted{id: j.id, cut: j.cut}
 	j.snapshot.Keep = inc.keep()
