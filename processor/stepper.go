@@ -308,10 +308,16 @@ func (s *Stepper) Kill() { s.end(ErrKilled) }
 // end ends the incarnation and returns err.
 func (s *Stepper) end(err error) error {
 	s.inc.cancel(err)
+	for _, r := range s.inc.runners {
+		r.silence() // the clock goes on, and would keep who is to be woken
+	}
 	s.inc.dispose()
 	s.topics.open = nil
 	return err
 }
+
+func (r *sourceRunner) silence()      { r.alarm.set(r.sub.inc.clock, time.Time{}, nil) }
+func (r *keyedRunner[K, T]) silence() { r.alarm.set(r.sub.inc.clock, time.Time{}, nil) }
 
 // ask asks for a checkpoint and does what it takes.
 func (s *Stepper) ask(why barrier.Reason) error {

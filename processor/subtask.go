@@ -350,6 +350,8 @@ type runner interface {
 	// step does what can be done without waiting for anybody, a batch at most, and tells
 	// whether that was anything.
 	step(ctx context.Context) (worked bool, err error)
+	// silence takes the alarm off. run does so at its end.
+	silence()
 	subtask() *Subtask
 }
 

@@ -312,6 +312,19 @@ func TestTimersFireByWatermarkAndByClock(t *testing.T) {
 	}
 }
 
+// The clock outlives what it is to wake: all that an app had in memory would stay with it.
+func TestAnAppThatIsDownWaitsForNoTime(t *testing.T) {
+	h := weirtest.New(t, quietSensors, weirtest.Partitions(2), weir.Parallelism(3))
+	weirtest.In[reading](h, "readings").Send(reading{"a", weirtest.Begin, 5})
+	if weirtest.Waiting(h) < 2 {
+		t.Fatal("a source and a timer should wait")
+	}
+	h.Kill()
+	if n := weirtest.Waiting(h); n > 0 {
+		t.Errorf("%d wait", n)
+	}
+}
+
 func TestAWatermarkIsPartOfTheInput(t *testing.T) {
 	h := weirtest.New(t, quietSensors, weirtest.Partitions(2))
 	in, out := weirtest.In[reading](h, "readings"), weirtest.Out[string](h, "out")
