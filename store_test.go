@@ -7,9 +7,13 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -83,6 +87,110 @@ func TestS08_StoreThatHangsFailsTheCheckpointAtItsTimeout(t *testing.T) {
 	await(r, 1, any1[event.CheckpointCommitted])
 	produce(t, brokers, "in", "a:1")
 	wantValues(t, brokers, "out", "a:1", "a:2")
+}
+
+// deafStore writes on when nobody waits any more, as a system call does.
+type deafStore struct{ checkpoint.Store }
+
+func (s deafStore) Put(ctx context.Context, name string, data []byte) error {
+	return s.Store.Put(context.WithoutCancel(ctx), name, data)
+}
+
+// A write to a network file system that is gone ends with no context.
+func TestS08_WriteThatIsStuckHoldsUpNoEnd(t *testing.T) {
+	for name, tc := range map[string]struct {
+		opts []weir.Option
+		hurt string // the record that comes when the write is stuck
+		stop bool   // then
+		want string // in the error of Run; empty: the app goes on
+	}{
+		"of an app that gives up": {
+			opts: []weir.Option{weir.TolerableFailures(0), weir.CheckpointTimeout(50 * time.Millisecond)},
+			want: "1 failed in a row",
+		},
+		"of an app that is stopped": {opts: []weir.Option{weir.StopTimeout(50 * time.Millisecond)}, stop: true, want: "weir.StopTimeout"},
+		"of an incarnation":         {hurt: "fail:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
+				send := func(v string) {
+					if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte(v)}).FirstErr(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				stuck, goOn, landed := make(chan string), make(chan struct{}), make(chan struct{})
+				var puts, failures atomic.Int64
+				store := faultstore.Wrap(deafStore{checkpoint.NewMem()})
+				store.Before(func(_ context.Context, op faultstore.Op, object string) error {
+					if op == faultstore.Put && strings.HasSuffix(object, ".manifest") && puts.Add(1) == 1 {
+						stuck <- object
+						<-goOn
+					}
+					return nil
+				})
+				var object string
+				store.After(func(_ context.Context, op faultstore.Op, name string) error {
+					if op == faultstore.Put && name == object {
+						close(landed)
+					}
+					return nil
+				})
+				logged, logs := observer.New(zap.WarnLevel)
+				committed := make(chan struct{}, 100)
+				app := weir.New("app", append(tc.opts, weir.Brokers(c.ListenAddrs()...), weir.InstanceID("a"), weir.Store(store), weir.KafkaOptions(kafkaOptions...),
+					weir.Log(zap.New(logged)), weir.Listen(weir.Listener{CheckpointCommitted: func(event.CheckpointCommitted) { committed <- struct{}{} }}))...)
+				sums(func(err error) error {
+					if failures.Add(1) > 1 {
+						return weir.Skip(err)
+					}
+					return weir.Retry(err)
+				})(app)
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				ended := make(chan error, 1)
+				go func() { ended <- app.Run(ctx) }()
+				send("a:1")
+				object = <-stuck
+				if tc.hurt != "" {
+					send(tc.hurt)
+				}
+				if tc.stop {
+					stop()
+				}
+				late := time.After(time.Minute)
+				select {
+				case err := <-ended:
+					if ended <- err; tc.want == "" {
+						t.Errorf("Run returned %v", err)
+					}
+				case <-committed:
+					if tc.want != "" {
+						t.Error("a checkpoint was committed")
+					}
+				case <-late:
+					t.Error("nothing happens")
+				}
+				if !slices.ContainsFunc(logs.All(), func(e observer.LoggedEntry) bool { return strings.Contains(e.Message, object) }) {
+					t.Errorf("nothing is said of %s: %v", object, logs.All())
+				}
+				close(goOn)
+				<-landed
+				if tc.want == "" {
+					send("a:1")
+					<-committed
+				}
+				stop()
+				err := <-ended
+				switch {
+				case tc.want != "":
+					wantError(t, err, tc.want)
+				case err != nil:
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // A context that does not end stays a child of its incarnation's, which may live for months.

@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -208,8 +210,9 @@ type Writer struct {
 	closed bool
 	ctx    context.Context // of the background work
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // background goroutines and hanging puts
-	busy   int            // pieces of background work being done
+	wg     sync.WaitGroup  // background goroutines and hanging puts
+	busy   int             // pieces of background work being done
+	puts   map[string]bool // objects being written
 }
 
 type pending struct {
@@ -279,7 +282,7 @@ func NewWriter(cfg Config) (*Writer, error) {
 	}
 	w.cond = sync.NewCond(&w.mu)
 	w.ctx, w.cancel = context.WithCancel(context.Background())
-	w.collect.garbage = map[string]int64{}
+	w.collect.garbage, w.puts = map[string]int64{}, map[string]bool{}
 	if w.base != nil {
 		w.collect.retained = []retained{{w.base, w.baseRef}}
 		w.collect.recover = true
@@ -602,11 +605,15 @@ func (w *Writer) put(ctx context.Context, id int64, o object) error {
 	}
 	result := make(chan error, 1)
 	var left, finished bool // under w.mu
+	w.mu.Lock()
+	w.puts[o.name] = true
+	w.mu.Unlock()
 	w.wg.Go(func() {
 		err := w.cfg.Store.Put(ctx, o.name, o.data)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		finished = true
+		delete(w.puts, o.name)
 		// A name that was taken is somebody else's object.
 		if left || err != nil && !errors.Is(err, ErrExists) {
 			w.collect.garbage[o.name] = id
@@ -692,6 +699,16 @@ func (w *Writer) Hold(ref offsets.ManifestRef) (m *Manifest, release func(), err
 // Close stops the background work and waits for it, and for writes that hang, until
 // ctx is done. Garbage that is left is found by the next incarnation. Close doesn't
 // wait for Persist: the committer has stopped.
+//
+// A call of the store that is deaf to its context goes on then, and the error says so. It
+// does no harm to the next incarnation, also in the same process:
+//
+//   - What it writes has a name with the number of this incarnation, which no other uses, and
+//     no manifest that anybody commits names it: it is garbage.
+//   - What it reads from or into is memory that nobody else uses from then on: buffers are
+//     left to it after an error, and only given back by reads that have ended.
+//   - What it deletes was garbage when it was chosen, and stays it whatever others commit.
+//     That is the argument of collect.go for a process that was replaced.
 func (w *Writer) Close(ctx context.Context) error {
 	w.mu.Lock()
 	if !w.closed {
@@ -715,9 +732,26 @@ func (w *Writer) Close(ctx context.Context) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		errs = append(errs, fmt.Errorf("close checkpoint writer: background work on %s goes on: %w", w.cfg.Store, ctx.Err()))
+		errs = append(errs, w.leftBehind(ctx.Err()))
 	}
 	return errors.Join(errs...)
+}
+
+// leftBehind says what Close did not wait for; nil if that is over by now.
+func (w *Writer) leftBehind(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var what []string
+	if len(w.puts) > 0 {
+		what = append(what, "writing "+strings.Join(slices.Sorted(maps.Keys(w.puts)), ", "))
+	}
+	if w.busy > 0 {
+		what = append(what, "merging or collecting garbage")
+	}
+	if len(what) == 0 {
+		return nil
+	}
+	return fmt.Errorf("close checkpoint writer: store %s does not answer, and is left alone while %s: %w", w.cfg.Store, strings.Join(what, " and "), err)
 }
 
 // putDeferred writes what a broken guard let through too early.

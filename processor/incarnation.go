@@ -260,7 +260,8 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 }
 
 // dispose waits for the goroutines of an incarnation that was cancelled, and gives back what
-// it holds beside the session.
+// it holds beside the session. For the store it waits no longer than closeTimeout: what is
+// stuck in the system there may never end, see [checkpoint.Writer.Close].
 func (inc *incarnation) dispose() {
 	inc.end()
 	inc.group.Wait()
@@ -268,7 +269,11 @@ func (inc *incarnation) dispose() {
 		inc.points.Close()
 	}
 	if inc.writer != nil {
-		inc.writer.Close(context.Background())
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		if err := inc.writer.Close(ctx); err != nil {
+			inc.cfg.Logger.Sugar().Warn(err)
+		}
+		cancel()
 	}
 	inc.closeAppliers()
 	inc.closeClients()
@@ -365,6 +370,9 @@ const abortTimeout = 2 * time.Second
 
 // leaveTimeout bounds the farewell to the group coordinator.
 const leaveTimeout = 5 * time.Second
+
+// closeTimeout bounds the wait for a store that is deaf to the end of contexts.
+const closeTimeout = 5 * time.Second
 
 // twin makes err fatal if it says that this process was fenced and another one holds
 // its instance id: a restart would fence that one in turn, for ever. A process that
