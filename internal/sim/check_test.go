@@ -289,14 +289,30 @@ func (w *world) checkAlarms(ctx context.Context) map[string]map[int64]bool {
 		for _, ids := range pending {
 			left += len(ids)
 		}
-		w.note("", "alarms: %d rang, %d were called off, %d are set", ended["rang"], ended["off"], left)
+		w.note("", "alarms: %d rang, %d were called off, %d are set; %d notes were read", ended["rang"], ended["off"], left, ended["read"])
 	}()
 	for account, vs := range w.read(ctx, alarmTopic) {
+		noted := map[int64]bool{}
 		for _, v := range vs {
 			var what string
 			var id int64
 			if _, err := fmt.Sscan(string(v), &what, &id); err != nil {
 				w.violate("alarm %q of account %s: %v", v, account, err)
+			}
+			switch what {
+			case "noted":
+				if noted[id] {
+					w.violate("account %s: a note to be read at %d was left twice", account, id)
+				}
+				noted[id] = true
+				continue
+			case "read", "lost":
+				if !noted[id] || what == "lost" {
+					w.violate("account %s: a note was %s at %d, and it was left: %v", account, what, id, noted[id])
+				}
+				delete(noted, id)
+				ended[what]++
+				continue
 			}
 			if !pending[account][id] {
 				w.violate("account %s: alarm %q, which was not set or came before", account, v)
@@ -566,6 +582,15 @@ func (w *world) compareState(ctx context.Context, s snapshot, accounts map[strin
 			w.violate("state: the alarm of %s by %d should have rung at %d, and event time is %d", e.Key, e.MapKey, e.Value, s.Info().Watermark)
 		}
 		due[fmt.Sprint(e.Key, alarmOf(e.MapKey) == byEventTime, e.Value)] = true
+	}
+	for e, err := range offline.Maps(ctx, s.Snapshot, s.op("book"), "noted", codec.String, codec.Int64, codec.Int64) {
+		if err != nil {
+			w.violate("read state: %v", err)
+		}
+		if e.MapKey <= s.Info().Watermark {
+			w.violate("state: the note of %s should have been read at %d, and event time is %d", e.Key, e.MapKey, s.Info().Watermark)
+		}
+		due[fmt.Sprint(e.Key, true, e.MapKey)] = true
 	}
 	for _, name := range []string{state.EventTimersName, state.ProcessingTimersName} {
 		for e, err := range offline.Timers(ctx, s.Snapshot, s.op("book"), name, codec.String) {

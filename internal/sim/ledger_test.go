@@ -29,7 +29,8 @@ import (
 // by which one it was booked.
 //
 // Most transfers set an alarm of the account that they come from, by event time or by the
-// clock. It rings once, or it is called off by a later transfer.
+// clock. It rings once, or it is called off by a later transfer. Some leave a note, which is
+// there until a while after the watermark, and a timer for the last millisecond reads it.
 
 const (
 	appName     = "ledger"
@@ -47,6 +48,7 @@ const (
 	keptNewest = 3
 
 	alarmAfter = 300 * time.Millisecond
+	noteLives  = 200 * time.Millisecond
 	outOfOrder = 100 * time.Millisecond
 	idleAfter  = 2 * time.Second
 
@@ -93,6 +95,9 @@ func alarmOf(id int64) int { return []int{byEventTime, byClock, byEventTime, byC
 
 // callsOff tells whether the transfer with that id calls off the newest alarm.
 func callsOff(id int64) bool { return id%7 == 3 }
+
+// leavesNote tells whether the transfer with that id leaves a note.
+func leavesNote(id int64) bool { return id%3 == 0 }
 
 // entry is one side of a transfer.
 type entry struct {
@@ -226,7 +231,9 @@ func ledger(app *weir.App, at place) {
 		last := state.Map(s, "last", codec.String, codec.Int64)
 		ballast := state.Value(s, "ballast", codec.String)
 		newest := state.List(s, "newest", codec.Int64)
-		alarms := state.Map(s, "alarms", codec.Int64, codec.Int64) // by transfer: when
+		alarms := state.Map(s, "alarms", codec.Int64, codec.Int64)                                        // by transfer: when
+		notes := state.Map(s, "notes", codec.Int64, codec.Int64, state.TTL(noteLives, state.InEventTime)) // by when they are read: the transfer
+		noted := state.Map(s, "noted", codec.Int64, codec.Int64)                                          // likewise, those that must be there
 		var book *ruleBook
 		if at.rules {
 			book = hearRules(s, rules, at)
@@ -249,7 +256,7 @@ func ledger(app *weir.App, at place) {
 				if newest >= 0 {
 					// Another one may be due at the same time of the clock; its timer stays.
 					alarms.Delete(newest)
-					if alarmOf(newest) == byEventTime {
+					if alarmOf(newest) == byEventTime && !noted.Has(due) {
 						eventTimers.Delete(time.UnixMilli(due))
 					}
 					rang.Emit(c, weir.KV[string, string]{Key: c.Key(), Value: fmt.Sprint("off ", newest)})
@@ -266,10 +273,22 @@ func ledger(app *weir.App, at place) {
 			alarms.Put(id, due.UnixMilli())
 			timersOf(id).Set(due)
 		}
+		note := func(c *weir.Context[string, weir.KV[string, string]], id int64) {
+			at, ok := c.Watermark()
+			due := at.Add(noteLives - time.Millisecond)
+			if !ok || !leavesNote(id) || noted.Has(due.UnixMilli()) {
+				return
+			}
+			notes.Put(due.UnixMilli(), id)
+			noted.Put(due.UnixMilli(), id)
+			eventTimers.Set(due)
+			rang.Emit(c, weir.KV[string, string]{Key: c.Key(), Value: fmt.Sprint("noted ", due.UnixMilli())})
+		}
 		return weir.OnRecord(func(c *weir.Context[string, weir.KV[string, string]], e entry) error {
 			at.step(e.account)
 			if e.amount < 0 {
 				alarm(c, e.id)
+				note(c, e.id)
 			}
 			// A transfer to itself books twice, so the same id may come again.
 			if was, ok := last.Lookup(e.from); ok && was > e.id {
@@ -299,6 +318,15 @@ func ledger(app *weir.App, at place) {
 				if ms == t.At.UnixMilli() && (alarmOf(id) == byEventTime) == t.EventTime {
 					due = append(due, id)
 				}
+			}
+			if ms := t.At.UnixMilli(); t.EventTime && noted.Has(ms) {
+				what := "lost "
+				if notes.Has(ms) {
+					what = "read "
+				}
+				notes.Delete(ms)
+				noted.Delete(ms)
+				rang.Emit(c, weir.KV[string, string]{Key: c.Key(), Value: fmt.Sprint(what, ms)})
 			}
 			for _, id := range due {
 				alarms.Delete(id)
