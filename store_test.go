@@ -18,6 +18,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/checkpoint/faultstore"
+	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/weirtest"
 )
@@ -187,6 +188,86 @@ func TestS08_WriteThatIsStuckHoldsUpNoEnd(t *testing.T) {
 					wantError(t, err, tc.want)
 				case err != nil:
 					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// As TestS08_WriteThatIsStuckHoldsUpNoEnd, of what is read while an app starts, and by a query.
+func TestS08_ReadThatIsStuckHoldsUpNoStop(t *testing.T) {
+	type read struct {
+		op     faultstore.Op
+		prefix string
+		nth    int64 // that is stuck
+	}
+	for name, tc := range map[string]struct {
+		read
+		query bool // and not the start
+	}{
+		"of the owner":          {read: read{faultstore.Get, "owner/0000000000000002", 2}}, // the first is before anything begins
+		"of a manifest":         {read: read{faultstore.Get, "ckpt/", 1}},
+		"of a segment":          {read: read{faultstore.GetRange, "ckpt/", 1}},
+		"of a segment, queried": {read{faultstore.GetRange, "ckpt/", 1}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
+				if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("a:1")}).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+				store := faultstore.Wrap(checkpoint.NewMem())
+				build := func(opts ...weir.Option) *weir.App {
+					app := weir.New("app", append(opts, weir.Brokers(c.ListenAddrs()...), weir.InstanceID("a"), weir.Store(store), weir.KafkaOptions(kafkaOptions...))...)
+					sums(same)(app)
+					return app
+				}
+				if err := build(weir.Drain()).Run(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				stuck, goOn := make(chan struct{}), make(chan struct{})
+				var armed atomic.Bool
+				var reads atomic.Int64
+				armed.Store(!tc.query)
+				store.Before(faultstore.Stall(func(op faultstore.Op, name string) bool {
+					if !armed.Load() || op != tc.op || !strings.HasPrefix(name, tc.prefix) || reads.Add(1) != tc.nth {
+						return false
+					}
+					close(stuck)
+					return true
+				}, goOn))
+				restored := make(chan struct{})
+				app := build(weir.Listen(weir.Listener{Restored: func(event.Restored) { close(restored) }}))
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				ended, answered := make(chan error, 1), make(chan error, 1)
+				go func() { ended <- app.Run(ctx) }()
+				if tc.query {
+					<-restored
+					synctest.Wait()
+					armed.Store(true)
+					go func() {
+						_, err := weir.Query(t.Context(), app, "sum", "total", "a", codec.String, codec.Int64)
+						answered <- err
+					}()
+				}
+				<-stuck
+				stop()
+				late := time.After(time.Minute)
+				select {
+				case err := <-ended:
+					if ended <- nil; err != nil {
+						t.Errorf("Run returned %v", err)
+					}
+				case <-late:
+					t.Error("Run does not return")
+				}
+				close(goOn)
+				<-ended
+				if tc.query {
+					if err := <-answered; !errors.Is(err, weir.ErrNotActive) && !errors.Is(err, weir.ErrNotRunning) {
+						t.Errorf("the query ended with %v", err)
+					}
 				}
 			})
 		})

@@ -64,8 +64,34 @@ func decodeNamed(store Store, object string, b []byte) (*Manifest, error) {
 	return m, nil
 }
 
+// leaving reads from a store and returns when ctx ends, also if the store is deaf to that, as
+// a system call on a network file system that is gone is. Then the read goes on alone, what it
+// gives is dropped, and memory that it was given is left to it.
+func leaving(ctx context.Context, store Store, op, object string, read func() ([]byte, error)) ([]byte, error) {
+	type result struct {
+		b   []byte
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		b, err := read()
+		got <- result{b, err}
+	}()
+	select {
+	case r := <-got:
+		return r.b, r.err
+	case <-ctx.Done():
+		return nil, &StoreError{Op: op, Object: object, Store: store.String(), Err: ctx.Err()}
+	}
+}
+
+// getAll reads an object as a whole.
+func getAll(ctx context.Context, store Store, object string) ([]byte, error) {
+	return leaving(ctx, store, "get", object, func() ([]byte, error) { return store.Get(ctx, object) })
+}
+
 func get(ctx context.Context, store Store, object string) ([]byte, error) {
-	b, err := store.Get(ctx, object)
+	b, err := getAll(ctx, store, object)
 	if errors.Is(err, ErrNotFound) {
 		return nil, &MissingError{Object: object, Store: store.String(), Err: err}
 	}
@@ -74,7 +100,7 @@ func get(ctx context.Context, store Store, object string) ([]byte, error) {
 
 // getRange reads a part of an object.
 func getRange(ctx context.Context, store Store, object string, off, n int64) ([]byte, error) {
-	b, err := store.GetRange(ctx, object, off, n)
+	b, err := leaving(ctx, store, "get range", object, func() ([]byte, error) { return store.GetRange(ctx, object, off, n) })
 	return b, readError(store, object, off+n, err)
 }
 
@@ -109,7 +135,7 @@ func readSegment(ctx context.Context, store Store, s SegmentRef) ([]byte, error)
 	if s.Inline() {
 		b, err = getRange(ctx, store, s.Object, s.Offset, s.Length)
 	} else {
-		b, err = store.Get(ctx, s.Object)
+		b, err = getAll(ctx, store, s.Object)
 		err = readError(store, s.Object, s.Offset+s.Length, err)
 	}
 	switch {

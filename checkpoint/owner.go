@@ -135,7 +135,7 @@ func lastOwner(ctx context.Context, store Store, known *numbered) (last numbered
 
 func getOwner(ctx context.Context, store Store, n int) (Owner, error) {
 	name := ownerObject(n)
-	b, err := store.Get(ctx, name)
+	b, err := getAll(ctx, store, name)
 	if err != nil {
 		return Owner{}, err
 	}

@@ -204,7 +204,7 @@ func (p *Points) drop(e *list.Element) {
 	p.bytes -= o.cost
 }
 
-// Close ends all reads and waits for them.
+// Close ends all reads and waits for them. What the store is stuck with goes on alone.
 func (p *Points) Close() {
 	p.mu.Lock()
 	p.closed = true

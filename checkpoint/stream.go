@@ -121,7 +121,9 @@ func (c *chunk) fetch(in *stream) {
 	if !ok {
 		memory = new([]byte)
 	}
-	c.data, c.err = d.getRangeInto(in.ctx, in.s.Object, off, n, *memory)
+	c.data, c.err = leaving(in.ctx, in.store, "get range", in.s.Object, func() ([]byte, error) {
+		return d.getRangeInto(in.ctx, in.s.Object, off, n, *memory)
+	})
 	c.err = readError(in.store, in.s.Object, off+n, c.err)
 	c.ours = true
 }

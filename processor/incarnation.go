@@ -260,8 +260,8 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 }
 
 // dispose waits for the goroutines of an incarnation that was cancelled, and gives back what
-// it holds beside the session. For the store it waits no longer than closeTimeout: what is
-// stuck in the system there may never end, see [checkpoint.Writer.Close].
+// it holds beside the session. What the store is stuck with may never end: reads are left when
+// their context ends, and the rest after closeTimeout, see [checkpoint.Writer.Close].
 func (inc *incarnation) dispose() {
 	inc.end()
 	inc.group.Wait()
