@@ -3,13 +3,16 @@ package weir_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -18,6 +21,7 @@ import (
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/cutafter"
+	"github.com/weirstream/weir/lookup"
 	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/sink/twophase"
 	"github.com/weirstream/weir/source"
@@ -164,6 +168,77 @@ func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
 	wantError(t, err, "StopTimeout", "unknown")
 	if strings.Contains(err.Error(), "nothing after") || strings.Contains(err.Error(), "was not committed") {
 		t.Errorf("it denies what it does not know: %v", err)
+	}
+}
+
+// heldCommit makes the broker keep the n-th commit of a transaction to itself, and all that
+// comes after it on that connection: sent is closed when it is there. release lets it go on, and
+// returns when it does: a broker that is closed while a request wakes up in it may never end.
+func heldCommit(c *kfake.Cluster, n int) (sent <-chan struct{}, release func()) {
+	there, answer, awake := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	c.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		if !req.(*kmsg.EndTxnRequest).Commit {
+			c.KeepControl()
+			return nil, nil, false
+		}
+		if n--; n > 0 {
+			c.KeepControl()
+			return nil, nil, false
+		}
+		close(there)
+		c.SleepControl(func() { <-answer })
+		close(awake)
+		return nil, nil, false
+	})
+	return there, func() {
+		close(answer)
+		<-awake
+	}
+}
+
+// What fails for good while the broker ends a transaction says nothing against its commit.
+func TestAFailureDoesNotDenyACommitUnderWay(t *testing.T) {
+	lost := func(ctx context.Context, keys []string, answers []lookup.Answer[string]) error {
+		for i, k := range keys {
+			if k == "fail" {
+				return errors.New("asked to")
+			}
+			answers[i] = lookup.Answer[string]{Value: "x", Found: true}
+		}
+		return nil
+	}
+	for what, topology := range map[string]func(*weir.App){
+		"a handler": sums(same),
+		"a panic":   sums(func(err error) error { panic(err) }),
+		"a look-up": asks(lookup.Batch("what fails", lost)),
+	} {
+		for _, before := range []int{0, 1} {
+			t.Run(fmt.Sprintf("%s after %d checkpoints", what, before), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
+					send := func(v string) {
+						if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte(v)}).FirstErr(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					sent, release := heldCommit(c, before+1)
+					r := start(t, "app", c.ListenAddrs(), topology, weir.Store(checkpoint.NewMem()), weir.KafkaOptions(kafkaOptions...))
+					for i := range before {
+						send("a:1")
+						await(r, i+1, any1[event.CheckpointCommitted])
+					}
+					send("a:1")
+					<-sent
+					send("fail:1")
+					err := r.wait()
+					release()
+					wantError(t, err, "asked to", fmt.Sprintf("whether checkpoint %d was committed is unknown", before+1))
+					if strings.Contains(err.Error(), "nothing after") || strings.Contains(err.Error(), "nothing was published") {
+						t.Errorf("it denies what it does not know: %v", err)
+					}
+				})
+			})
+		}
 	}
 }
 

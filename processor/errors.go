@@ -3,11 +3,13 @@ package processor
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/txn"
 )
 
 // Skip marks an error after which the input record is dropped and counted.
@@ -54,8 +56,9 @@ type HandlerError struct {
 	// as "encoding state \"total\" for checkpoint 7"; empty if the error or panic is that of a
 	// function. Partition and Offset say nothing then.
 	Doing string
-	// Checkpoint is the last committed checkpoint; 0 if there is none.
-	Checkpoint int64
+	// Checkpoint is the last committed checkpoint; 0 if there is none. Attempted is one after
+	// it whose commit may or may not have happened; 0 if nothing after it was published.
+	Checkpoint, Attempted int64
 	// Panic tells that the function panicked; Stack is where.
 	Panic bool
 	Stack string
@@ -78,7 +81,7 @@ func (e *HandlerError) Error() string {
 	default:
 		fmt.Fprintf(&b, "operator %q %s on %s: %v", e.Operator, verb, e.describeTimer(e.TimerOperator), e.Err)
 	}
-	b.WriteString("\n  " + published(e.Checkpoint))
+	b.WriteString("\n  " + published(e.Checkpoint, e.Attempted))
 	var (
 		undecodable *Undecodable
 		outage      *sink.Outage
@@ -110,12 +113,87 @@ func (e *HandlerError) Error() string {
 func (e *HandlerError) Unwrap() error { return e.Err }
 
 // published says what readers of outputs can see; last is the last committed checkpoint, 0
-// if there is none.
-func published(last int64) string {
+// if there is none, and attempted one whose commit is in doubt, 0 if none is.
+func published(last, attempted int64) string {
+	if attempted != 0 {
+		return txn.Doubt(attempted)
+	}
 	if last == 0 {
 		return "no checkpoint is committed yet; nothing was published"
 	}
 	return fmt.Sprintf("the last committed checkpoint is %d; nothing after it was published", last)
+}
+
+// withOutcome returns err with what became of the commit that was under way when it happened:
+// who made it knew only of the one before. It is called when the committer has ended.
+func (inc *incarnation) withOutcome(err error) error {
+	last := inc.outcome
+	unknown := inDoubt(last.err)
+	if err == nil || last.id == 0 || last.err != nil && !unknown {
+		return err // there was none, or it did not happen
+	}
+	is, final := err, false
+	if f, ok := err.(fatalError); ok {
+		is, final = f.error, true
+	}
+	// What it says of checkpoints is changed in a copy: others may have it by now.
+	note := func(committed, attempted *int64) {
+		if unknown {
+			*attempted = last.id
+		} else {
+			*committed = max(*committed, last.id)
+		}
+	}
+	switch e := is.(type) {
+	case *HandlerError:
+		c := *e
+		note(&c.Checkpoint, &c.Attempted)
+		is = &c
+	case *LookupError:
+		c := *e
+		note(&c.Checkpoint, &c.Attempted)
+		is = &c
+	case *txn.Error:
+		if e.Attempted >= 0 {
+			return err // it is about this commit
+		}
+		c := *e
+		note(&c.LastCommitted, &c.Attempted)
+		is = &c
+	default:
+		if unknown && !inDoubt(err) && !errors.Is(err, ErrKilled) {
+			is = errors.Join(is, last.err)
+		}
+	}
+	if final {
+		return fatal(is)
+	}
+	return is
+}
+
+// inDoubt tells whether err says of a checkpoint that it may or may not be committed.
+func inDoubt(err error) bool {
+	switch e := err.(type) {
+	case *txn.Error:
+		if e.Attempted >= 0 {
+			return true
+		}
+	case *HandlerError:
+		if e.Attempted != 0 {
+			return true
+		}
+	case *LookupError:
+		if e.Attempted != 0 {
+			return true
+		}
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		return inDoubt(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), inDoubt)
+	}
+	return false
 }
 
 // RestartsError says that the restart policy gave up.

@@ -91,6 +91,7 @@ type incarnation struct {
 
 	head          atomic.Pointer[offsets.ManifestRef] // newest committed checkpoint, nil for none
 	committed     atomic.Int64                        // its id, or that of what was used before
+	outcome       committed                           // of the last commit; the committer's until it has ended
 	records       atomic.Int64                        // processed since the loop looked last
 	bytes         atomic.Int64
 	quiet         atomic.Bool  // the loop waits for the first record of an epoch
@@ -241,7 +242,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	inc.spawn(func() error { return inc.poll(pollCtx) })
 	inc.spawn(func() error { return inc.watchInputs(pollCtx) })
 	err = inc.live(stop, stopPolling)
-	err = inc.overtakenAtWork(inc.twin(err))
+	err = inc.overtakenAtWork(inc.twin(inc.reason(err)))
 	inc.cancel(err)
 	stopPolling()
 	if killed := errors.Is(context.Cause(inc.ctx), ErrKilled); killed {
@@ -256,7 +257,7 @@ func (inc *incarnation) run(stop context.Context) (err error) {
 	}
 	inc.sess.Close()
 	inc.dispose()
-	return err
+	return inc.withOutcome(err)
 }
 
 // dispose waits for the goroutines of an incarnation that was cancelled, and gives back what
@@ -373,6 +374,15 @@ const leaveTimeout = 5 * time.Second
 
 // closeTimeout bounds the wait for a store that is deaf to the end of contexts.
 const closeTimeout = 5 * time.Second
+
+// reason is why the incarnation ended, if err only follows from that: what fails ends the
+// commit that is under way, and the loop may hear of that first.
+func (inc *incarnation) reason(err error) error {
+	if te, ok := err.(*txn.Error); ok && errors.Is(te, context.Canceled) && inc.ctx.Err() != nil {
+		return context.Cause(inc.ctx)
+	}
+	return err
+}
 
 // twin makes err fatal if it says that this process was fenced and another one holds
 // its instance id: a restart would fence that one in turn, for ever. A process that
@@ -918,7 +928,8 @@ func (inc *incarnation) commitLoop() error {
 				}
 			}
 			err := inc.sess.Commit(j.ctx, *j.commit)
-			inc.send(committed{id: j.id, took: time.Since(begun), err: err})
+			inc.outcome = committed{id: j.id, took: time.Since(begun), err: err}
+			inc.send(inc.outcome)
 			if err != nil {
 				continue
 			}

@@ -2,7 +2,9 @@ package processor
 
 import (
 	"context"
+	"errors"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
+	"github.com/weirstream/weir/txn"
 )
 
 func TestNothingBeginsOnceAnIncarnationIsWaitedFor(t *testing.T) {
@@ -101,5 +104,54 @@ func TestOffsetsThatGoBeyondWhatAnIncarnationCommitted(t *testing.T) {
 	}
 	if goesBeyond("", head, own) || goesBeyond("set by hand", head, own) {
 		t.Error("offsets without a pointer are nobody's commit")
+	}
+}
+
+func TestAnErrorSaysWhatBecameOfTheCommitUnderWay(t *testing.T) {
+	bad := errors.New("bad")
+	handler, lookup := &HandlerError{Operator: "sum", Checkpoint: 6, Err: bad}, &LookupError{Operator: "ask", Checkpoint: 6, Err: bad}
+	lost := &txn.Error{Op: "x", Kind: txn.Lost, LastCommitted: 6, Attempted: -1, Err: bad}
+	unknown := &txn.Error{Op: "commit checkpoint 7", Kind: txn.Unknown, LastCommitted: 6, Attempted: 7, Err: context.Canceled}
+	refused := &txn.Error{Op: "commit checkpoint 7", Kind: txn.Transient, LastCommitted: 6, Attempted: -1, Err: bad}
+	for _, err := range []error{handler, fatal(handler), lookup, fatal(lookup), lost, fatal(lost), bad, fatal(bad)} {
+		_, final := errors.AsType[fatalError](err)
+		for what, c := range map[string]struct {
+			outcome     committed
+			doubt, deny bool
+		}{
+			"none":      {outcome: committed{}, deny: true},
+			"before":    {outcome: committed{id: 6}, deny: true},
+			"refused":   {outcome: committed{id: 7, err: refused}, deny: true},
+			"in doubt":  {outcome: committed{id: 7, err: unknown}, doubt: true},
+			"committed": {outcome: committed{id: 7}},
+		} {
+			inc := &incarnation{outcome: c.outcome}
+			got := inc.withOutcome(err)
+			if !errors.Is(got, bad) {
+				t.Errorf("%v, %s: it became %v", err, what, got)
+			}
+			if _, is := errors.AsType[fatalError](got); is != final {
+				t.Errorf("%v, %s: fatal is %v", err, what, is)
+			}
+			text := got.Error()
+			if doubt := strings.Contains(text, "whether checkpoint 7 was committed is unknown"); doubt != c.doubt || inDoubt(got) != c.doubt {
+				t.Errorf("%s, in doubt %v: %s", what, inDoubt(got), text)
+			}
+			if err == bad || err == fatal(bad) {
+				continue // it says nothing of checkpoints
+			}
+			if deny := strings.Contains(text, "checkpoint is 6; nothing after it was published"); deny != c.deny {
+				t.Errorf("%s: %s", what, text)
+			}
+			if strings.Contains(text, "checkpoint is 7;") != (what == "committed") {
+				t.Errorf("%s: %s", what, text)
+			}
+			if stop := stopError(got).Error(); c.doubt && strings.Contains(stop, "was not committed") {
+				t.Errorf("%s: %s", what, stop)
+			}
+		}
+	}
+	if handler.Attempted != 0 || lookup.Attempted != 0 || lost.Attempted != -1 || handler.Checkpoint != 6 {
+		t.Error("others may read the errors that are there already")
 	}
 }

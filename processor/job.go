@@ -153,11 +153,8 @@ func (j *Job) run(ctx context.Context) error {
 
 // stopError says why a stop was not clean.
 func stopError(err error) error {
-	var (
-		te        *txn.Error
-		unapplied *UnappliedError
-	)
-	if errors.As(err, &unapplied) || errors.As(err, &te) && te.Attempted >= 0 {
+	var unapplied *UnappliedError
+	if errors.As(err, &unapplied) || inDoubt(err) {
 		return fmt.Errorf("stopping: %w", err) // it says itself what is known
 	}
 	return fmt.Errorf("stopping: the last checkpoint was not committed, the next start replays: %w", err)

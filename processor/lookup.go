@@ -588,9 +588,11 @@ func (o *asker[A, K, V]) failure(err error) error {
 
 // LookupError says that a look-up failed as a whole, so that no record is to blame.
 type LookupError struct {
-	Operator   string
-	Source     string // as it describes itself
-	Checkpoint int64  // the last committed one; 0 if there is none
+	Operator string
+	Source   string // as it describes itself
+	// Checkpoint is the last committed one; 0 if there is none. Attempted is one after it
+	// whose commit may or may not have happened; 0 if nothing after it was published.
+	Checkpoint, Attempted int64
 	// Panic tells that its function panicked; Stack is where.
 	Panic bool
 	Stack string
@@ -604,7 +606,7 @@ func (e *LookupError) Error() string {
 		verb = "panicked"
 	}
 	fmt.Fprintf(&b, "operator %q: looking up in %s %s: %v", e.Operator, e.Source, verb, e.Err)
-	b.WriteString("\n  " + published(e.Checkpoint))
+	b.WriteString("\n  " + published(e.Checkpoint, e.Attempted))
 	if e.Stack != "" {
 		b.WriteString("\n" + e.Stack)
 	}

@@ -76,11 +76,16 @@ func (e *Error) Error() string {
 func known(last, attempted int64) string {
 	switch {
 	case attempted >= 0:
-		return fmt.Sprintf("whether checkpoint %d was committed is unknown: the next start reads the committed offsets and knows", attempted)
+		return Doubt(attempted)
 	case last >= 0:
 		return fmt.Sprintf("the last committed checkpoint is %d; nothing after it was published", last)
 	}
 	return "nothing was published by this session"
+}
+
+// Doubt says what is known of a checkpoint whose commit was tried and may have happened.
+func Doubt(checkpoint int64) string {
+	return fmt.Sprintf("whether checkpoint %d was committed is unknown: the next start reads the committed offsets and knows", checkpoint)
 }
 
 func (e *Error) remedy() string {
