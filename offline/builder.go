@@ -131,8 +131,8 @@ func cloneInFlight(refs []checkpoint.InFlight) []checkpoint.InFlight {
 func (b *Builder) SetApp(app string) { b.app = app }
 
 // SetWatermark sets event time, in milliseconds since 1970: of the keyed stages that the
-// snapshot knows, and of the partitions that have a position by now. Records in flight
-// advance it as they did.
+// snapshot knows, and of the partitions that have a position by now. What is in flight
+// advances it as it did, unless positions were changed.
 func (b *Builder) SetWatermark(ms int64) {
 	b.watermark = ms
 	b.eventTime.KeyGroups, b.eventTime.Firing = nil, nil

@@ -287,6 +287,29 @@ func TestWithoutPositionsNothingIsLeftOfEventTimeInFlight(t *testing.T) {
 	}
 }
 
+// TestTimesInFlightAreThoseOfThePositions sets input and time back. What is read again is in
+// time, so no mark of before takes time on.
+func TestTimesInFlightAreThoseOfThePositions(t *testing.T) {
+	store := checkpoint.NewMem()
+	a := newApp(t, store, testGroups)
+	a.inFlight = []checkpoint.InFlightData{flight(0, testGroups-1, watermark+9, 0)}
+	a.checkpoint()
+	for _, moved := range []bool{false, true} {
+		b := Edit(openLatest(t, store), BuildOptions{Dir: t.TempDir()})
+		if moved {
+			b.SetPosition(offsets.Partition{Topic: "payments"}, offsets.Position{Offset: 1})
+		}
+		b.SetWatermark(7)
+		m := write(t, b, store, fmt.Sprint("moved-", moved)).manifest
+		if at := m.Watermarks("by-user", 0, testGroups); slices.Max(at) != 7 || slices.Min(at) != 7 {
+			t.Errorf("time stands at %v", at)
+		}
+		if len(m.InFlight) != 1 || (m.InFlight[0].Length == 0) != moved {
+			t.Errorf("positions changed: %v; in flight are %+v", moved, m.InFlight)
+		}
+	}
+}
+
 // TestOtherKeyGroupsBeginWhereTheKeysFurthestBehindStood edits a checkpoint in which a subtask
 // was ahead and another one, which stood where the stage did, had nothing in flight.
 func TestOtherKeyGroupsBeginWhereTheKeysFurthestBehindStood(t *testing.T) {

@@ -90,7 +90,7 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 		was := b.base.manifest
 		m.Instance, m.Checkpoint, m.Incarnation, m.Sinks = was.Instance, was.Checkpoint, was.Incarnation, was.Sinks
 		if m.Logs, err = sp.Logs(ctx, b.base.store, was); err == nil {
-			err = sp.InFlight(ctx, b.base.store, b.inFlight, b.keyGroups, b.keyGroups != was.KeyGroups, b.eventTime)
+			err = sp.InFlight(ctx, b.base.store, b.flights(), b.keyGroups, b.keyGroups != was.KeyGroups, b.eventTime)
 		}
 		if err != nil {
 			sp.Abort(ctx)
@@ -98,6 +98,19 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 		}
 	}
 	return sp.Complete(ctx, m)
+}
+
+// flights returns what is to be in flight in the savepoint. With other positions these are no
+// records, see checkInFlight, and the times behind what the old positions were are not taken
+// along: what is read again would be late.
+func (b *Builder) flights() []checkpoint.InFlight {
+	refs := cloneInFlight(b.inFlight)
+	for i := range refs {
+		if f := &refs[i]; b.moved {
+			f.Object, f.Offset, f.Length, f.CRC32C = "", 0, 0, 0
+		}
+	}
+	return refs
 }
 
 // checkInFlight tells what speaks against taking the records in flight along.
