@@ -115,8 +115,9 @@ func (j *Job) run(ctx context.Context) error {
 		if errors.As(err, &te) && te.Kind == txn.Fenced {
 			j.cfg.Listener.Fenced(event.Fenced{App: j.cfg.App, Err: err})
 		}
-		// Who never was active has nothing to commit, and its stop is a clean one.
-		idle := unsettled == nil && !inc.hasStarted() && j.head == (offsets.ManifestRef{})
+		// Who never was active has nothing to commit, and its stop is a clean one; but not if
+		// it began with a checkpoint that has something to apply, though it is no head yet.
+		idle := unsettled == nil && !inc.hasStarted() && j.head == (offsets.ManifestRef{}) && inc.owed.Load() == nil
 		if ctx.Err() != nil && !idle {
 			return stopError(err)
 		}
