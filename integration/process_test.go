@@ -155,8 +155,30 @@ func (p *process) until(what string, within time.Duration, done func() bool) {
 		select {
 		case <-changed:
 		case <-timeout:
-			p.t.Fatalf("%s: no %s within %v\n%s", p.name, what, within, p.story())
+			p.t.Fatalf("%s: no %s within %v\n%s\n%s", p.name, what, within, p.story(), p.goroutines())
 		}
+	}
+}
+
+// goroutines ends the process and returns where its goroutines were.
+func (p *process) goroutines() string {
+	_ = p.cmd.Process.Signal(syscall.SIGQUIT) // it may be over
+	gone := time.After(reapTime)
+	for {
+		p.mu.Lock()
+		over, changed, said := p.over, p.changed, p.stderr.String()
+		p.mu.Unlock()
+		if !over {
+			select {
+			case <-changed:
+				continue
+			case <-gone:
+			}
+		}
+		if i := strings.Index(said, "SIGQUIT: quit"); i >= 0 {
+			return said[i:]
+		}
+		return "no goroutines were told"
 	}
 }
 
