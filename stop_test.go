@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
+	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/cutafter"
@@ -143,6 +145,49 @@ func TestStopWithSavepointRefusesWhileACommitIsInDoubt(t *testing.T) {
 	}
 }
 
+// Likewise, when those that were to look have failed before they could.
+func TestStopAfterFurtherFailuresDoesNotDenyACommitInDoubt(t *testing.T) {
+	for name, policy := range map[string]weir.RestartPolicy{
+		"in a pause":  {Initial: 10 * time.Second, Max: 10 * time.Second, Limit: -1, Quiet: time.Hour},
+		"at any time": {Initial: time.Microsecond, Max: time.Microsecond, Limit: -1, Quiet: time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
+				send := func(v string) {
+					if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte(v)}).FirstErr(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				sent, release := heldCommit(t, c, 2)
+				var down atomic.Bool
+				store := faultstore.Wrap(checkpoint.NewMem())
+				store.Before(func(_ context.Context, op faultstore.Op, _ string) error {
+					if op == faultstore.Get && down.Load() {
+						return errors.New("the store is down")
+					}
+					return nil
+				})
+				r := start(t, "app", c.ListenAddrs(), sums(weir.Retry), weir.Store(store), weir.KafkaOptions(kafkaOptions...), weir.Restart(policy))
+				send("a:1")
+				await(r, 1, any1[event.CheckpointCommitted])
+				send("a:1")
+				<-sent
+				down.Store(true)
+				send("fail:1")
+				await(r, 2, any1[event.Restarting])
+				r.stop()
+				err := r.wait()
+				release()
+				wantError(t, err, "whether checkpoint 2 was committed is unknown", "the store is down")
+				if strings.Contains(err.Error(), "was not committed") {
+					t.Errorf("it denies what it does not know: %v", err)
+				}
+			})
+		})
+	}
+}
+
 // The stop timeout passes while the broker ends the transaction.
 func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
 	c := cluster(t, 1, "in", "out")
@@ -172,28 +217,31 @@ func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
 }
 
 // heldCommit makes the broker keep the n-th commit of a transaction to itself, and all that
-// comes after it on that connection: sent is closed when it is there. release lets it go on, and
-// returns when it does: a broker that is closed while a request wakes up in it may never end.
-func heldCommit(c *kfake.Cluster, n int) (sent <-chan struct{}, release func()) {
+// comes after it on that connection, until release is called: sent is closed when it is there.
+func heldCommit(t *testing.T, c *kfake.Cluster, n int) (sent <-chan struct{}, release func()) {
 	there, answer, awake := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	c.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
-		if !req.(*kmsg.EndTxnRequest).Commit {
-			c.KeepControl()
-			return nil, nil, false
+		if req.(*kmsg.EndTxnRequest).Commit {
+			n--
 		}
-		if n--; n > 0 {
-			c.KeepControl()
-			return nil, nil, false
+		if c.KeepControl(); n == 0 {
+			n-- // the next one passes
+			close(there)
+			c.SleepControl(func() { <-answer })
+			close(awake)
 		}
-		close(there)
-		c.SleepControl(func() { <-answer })
-		close(awake)
 		return nil, nil, false
 	})
-	return there, func() {
+	release = sync.OnceFunc(func() {
 		close(answer)
-		<-awake
-	}
+		select {
+		case <-there:
+			<-awake // a broker that is closed while a request wakes up in it may never end
+		default:
+		}
+	})
+	t.Cleanup(release)
+	return there, release
 }
 
 // What fails for good while the broker ends a transaction says nothing against its commit.
@@ -221,7 +269,7 @@ func TestAFailureDoesNotDenyACommitUnderWay(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
-					sent, release := heldCommit(c, before+1)
+					sent, release := heldCommit(t, c, before+1)
 					r := start(t, "app", c.ListenAddrs(), topology, weir.Store(checkpoint.NewMem()), weir.KafkaOptions(kafkaOptions...))
 					for i := range before {
 						send("a:1")

@@ -81,6 +81,7 @@ func (j *Job) run(ctx context.Context) error {
 	delay.InitialInterval, delay.MaxInterval = j.cfg.Restart.Initial, j.cfg.Restart.Max
 	restarts := 0
 	var unsettled error // why the last incarnation failed, until another one has started
+	var doubt error     // likewise, of the last one that left a commit in doubt
 	for {
 		begun := time.Now()
 		inc := newIncarnation(ctx, &j.cfg, j.plan, j.local, ends)
@@ -95,7 +96,7 @@ func (j *Job) run(ctx context.Context) error {
 			j.head = offsets.ManifestRef{} // others may have committed since
 		}
 		if standby || inc.hasStarted() {
-			unsettled = nil // whoever is active has looked, or will
+			unsettled, doubt = nil, nil // whoever is active has looked, or will
 		}
 		switch {
 		case err == nil && unsettled != nil:
@@ -111,6 +112,12 @@ func (j *Job) run(ctx context.Context) error {
 			j.cfg.Listener.Restarting(event.Restarting{App: j.cfg.App})
 			continue
 		}
+		why := err
+		if inDoubt(err) {
+			doubt = err
+		} else if doubt != nil {
+			why = errors.Join(doubt, err) // nobody has looked since
+		}
 		var te *txn.Error
 		if errors.As(err, &te) && te.Kind == txn.Fenced {
 			j.cfg.Listener.Fenced(event.Fenced{App: j.cfg.App, Err: err})
@@ -119,7 +126,7 @@ func (j *Job) run(ctx context.Context) error {
 		// it began with a checkpoint that has something to apply, though it is no head yet.
 		idle := unsettled == nil && !inc.hasStarted() && j.head == (offsets.ManifestRef{}) && inc.owed.Load() == nil
 		if ctx.Err() != nil && !idle {
-			return stopError(err)
+			return stopError(why)
 		}
 		if isFatal(err) {
 			return err
@@ -144,10 +151,10 @@ func (j *Job) run(ctx context.Context) error {
 			if idle {
 				return nil
 			}
-			return stopError(err)
+			return stopError(why)
 		}
 		if !idle {
-			unsettled = err
+			unsettled = why
 		}
 	}
 }
