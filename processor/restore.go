@@ -60,6 +60,11 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 	r := &inc.restore
 	begun := time.Now()
 	if !r.began {
+		// All of them are this instance's, since one is active. If those that are assigned are
+		// at their ends already, nothing else would keep the drain from being over.
+		if err := inc.awaitAssigned(ctx, committed, sortedPartitions(inc.ends), "the app is to drain"); err != nil {
+			return nil, err
+		}
 		state, err := inc.recover(ctx, committed)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -91,7 +96,7 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 	if r.err != nil {
 		return nil, inc.overtakenSince(ctx, committed, r.err)
 	}
-	if err := inc.awaitAssigned(ctx, committed, r.state.positions); err != nil {
+	if err := inc.awaitAssigned(ctx, committed, sortedPartitions(r.state.positions), "the checkpoint has state of"); err != nil {
 		return nil, err
 	}
 	positions := map[offsets.Partition]offsets.Position{}
@@ -109,17 +114,17 @@ func (inc *incarnation) Restore(ctx context.Context, committed map[offsets.Parti
 // rejoinEvery is how often the group is asked for partitions that it did not assign.
 const rejoinEvery = time.Second
 
-// awaitAssigned returns when all partitions that the state is about are assigned. A leader
-// of the group that has not seen yet that partitions were added assigns the others alone.
-// To begin with those would leave the positions of the rest behind, in offsets that name an
-// older checkpoint, and let time pass them by. The rebalance that brings them ends ctx, and
-// Restore is called again.
-func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets.Partition]offsets.Committed, positions map[offsets.Partition]offsets.Position) error {
+// awaitAssigned returns when all partitions of a list are assigned, of which why says what is
+// to be done with them. A leader of the group that has not seen yet that partitions were added
+// assigns the others alone. To begin with those, where state is about the rest, would leave its
+// positions behind, in offsets that name an older checkpoint, and let time pass it by. The
+// rebalance that brings them ends ctx, and Restore is called again.
+func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets.Partition]offsets.Committed, all []offsets.Partition, why string) error {
 	if guard.Broken(guard.WholeAssignment) {
 		return nil
 	}
 	topics := inc.plan.Sources.Topics()
-	missing := slices.DeleteFunc(sortedPartitions(positions), func(p offsets.Partition) bool {
+	missing := slices.DeleteFunc(all, func(p offsets.Partition) bool {
 		_, ok := committed[p]
 		return ok || !slices.Contains(topics, p.Topic)
 	})
@@ -130,11 +135,11 @@ func (inc *incarnation) awaitAssigned(ctx context.Context, committed map[offsets
 		}
 		for _, p := range missing {
 			if _, ok := listed[p.Topic].Partitions[p.Partition]; !ok {
-				return fmt.Errorf("the checkpoint has state of partition %s, and the broker knows of no such partition: it has not heard of it yet, or the topic was recreated", p)
+				return fmt.Errorf("%s partition %s, and the broker knows of no such partition: it has not heard of it yet, or the topic was recreated", why, p)
 			}
 		}
 		if !warned {
-			inc.cfg.Logger.Sugar().Warnf("the group did not assign %v, of which the checkpoint has state; waiting until it does", missing)
+			inc.cfg.Logger.Sugar().Warnf("%s %v, and the group did not assign them; waiting until it does", why, missing)
 			warned = true
 		}
 		wait := time.NewTimer(rejoinEvery)

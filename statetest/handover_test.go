@@ -30,6 +30,7 @@ type chief struct {
 	kgo.GroupBalancer
 	active atomic.Value // string: an instance ID
 	blind  atomic.Bool  // it does not see the last partition of each topic
+	sees   atomic.Int64 // nor does it until the group was balanced that often
 	asked  atomic.Int64 // how often the group was balanced
 	client *kgo.Client
 	leads  chan struct{} // closed when it does
@@ -66,14 +67,14 @@ func (c *chief) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.Grou
 
 // Balance implements kgo.ConsumerBalancerBalance.
 func (c *chief) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) kgo.IntoSyncAssignment {
-	c.asked.Add(1)
+	blind := c.asked.Add(1) <= c.sees.Load() || c.blind.Load()
 	plan := b.NewPlan()
 	b.EachMember(func(m *kmsg.JoinGroupResponseMember, _ *kmsg.ConsumerMemberMetadata) {
 		if m.InstanceID == nil || *m.InstanceID != c.active.Load() {
 			return
 		}
 		for topic, n := range topics {
-			if c.blind.Load() {
+			if blind {
 				n--
 			}
 			for p := range n {
@@ -326,6 +327,25 @@ func TestS17_InstanceBeginsWithAllPartitionsOfItsCheckpointOrWaits(t *testing.T)
 		}
 	}
 	wantCountedTwice(t, brokers, keys)
+}
+
+// A drain is over when all partitions were read that the input had when it began, also those
+// that the leader of the group does not see at first.
+func TestDrainWaitsForAPartitionThatTheGroupDidNotAssign(t *testing.T) {
+	t.Parallel()
+	brokers := broker(t, 3, "in", "out")
+	_, store := newDir(t)
+	cl := client(t, brokers, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	r := record("in", "key", "v")
+	r.Partition = 2
+	if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	c := lead(t, brokers, "a", "in")
+	c.sees.Store(3) // that it joined, that the app did, and that the app noticed and asks for the first time
+	l := &life{brokers: brokers, topology: countKeys, store: store, opts: []weir.Option{weir.SessionTimeout(3 * time.Second), weir.Restart(weir.RestartPolicy{Limit: 0, Initial: 1, Max: 1, Quiet: time.Hour})}}
+	l.mustDrain(t)
+	compareMaps(t, "output", committed(t, brokers, "out"), map[string][]string{"key": {"1"}}, slices.Equal[[]string])
 }
 
 // An instance that goes on from a checkpoint or a savepoint because its operator said so
