@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -124,6 +125,14 @@ func TestS23_WhatTheBrokerRefusesIsNamedAndNothingIsLost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// The broker hears of it a moment after the controller did, and takes outputs until then.
+		eventually(t, progressTime, func() error {
+			topics, err := w.adm.ListTopics(t.Context(), w.out)
+			if err == nil && !errors.Is(topics[w.out].Err, kerr.UnknownTopicOrPartition) {
+				err = fmt.Errorf("the broker still has topic %s: %v", w.out, topics[w.out].Err)
+			}
+			return err
+		})
 		before := w.input()
 		w.feedNow(100)
 		t.Log(p.refuses(w.out))
@@ -132,6 +141,7 @@ func TestS23_WhatTheBrokerRefusesIsNamedAndNothingIsLost(t *testing.T) {
 			resp, err := w.adm.CreateTopic(t.Context(), outPartitions, -1, nil, w.out)
 			return errors.Join(err, resp.Err)
 		})
+		w.elected(w.out)
 		p = w.launch()
 		w.settleWith(p)
 		p.stop()
@@ -252,6 +262,23 @@ func (w *world) setTopic(topic, key, value string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	// The broker hears of it a moment after the controller did.
+	eventually(w.t, progressTime, func() error {
+		rs, err := w.adm.DescribeTopicConfigs(w.t.Context(), topic)
+		if err != nil {
+			return err
+		}
+		r, err := rs.On(topic, nil)
+		if err := errors.Join(err, r.Err); err != nil {
+			return err
+		}
+		for _, c := range r.Configs {
+			if c.Key == key && c.MaybeValue() == value {
+				return nil
+			}
+		}
+		return fmt.Errorf("the broker does not know %s=%s of topic %s", key, value, topic)
+	})
 }
 
 // feedPadded feeds one record whose output is that many bytes larger.

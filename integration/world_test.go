@@ -85,7 +85,13 @@ func (w *world) topic(name string, partitions int32, config map[string]*string) 
 	if err := errors.Join(err, resp.Err); err != nil {
 		w.t.Fatalf("create topic %s: %v", name, err)
 	}
-	// Its leaders are elected a moment later.
+	w.elected(name)
+}
+
+// elected waits for the leaders of a topic that was made: the broker hears of them a moment
+// after the controller did.
+func (w *world) elected(name string) {
+	w.t.Helper()
 	eventually(w.t, progressTime, func() error {
 		l, err := w.adm.ListEndOffsets(w.t.Context(), name)
 		return errors.Join(err, l.Error())
