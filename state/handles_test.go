@@ -826,6 +826,33 @@ func TestTimeOfAKeyIsNotBeforeTheFloorOfItsKeyGroup(t *testing.T) {
 	})
 }
 
+// A timer for the last millisecond that there is fires at the end of the input.
+func TestWhatIsWrittenAtTheEndOfTimeIsThere(t *testing.T) {
+	bothWays(t, func(t *testing.T, budget int64) {
+		var v *state.OfValue[int64]
+		var m *state.OfMap[int64, int64]
+		o := newOne(t, newCommitted(), budget, func(s state.Setup) {
+			ttl := state.TTL(50*time.Millisecond, state.InEventTime, state.OnRead)
+			v = state.Value(s, "v", codec.Int64, ttl)
+			m = state.Map(s, "m", codec.Int64, codec.Int64, ttl)
+		})
+		for _, at := range []int64{math.MinInt64 + 1, 0, math.MaxInt64 - 60, math.MaxInt64 - 1, 0} {
+			o.ks.SetTime(segment.EventTime, at)
+			o.ks.Use("k", 0)
+			v.Set(at)
+			m.Put(at, at)
+			for range 2 {
+				if v.Get() != at || m.Get(at) != at {
+					t.Errorf("at %d there are %d and %d", at, v.Get(), m.Get(at))
+				}
+			}
+		}
+		if err := o.ks.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // While timers of one moment fire, event time goes back and forth. What has expired for one
 // of them is still there for the next, also if a checkpoint is taken between the two.
 func TestWhatHasExpiredForATimerIsThereForAnEarlierOne(t *testing.T) {

@@ -132,7 +132,12 @@ func (o *options) stamp(now int64) int64 {
 	if now == unknownTime {
 		return unstamped
 	}
-	return now + o.ttl.Milliseconds()
+	// A timer may be set for the last millisecond that there is, as one that fires at the end of
+	// the input. When there is input again, time is before that.
+	if ttl := o.ttl.Milliseconds(); now < unstamped-ttl {
+		return now + ttl
+	}
+	return unstamped
 }
 
 // moves tells whether reading an entry changes its expiry.
@@ -141,7 +146,7 @@ func (o *options) moves(expires, now int64) bool {
 		return now != unknownTime
 	}
 	ttl := o.ttl.Milliseconds()
-	return o.onRead && now+ttl-expires >= ttl/minRefresh
+	return o.onRead && now >= expires-(ttl-ttl/minRefresh)
 }
 
 // header is what an entry is stored with.

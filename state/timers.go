@@ -77,6 +77,7 @@ const (
 	timerHeld                     // set in the last firing
 	timerDirty
 	_
+	timerUnread // set although a segment that was not read may hold it
 
 	timerBusy = timerDirty | timerDirty<<1 | timerPinned
 )
@@ -157,7 +158,7 @@ func (t *Timers) Set(at time.Time) {
 	} else {
 		*t.countOf(slot)++
 		if t.beyond(it) {
-			it.flags = timerStored // perhaps
+			it.flags = timerStored | timerUnread // perhaps
 		}
 	}
 	if t.last {
@@ -233,7 +234,7 @@ func (t *Timers) remove(it timer) {
 		t.forget(it.slot) // no segment ever heard of it
 		return
 	}
-	it.flags &^= timerHeld
+	it.flags &^= timerHeld | timerUnread
 	t.mark(&it)
 	t.gone.Set(it)
 }
@@ -593,7 +594,10 @@ func (t *Timers) timeOf(userKey []byte) (ms int64, err error) {
 // found adds a timer that a segment holds, unless something newer is known about it.
 func (t *Timers) found(it timer) {
 	if was, ok := t.live.Get(it); ok {
-		if was.flags&timerStored == 0 {
+		if was.flags&timerStored == 0 || was.flags&timerUnread != 0 {
+			if was.flags&timerUnread != 0 {
+				was.flags &^= timerHeld | timerUnread // it was set before, and setting it again changed nothing
+			}
 			was.flags |= timerStored
 			t.live.Set(was)
 		}
@@ -734,7 +738,10 @@ func (t *Timers) encode(n int) (int, error) {
 	list := t.changed[t.gen^1]
 	for done := range n {
 		if t.walked == len(list) {
-			t.changed[t.gen^1], t.walked = list[:0], 0
+			if t.walked = 0; cap(list) > 4*len(list)+chunkSize {
+				list = nil // a burst is over
+			}
+			t.changed[t.gen^1] = list[:0]
 			return done, t.keys.failed()
 		}
 		k := list[t.walked]

@@ -466,6 +466,77 @@ func TestTheLastFiringTakesEveryTimerOnce(t *testing.T) {
 	}
 }
 
+// To set a timer again that the backing has, and that is not in memory, changes nothing either.
+// One that fired or was deleted before is new.
+func TestTheLastFiringTakesTimersThatWereSetAgain(t *testing.T) {
+	const timers = 100
+	stored := &committedTable{entries: map[string][]byte{}}
+	r := newTimerRig(stored, true, 4)
+	r.use("k")
+	for ms := range int64(timers) {
+		r.timers.Set(time.UnixMilli(ms))
+	}
+	if err := r.ks.Freeze(&r.builder, 1); err != nil {
+		t.Fatal(err)
+	}
+	stored.apply(r.builder.Finish())
+	stored.committed = 1
+
+	r = newTimerRig(stored, true, 4)
+	var fired []int64
+	r.timers.FireLast(func(tm Timer) bool {
+		if fired = append(fired, tm.At.UnixMilli()); len(fired) == 1 {
+			r.timers.Set(time.UnixMilli(97))
+			r.timers.Delete(time.UnixMilli(98))
+			r.timers.Set(time.UnixMilli(98))
+			r.timers.Set(time.UnixMilli(99))
+			r.timers.Delete(time.UnixMilli(99))
+			r.timers.Set(time.UnixMilli(99))
+			r.timers.Set(time.UnixMilli(0))
+		}
+		return true
+	})
+	if len(fired) != timers-2 || fired[timers-3] != 97 {
+		t.Errorf("%d timers fired, up to %d, want all but 98 and 99", len(fired), fired[len(fired)-1])
+	}
+	fired = nil
+	r.timers.Fire(timers, func(tm Timer) bool { fired = append(fired, tm.At.UnixMilli()); return true })
+	if want := []int64{0, 98, 99}; !slices.Equal(fired, want) {
+		t.Errorf("left were %v, want %v", fired, want)
+	}
+	if err := r.ks.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The memory that many timers of one epoch took is not taken for ever, nor counted.
+func TestABurstOfTimersIsOver(t *testing.T) {
+	stored := &committedTable{entries: map[string][]byte{}}
+	r := newTimerRig(stored, true, 1<<20)
+	commit := func(checkpoint int64) {
+		t.Helper()
+		if err := r.ks.Freeze(&r.builder, checkpoint); err != nil {
+			t.Fatal(err)
+		}
+		stored.apply(r.builder.Finish())
+		stored.committed = checkpoint
+	}
+	commit(1)
+	before := r.ks.Memory()
+	r.use("k")
+	for ms := range int64(30_000) {
+		r.timers.Set(time.UnixMilli(ms))
+	}
+	commit(2)
+	r.timers.Fire(30_000, func(Timer) bool { return true })
+	for checkpoint := int64(3); checkpoint < 8; checkpoint++ {
+		commit(checkpoint)
+	}
+	if after := r.ks.Memory(); after > before+100_000 {
+		t.Errorf("the memory is %d bytes, and was %d before", after, before)
+	}
+}
+
 // A timer that was set and fired between two barriers costs no checkpoint anything.
 func TestTimersOfOneEpochLeaveNoTrace(t *testing.T) {
 	r := newTimerRig(&committedTable{}, false, 0)
