@@ -394,6 +394,10 @@ func (r *keyedRunner[K, T]) attend() error {
 // fill takes what senders handed over. What a checkpoint lacks of it is captured before
 // it is processed.
 func (r *keyedRunner[K, T]) fill() error {
+	if r.head > len(r.queue)/2 {
+		// Under lasting backpressure it never runs empty.
+		r.queue, r.head = slices.Delete(r.queue, 0, r.head), 0
+	}
 	n := len(r.queue)
 	r.queue = r.box.drain(r.queue)
 	for i := n; i < len(r.queue) && r.capture.id != 0; i++ {
@@ -505,11 +509,10 @@ func (r *keyedRunner[K, T]) captureBatch(bt *batch[K, T], from int, skip bool) e
 		// A sender went on to a newer checkpoint without this one: it was given up.
 		return r.apply(r.aligner.Cancel(c.id))
 	}
-	c.inputs[bt.input] = bt.time
-	m := merge(c.inputs)
-	if m.watermark == endOfTime {
-		m.watermark = c.now.watermark // the end is never stored
+	if bt.time.watermark != endOfTime { // which is never stored
+		c.inputs[bt.input] = bt.time
 	}
+	m := merge(c.inputs)
 	m.watermark = max(m.watermark, c.now.watermark)
 	items := bt.items[min(from, len(bt.items)):]
 	if (len(items) > 0 || m != c.now) && !skip {

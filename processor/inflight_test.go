@@ -131,6 +131,32 @@ func (n *notes) emit(sender int, key string, numbers ...int) {
 	n.senders[sender].idle()
 }
 
+// A subtask that never comes to the end of its queue keeps no more of it than there is.
+func TestTheQueueOfASubtaskThatIsNeverDoneDoesNotGrow(t *testing.T) {
+	n := newNotes(t, 1, 1, nil, nil)
+	r := n.runners[0]
+	n.emit(0, "a", 1)
+	n.emit(0, "a", 2)
+	for id := int64(1); id <= 1000; id++ {
+		n.emit(0, "a", 3)
+		n.senders[0].barrier(id)
+		for range 2 {
+			bt, err := r.next()
+			if err == nil && bt != nil {
+				err = r.take(bt)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.freeze()
+		n.acks()
+	}
+	if left := len(r.queue) - r.head; left == 0 || len(r.queue) > 100 {
+		t.Errorf("the queue has %d places, and %d batches", len(r.queue), left)
+	}
+}
+
 // look makes every subtask look at what it is told, without processing anything.
 func (n *notes) look() {
 	n.t.Helper()

@@ -445,7 +445,9 @@ type keyedRunner[K comparable, T any] struct {
 	replayed int            // how many of them were begun
 	restored []mark         // where event time stands, by part of it
 
-	inputs []mark // by input
+	inputs []mark // by input, without the end of time
+	ended  []bool // by input: time is at its end
+	live   int    // how many have not ended
 	now    mark   // of the subtask
 	finite int64  // its watermark before the end of time
 	fired  int64  // up to where all timers fired: less than finite while those between do
@@ -658,7 +660,7 @@ func (r *keyedRunner[K, T]) restoreTime(inputs int) {
 	stood := r.sub.inc.base.Watermarks(r.sub.stage, r.lo, r.hi)
 	at := slices.Min(stood)
 	r.now, r.finite, r.sub.watermark = mark{watermark: at}, at, at
-	r.inputs = make([]mark, inputs)
+	r.inputs, r.ended, r.live = make([]mark, inputs), make([]bool, inputs), inputs
 	for i := range r.inputs {
 		r.inputs[i].watermark = noWatermark
 	}

@@ -281,11 +281,27 @@ func timerOf(r *kgo.Record) (operator string, ok bool) {
 // advance takes up where time stands on an input: timers that are due by it fire, and
 // then it goes on to the receivers, behind what the timers emitted.
 func (r *keyedRunner[K, T]) advance(input int, in mark) error {
+	if in.watermark == endOfTime {
+		return r.endInput(input)
+	}
 	if r.inputs[input] == in {
 		return nil
 	}
 	r.inputs[input] = in
 	return r.rise(merge(r.inputs))
+}
+
+// endInput takes note that nothing follows on an input. It goes on to stand where it stood
+// until all have come to their end: else time would be stored that has not come for it.
+func (r *keyedRunner[K, T]) endInput(input int) error {
+	if !r.ended[input] {
+		r.ended[input] = true
+		r.live--
+	}
+	if r.live > 0 {
+		return nil
+	}
+	return r.rise(mark{watermark: endOfTime})
 }
 
 // rise takes up where time stands on all inputs together.

@@ -177,6 +177,43 @@ func TestTimeOfStateDoesNotGoBackBetweenTimers(t *testing.T) {
 	}
 }
 
+// Time that is stored did not come nearer to the end because one input came to it before
+// another one did.
+func TestInputsThatEndOneByOneDoNotTakeTimeOn(t *testing.T) {
+	for _, unaligned := range []bool{false, true} {
+		e := newTimedEdge(t, 2, noWatermark)
+		e.send[0](15)
+		e.senders[0].time(mark{watermark: 10})
+		e.senders[1].time(mark{watermark: 20})
+		e.take("value 15")
+		e.senders[0].time(mark{watermark: endOfTime})
+		e.senders[0].barrier(1)
+		inc := e.r.sub.inc
+		if unaligned {
+			inc.unaligned.Store(1)
+			inc.callAttention()
+			e.take()
+		} else {
+			e.take()
+		}
+		e.senders[1].time(mark{watermark: endOfTime})
+		e.senders[1].barrier(1)
+		e.take("fires 15")
+		if err := e.r.encode(time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		a := (<-inc.events).(ack)
+		if a.watermark != 10 || a.fired != 10 {
+			t.Errorf("unaligned %v: time is stored as %d, and timers have fired up to %d, want 10", unaligned, a.watermark, a.fired)
+		}
+		for _, p := range a.inFlight {
+			if *p.Watermark != 10 || p.Length > 0 || len(p.Data) > 0 {
+				t.Errorf("in flight is %+v, with %d bytes", p.InFlight, len(p.Data))
+			}
+		}
+	}
+}
+
 // Also where the next record is there already, and a batch of a test kit has one only.
 func TestTimerForATimeThatHasPassedFiresRightAfterItsHandler(t *testing.T) {
 	e := newTimedEdge(t, 1, 100)
