@@ -177,6 +177,10 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 		errs = append(errs, fmt.Errorf("commit topic %q: the app also has it as an input, an output or its dead-letter topic: give the commits one of their own with weir.CommitTopic", commits))
 	}
 	errs = append(errs, a.checkLookups(cfg)...)
+	// Without outputs a transaction is opened only when it is committed.
+	if len(a.outputs) > 0 || cfg.DeadLetterTopic != "" {
+		errs = append(errs, a.opts.checkOpen(cfg.TransactionTimeout)...)
+	}
 	if cfg.Unaligned {
 		for _, st := range a.stages {
 			if err := st.Unaligned(); err != nil && !st.Idle() {

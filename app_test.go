@@ -13,6 +13,7 @@ import (
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/sink/file"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
@@ -157,6 +158,52 @@ func TestTimeToLiveInEventTimeNeedsASourceThatTellsIt(t *testing.T) {
 	wantErrors(t, expiring(), `operator "expiring": state "seen" would never expire`, `operator "expiring": state "seen-too" would never expire`, "(app_test.go:")
 	if err := expiring(weir.RecordTime()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A commit is given up when its transaction is older than half of the timeout, and one with
+// outputs is as old as the interval is long.
+func TestIntervalHasToFitIntoHalfOfTheTransactionTimeout(t *testing.T) {
+	validate := func(to func(weir.Stream[string]), opts ...weir.Option) error {
+		app := weir.New("app", append([]weir.Option{weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a")}, opts...)...)
+		to(weir.From(app, "in", source.Values("in", codec.String)))
+		return app.Validate()
+	}
+	toKafka := func(s weir.Stream[string]) { weir.To(s, "out", kafka.Values("out", kafka.NoKey, codec.String)) }
+	toFiles := func(s weir.Stream[string]) {
+		weir.To(s, "out", file.Lines(file.Options{Dir: t.TempDir()}, func(dst []byte, s string) ([]byte, error) { return append(dst, s...), nil }))
+	}
+	every, timeout := weir.CheckpointEvery, weir.TransactionTimeout
+	for _, c := range []struct {
+		name string
+		to   func(weir.Stream[string])
+		opts []weir.Option
+		want []string // none: it is valid
+	}{
+		{"derived", toKafka, []weir.Option{every(5 * time.Minute)}, nil},
+		{"derived, at its most", toKafka, []weir.Option{every(8 * time.Minute)}, []string{
+			"weir.CheckpointEvery(8m0s)", "weir.TransactionTimeout, derived as 15m0s", "weir.TransactionTimeout(16m1s)", "transaction.max.timeout.ms"}},
+		{"derived, with other triggers", toKafka, []weir.Option{every(8 * time.Minute), weir.AfterRecords(1)}, []string{"weir.CheckpointEvery(8m0s)"}},
+		{"derived, without a checkpoint timeout to speak of", toKafka, []weir.Option{every(time.Minute), weir.CheckpointTimeout(time.Millisecond), weir.TolerableFailures(0)}, nil},
+		{"set", toKafka, []weir.Option{every(2 * time.Second), timeout(5 * time.Second)}, nil},
+		{"set, too short", toKafka, []weir.Option{every(2 * time.Second), timeout(4 * time.Second)}, []string{
+			"weir.CheckpointEvery(2s)", "weir.TransactionTimeout(4s)", "weir.TransactionTimeout(5s)"}},
+		{"set, long enough", toKafka, []weir.Option{every(8 * time.Minute), timeout(20 * time.Minute)}, nil},
+		{"pause", toKafka, []weir.Option{weir.MinPause(8 * time.Minute)}, []string{"weir.MinPause(8m0s)"}},
+		{"none", toKafka, []weir.Option{every(0), weir.AfterRecords(1), timeout(time.Second)}, nil},
+		{"files", toFiles, []weir.Option{every(time.Hour)}, nil},
+		{"files, set", toFiles, []weir.Option{every(time.Hour), timeout(time.Minute)}, nil},
+		{"files and dead letters", toFiles, []weir.Option{every(time.Hour), weir.DeadLetters("dead")}, []string{"weir.CheckpointEvery(1h0m0s)"}},
+		{"no room for a commit", toFiles, []weir.Option{timeout(time.Millisecond)}, []string{"weir.TransactionTimeout(1ms)"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := validate(c.to, c.opts...)
+			if c.want != nil {
+				wantErrors(t, err, c.want...)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

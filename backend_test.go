@@ -147,7 +147,7 @@ func TestS33_StateAndChangesLargerThanTheirMemory(t *testing.T) {
 	const keys = 100_000
 	first, second := words(keys, keys), words(keys/2, keys)
 	produce(t, brokers, "lines", first...)
-	life := &keyedLife{brokers: brokers, store: store, backend: backend, parallelism: 2, opts: []weir.Option{weir.CheckpointEvery(time.Hour)}}
+	life := &keyedLife{brokers: brokers, store: store, backend: backend, parallelism: 2, opts: []weir.Option{weir.CheckpointEvery(5 * time.Minute)}}
 	life.run(t)
 	if life.reasons["memory"] < 2 {
 		t.Errorf("checkpoints were taken for these reasons: %v; what changed should have filled the memory more than once", life.reasons)
@@ -166,7 +166,7 @@ func TestS33_FullMemoryAsksForCheckpointsOnlyWhereTheyFreeSome(t *testing.T) {
 	backend := pebble.Dir(t.TempDir())
 	backend.MemoryBytes = 1 // the least there is
 	var app *weir.App
-	r := start(t, "app", brokers, func(a *weir.App) { app = a; rated(a) }, weir.StateBackend(backend), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(time.Hour))
+	r := start(t, "app", brokers, func(a *weir.App) { app = a; rated(a) }, weir.StateBackend(backend), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(5*time.Minute))
 	for i := range 100 {
 		produce(t, brokers, "rules", fmt.Sprintf("%d=%s", i, strings.Repeat("x", 200)))
 	}

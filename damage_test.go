@@ -37,7 +37,7 @@ func TestS04_SegmentThatTheLocalStoreLacksIsRefusedByNameAtOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			produce(t, brokers, "lines", words(20_000, 20_000)...)
-			life := &keyedLife{brokers: brokers, store: store, backend: pebble.Dir(local), opts: []weir.Option{weir.CheckpointEvery(time.Hour)}}
+			life := &keyedLife{brokers: brokers, store: store, backend: pebble.Dir(local), opts: []weir.Option{weir.CheckpointEvery(5 * time.Minute)}}
 			life.run(t)
 			segments, err := filepath.Glob(filepath.Join(dir, "seg", "*"))
 			if err != nil || len(segments) != 1 {
@@ -110,7 +110,7 @@ func TestSegmentThatOthersDeletedWhileItWasReadIsNotCalledLost(t *testing.T) {
 			for i, w := range old {
 				fresh[i] = "new-" + w
 			}
-			life := &keyedLife{brokers: brokers, store: mem, backend: pebble.Dir(t.TempDir()), opts: []weir.Option{weir.CheckpointEvery(time.Hour)}}
+			life := &keyedLife{brokers: brokers, store: mem, backend: pebble.Dir(t.TempDir()), opts: []weir.Option{weir.CheckpointEvery(5 * time.Minute)}}
 			for _, lines := range [][]string{old, fresh} {
 				produce(t, brokers, "lines", lines...)
 				life.run(t)

@@ -350,7 +350,7 @@ func TestWatermarkDoesNotOvertakeRecordsThatWait(t *testing.T) {
 		again := weir.Lookup(out, "ask-again", upper(func() {}), beforeColon, func(s, _ string, _ bool) (string, error) { return s, nil })
 		weir.To(again, "out", kafka.Values("out", kafka.NoKey, codec.String))
 	}
-	drained(t, "app", brokers, topology, weir.CheckpointEvery(time.Hour))
+	drained(t, "app", brokers, topology, weir.CheckpointEvery(5*time.Minute))
 	want := []string{"A@1 late false", "A@1000 late false", "A@2000 late false", "A fired 101", "A fired 1100", "A fired 2100"}
 	if got := committedValues(t, brokers, "out"); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)

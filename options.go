@@ -150,7 +150,8 @@ func Parallelism(n int) Option { return option(func(o *options) { o.parallelism 
 
 // CheckpointEvery sets the time from one checkpoint to the next, which bounds the
 // latency of outputs for read_committed readers. An epoch without input is not
-// checkpointed. Default 100ms.
+// checkpointed. Twice the time and a second have to be within [TransactionTimeout] if the
+// app writes to Kafka, dead letters included. Default 100ms.
 func CheckpointEvery(d time.Duration) Option { return option(func(o *options) { o.every = d }) }
 
 // AfterRecords triggers a checkpoint after n input records, too. 0: not at all.
@@ -160,7 +161,7 @@ func AfterRecords(n int64) Option { return option(func(o *options) { o.records =
 func AfterBytes(n int64) Option { return option(func(o *options) { o.bytes = n }) }
 
 // MinPause sets the least time between the end of a checkpoint and the barrier of
-// the next. Default 0.
+// the next; bounded by [TransactionTimeout] as [CheckpointEvery] is. Default 0.
 func MinPause(d time.Duration) Option { return option(func(o *options) { o.minPause = d }) }
 
 // CheckpointTimeout sets how long a checkpoint may take to be aligned and made
@@ -318,8 +319,8 @@ func HeldBytes(n int64) Option { return option(func(o *options) { o.held = n }) 
 
 // TransactionTimeout sets after what time the broker aborts a transaction that was
 // not committed. Default: derived from interval and checkpoint timeout, at least
-// 60s. It must not exceed the broker's transaction.max.timeout.ms, 15 minutes
-// where nobody changed it.
+// 60s and at most 15 minutes. It must not exceed the broker's transaction.max.timeout.ms,
+// 15 minutes where nobody changed it.
 func TransactionTimeout(d time.Duration) Option { return option(func(o *options) { o.txnTimeout = d }) }
 
 // SessionTimeout sets after what silence the group gives this process's partitions
@@ -564,8 +565,7 @@ func (o options) config(app string) (processor.Config, []error) {
 	if cfg.TransactionTimeout == 0 {
 		cfg.TransactionTimeout = deriveTransactionTimeout(o)
 	}
-	// A commit may use half of the timeout, and the checkpoint comes before it.
-	bad(o.txnTimeout != 0 && o.txnTimeout < o.every+time.Second, "weir.TransactionTimeout(%v): shorter than a checkpoint interval of %v and a commit", o.txnTimeout, o.every)
+	bad(o.txnTimeout != 0 && o.txnTimeout < commitRoom, "weir.TransactionTimeout(%v): too short for a commit: want at least %v", o.txnTimeout, commitRoom)
 
 	cfg.Skip, err = processor.ParseSkip(strings.Trim(o.skip+","+os.Getenv("WEIR_SKIP"), ","))
 	add(err)
@@ -642,12 +642,40 @@ func (o options) instanceID() (string, error) {
 	return host, nil
 }
 
+// maxTransactionTimeout is the brokers' transaction.max.timeout.ms where nobody changed it.
+const maxTransactionTimeout = 15 * time.Minute
+
+// commitRoom is what a transaction timeout has to be longer than twice the interval, for
+// the checkpoint and the commit at its end.
+const commitRoom = time.Second
+
 // deriveTransactionTimeout leaves room for an interval, as many failed checkpoints
 // as are tolerated, and a commit, which may take half of it.
 func deriveTransactionTimeout(o options) time.Duration {
-	const least, most = time.Minute, 15 * time.Minute
 	open := o.every + time.Duration(o.tolerable+1)*o.checkpointTimeout
-	return min(max(2*open, least), most)
+	return min(max(2*open, 2*o.every+commitRoom, time.Minute), maxTransactionTimeout)
+}
+
+// checkOpen reports triggers that keep a transaction with outputs open for so long that no
+// commit of it would ever be in time.
+func (o options) checkOpen(timeout time.Duration) (errs []error) {
+	for _, t := range []struct {
+		option string
+		d      time.Duration
+	}{{"weir.CheckpointEvery", o.every}, {"weir.MinPause", o.minPause}} {
+		if t.d <= 0 || t.d <= (timeout-commitRoom)/2 {
+			continue
+		}
+		have, least, brokers := fmt.Sprintf("weir.TransactionTimeout(%v)", timeout), 2*t.d+commitRoom, ""
+		if o.txnTimeout == 0 {
+			have = fmt.Sprintf("weir.TransactionTimeout, derived as %v", timeout)
+		}
+		if least > maxTransactionTimeout {
+			brokers = ", which the brokers' transaction.max.timeout.ms has to allow"
+		}
+		errs = append(errs, fmt.Errorf("%s(%v): the transaction of the outputs would be open for as long, and is committed only in the first half of %s: set it lower, or weir.TransactionTimeout(%v) at least%s", t.option, t.d, have, least, brokers))
+	}
+	return errs
 }
 
 func describeAlignment(cfg processor.Config) string {

@@ -219,7 +219,7 @@ func TestQueryDoesNotSeeWhatIsNotCommitted(t *testing.T) {
 		counted := make(chan int64, 16)
 		committed := make(chan int64, 16)
 		app := weir.New("app", weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"), weir.Parallelism(1),
-			weir.CheckpointEvery(time.Hour), weir.AfterRecords(3), weir.StateBackend(backend),
+			weir.CheckpointEvery(5*time.Minute), weir.AfterRecords(3), weir.StateBackend(backend),
 			weir.Listen(weir.Listener{CheckpointCommitted: func(i event.CheckpointCommitted) { committed <- i.Checkpoint }}))
 		byKey := weir.KeyBy(weir.From(app, "in", source.Values("in", codec.String)), "by-key", func(w string) string { return w }, codec.String)
 		weir.To(weir.Process(byKey, "count", func(s *weir.Setup) weir.Handler[string, string, string] {
@@ -287,7 +287,7 @@ func TestQueryDoesNotSeeACheckpointThatIsBeingCommitted(t *testing.T) {
 		brokers := c.ListenAddrs()
 		committed := make(chan int64, 16)
 		app := weir.New("wordcount", weir.Brokers(brokers...), weir.Store(checkpoint.NewMem()), weir.InstanceID("a"), weir.Parallelism(1),
-			weir.CheckpointEvery(time.Hour), weir.AfterRecords(1), weir.StateBackend(backend),
+			weir.CheckpointEvery(5*time.Minute), weir.AfterRecords(1), weir.StateBackend(backend),
 			weir.Listen(weir.Listener{CheckpointCommitted: func(i event.CheckpointCommitted) { committed <- i.Checkpoint }}))
 		byWord := weir.KeyBy(weir.From(app, "lines", source.Values("lines", codec.String)), "by-word", func(w string) string { return w }, codec.String)
 		weir.To(weir.Aggregate(byWord, "count", weir.Count[string]()), "counts", kafka.Sink("counts", codec.String, codec.Int64))

@@ -540,7 +540,7 @@ func TestEndOfAnAppWaitsForOneRecordAndNotForABatch(t *testing.T) {
 			})
 		})
 		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
-	}, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(time.Hour))
+	}, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(5*time.Minute))
 	wantError(t, r.wait(), "it is bad")
 	if n := handled.Load(); n > batch/2 {
 		t.Errorf("%d records of %d were handled before the app ended", n, batch)

@@ -171,7 +171,7 @@ func TestS32_TimersOfAnEpochThatWasRolledBackFireAgain(t *testing.T) {
 		return nil
 	})
 	produce(t, brokers, "in", "a@1000", "b@1001")
-	r := start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(time.Hour), weir.AfterRecords(2), weir.Parallelism(1),
+	r := start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(5*time.Minute), weir.AfterRecords(2), weir.Parallelism(1),
 		weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: time.Millisecond, Limit: 1, Quiet: time.Hour}))
 	committedRecords(r, 2)
 	produce(t, brokers, "in", "c@2000") // the epoch is open: both timers fire in it

@@ -187,7 +187,7 @@ func (w *world) damageLinked(path string, d damage) (whole []byte) {
 func oneSegment(t *testing.T, b backend) (w *world, object string) {
 	t.Helper()
 	w = newWorld(t, []string{needBroker(t)}, 200)
-	w.args = append(w.at(b), "-ballast", "1000", "-interval", "1h")
+	w.args = append(w.at(b), "-ballast", "1000", "-interval", "5m")
 	w.feedNow(2000)
 	w.launch("-drain").exits(0)
 	w.settle(progressTime) // the broker tells of a commit a moment after it
@@ -362,7 +362,7 @@ func TestS33_StateLargerThanItsMemory(t *testing.T) {
 					once++
 				}
 			}
-			p := w.launch("-drain", "-interval", "1h")
+			p := w.launch("-drain", "-interval", "5m")
 			p.exits(0)
 			reasons := map[string]int{}
 			for _, c := range p.all("begun") {

@@ -275,7 +275,7 @@ func TestS25_KilledAtRandomUnderBackpressureAndRescaled(t *testing.T) {
 				parallelism := []int{1, 2, 3, 7, 2, 1}[i%6]
 				words := append([]string{"-parallelism", fmt.Sprint(parallelism)}, slow...)
 				if i%4 == 3 {
-					words = append(words, "-interval", "1h")
+					words = append(words, "-interval", "5m")
 				}
 				p := w.launch(words...)
 				if p.await("restored", 1, progressTime).InFlight > 0 {

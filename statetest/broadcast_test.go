@@ -144,7 +144,7 @@ func TestS25_BroadcastRecordsInFlightReachEverySubtaskOnce(t *testing.T) {
 
 				again := &hall{}
 				again.stopAt.Store(100)
-				v = voyage(again, scale[1], weir.CheckpointEvery(time.Hour))
+				v = voyage(again, scale[1], weir.CheckpointEvery(5*time.Minute))
 				v.start(t)
 				if err := v.wait(t); !errors.Is(err, errRiver) || v.commits > 0 {
 					t.Fatalf("got %v after %d commits, want the end of this life before the first", err, v.commits)

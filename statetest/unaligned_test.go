@@ -259,7 +259,7 @@ func TestS25_UnalignedCheckpointIsRestoredWithAnyParallelism(t *testing.T) {
 
 			again := &river{}
 			again.stopAt.Store(500)
-			v := f.life(again, scale[1], weir.Unaligned(), weir.CheckpointEvery(time.Hour))
+			v := f.life(again, scale[1], weir.Unaligned(), weir.CheckpointEvery(5*time.Minute))
 			v.start(t)
 			if err := v.wait(t); !errors.Is(err, errRiver) || v.commits > 0 {
 				t.Fatalf("got %v after %d commits, want the end of this life before the first", err, v.commits)

@@ -92,7 +92,7 @@ func TestAKilledRunCommitsNothingMore(t *testing.T) {
 	}
 	for i := range int64(4) {
 		weirtest.Produce(b, "words", codec.String, codec.String, words(7)...)
-		run := b.Start(counts, weir.CheckpointEvery(time.Hour), weir.AfterRecords(1000))
+		run := b.Start(counts, weir.CheckpointEvery(5*time.Minute), weir.AfterRecords(1000))
 		// The first time 7, then 14 because those come again, and so on; a reader who does
 		// not mind sees them all.
 		for left := 7 * (i + 1); left > 0; {
