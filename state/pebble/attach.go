@@ -22,6 +22,9 @@ const (
 	copyBytes = 1 << 20
 	// chunkBytes is how much of a segment is in memory while it is copied.
 	chunkBytes = 4 << 20
+	// spareTables is how many tables, beyond two for each segment of the chain, may be there
+	// because the chain is not at hand, before segments are read where they are.
+	spareTables = 64
 	// readAhead is how many segments are fetched at once: enough to hide the latency of
 	// an object store where a chain has some hundreds of segments. Of those that are not
 	// read where they are none is longer than copyBytes.
@@ -364,7 +367,8 @@ func (s *Store) copy(ctx context.Context, seg Segment, name string, data []byte,
 // that is nil they are read from where Attach was told that segments are.
 //
 // What merges put into the chain is taken over at once if it can be linked, otherwise
-// when it was copied in the background.
+// when it was copied in the background, or, if copying is so slow that tables add up, read
+// where it is until then.
 //
 // After an error the store equals prev as before. Errors are *MismatchError,
 // *DamagedError, *StoreError, ErrDetached and ErrClosed.
@@ -405,13 +409,20 @@ func (s *Store) Ingest(ctx context.Context, want, prev ID, own *Segment, data []
 		tables = append(tables, t)
 	}
 	s.chain, s.behind = chain, true
-	if merged := s.atHand(ctx); merged != nil {
+	merged := s.atHand(ctx)
+	inPlace := merged == nil && len(tables) > 2*len(chain)+spareTables
+	if inPlace {
+		// Merges are made faster than their results are copied. What can't be read now may be
+		// at the next checkpoint.
+		_, merged, _ = s.openChain(ctx, chain)
+	}
+	if merged != nil {
 		tables, s.behind = merged, false
 		defer unrefAll(merged)
 	}
 	s.install(want, tables)
 	s.sweep()
-	if s.behind {
+	if s.behind || inPlace {
 		s.wakeUp()
 	}
 	return nil

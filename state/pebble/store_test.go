@@ -1396,3 +1396,35 @@ func TestFileThatWasDamagedIsCopiedAgain(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Merges are made faster than what they made is copied. Then it is read where it is, before
+// the tables of single checkpoints are too many.
+func TestTablesDoNotAddUpWhileCopyingIsSlow(t *testing.T) {
+	for _, copyFirst := range []int64{-1, 1 << 20} {
+		b := newRemoteBucket()
+		h := newHistory(t, b, "a")
+		s := open(t, vfs.NewMem(), Options{DownloadRate: 1, copyFirst: copyFirst})
+		h.attach(s)
+		most := 0
+		for i := range 5 * spareTables {
+			h.ingest(s, set(uint16(i%8), fmt.Sprint("key-", i%50), fmt.Sprint(i)))
+			h.merge(0, len(h.chain))
+			most = max(most, s.Metrics().Segments)
+		}
+		h.holds(s, h.at)
+		if most <= 4 || most > spareTables+8 {
+			t.Errorf("copyFirst %d: there were up to %d tables, want more than a few and not many more than %d", copyFirst, most, spareTables)
+		}
+		// A store that can't be read ends nothing.
+		b.before(func(string, int64, int64) error { return errors.New("away") })
+		for i := range 2 * spareTables {
+			prev, id, seg := h.commit(set(1, "k", fmt.Sprint(i)))
+			if err := s.Ingest(t.Context(), id, prev, seg, h.data[seg.Object], h.chain); err != nil {
+				t.Fatal(err)
+			}
+			h.merge(0, len(h.chain))
+		}
+		b.before(nil)
+		h.holds(s, h.at)
+	}
+}
