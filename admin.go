@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/weirstream/weir/admin"
@@ -59,16 +58,12 @@ func (a *App) Status() Status {
 
 // AdminHandler answers questions about the app, and takes savepoints of it, as package
 // admin says: for a server of the service's own, and without authentication. It may be
-// used before, while and after Run runs.
+// used before, while and after Run runs. A request that stops the app is answered when Run
+// is about to return: let the server finish ([http.Server.Shutdown]) before the process ends.
 func (a *App) AdminHandler() http.Handler { return admin.Handler(&adminApp{app: a}) }
 
 // adminApp shows an app to package admin.
-type adminApp struct {
-	app *App
-	// stops is held for reading by requests that stop the app. They go on when it has
-	// stopped: then the savepoint is made.
-	stops sync.RWMutex
-}
+type adminApp struct{ app *App }
 
 func (a *adminApp) Status() admin.Status { return a.app.Status() }
 
@@ -89,10 +84,6 @@ func (a *adminApp) Savepoint(ctx context.Context, r admin.SavepointRequest) (adm
 		defer closeStore(to)
 	}
 	if r.Stop {
-		if !a.stops.TryRLock() { // Run is about to return
-			return admin.Savepoint{}, a.notRunning(r.Name)
-		}
-		defer a.stops.RUnlock()
 		take = job.StopWithSavepoint
 	}
 	info, err := take(ctx, to, r.Name)
@@ -139,8 +130,7 @@ func (a *App) serveAdmin(cfg processor.Config) (end func(), err error) {
 	}
 	addr := l.Addr().String()
 	a.adminAddr.Store(&addr)
-	app := &adminApp{app: a}
-	srv := adminServer(admin.Handler(app))
+	srv := adminServer(a.AdminHandler())
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -154,8 +144,7 @@ func (a *App) serveAdmin(cfg processor.Config) (end func(), err error) {
 		waited := make(chan struct{})
 		go func() {
 			defer close(waited)
-			app.stops.Lock() // when nobody stops the app any more
-			defer app.stops.Unlock()
+			a.job.Load().AwaitSavepoint()
 			defer time.AfterFunc(adminGrace, cancel).Stop()
 			<-ctx.Done()
 		}()

@@ -19,6 +19,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/admin"
 	"github.com/weirstream/weir/checkpoint"
@@ -185,6 +187,66 @@ func TestRunWaitsForTheSavepointThatStoppedIt(t *testing.T) {
 	}
 	if err := <-r.done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Nor does it if the service asks by itself, or by a handler of its own server.
+func TestRunWaitsForTheSavepointThatStoppedItWhoeverAsked(t *testing.T) {
+	for name, ask := range map[string]func(context.Context, *weir.App) error{
+		"StopWithSavepoint": func(ctx context.Context, app *weir.App) error {
+			_, err := app.StopWithSavepoint(ctx, "", "last")
+			return err
+		},
+		"AdminHandler": func(ctx context.Context, app *weir.App) error {
+			req := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://x/savepoint", strings.NewReader(`{"name":"last","stop":true}`))
+			req.Header.Set("Content-Type", "application/json")
+			res := httptest.NewRecorder()
+			app.AdminHandler().ServeHTTP(res, req)
+			if res.Code != http.StatusOK {
+				return errors.New(res.Body.String())
+			}
+			return nil
+		},
+	} {
+		for how, giveUp := range map[string]bool{"complete": false, "given up": true} {
+			t.Run(name+"/"+how, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
+					if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("a:1")}).FirstErr(); err != nil {
+						t.Fatal(err)
+					}
+					store := &slowStore{checkpoint.NewMem(), make(chan struct{}, 1), make(chan struct{})}
+					var app *weir.App
+					r := start(t, "app", c.ListenAddrs(), func(a *weir.App) { app = a; sums(same)(a) }, weir.Store(store), weir.KafkaOptions(kafkaOptions...))
+					await(r, 1, any1[event.CheckpointCommitted])
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					made := make(chan error, 1)
+					go func() { made <- ask(ctx, app) }()
+					<-store.begun
+					synctest.Wait()
+					select {
+					case <-r.done:
+						t.Errorf("Run returned %v before the savepoint was made", r.err)
+					default:
+					}
+					if s := app.Status(); s.State != "stopped" {
+						t.Errorf("meanwhile it is %s", s.State)
+					}
+					if giveUp {
+						cancel()
+					} else {
+						close(store.goOn)
+					}
+					if err := <-made; (err != nil) != giveUp {
+						t.Errorf("the savepoint: %v", err)
+					}
+					if err := r.wait(); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
 	}
 }
 

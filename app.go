@@ -216,6 +216,9 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 // an error that says what is known and what the operator can do. Nothing after the
 // last committed checkpoint was published then.
 //
+// If [App.StopWithSavepoint] or a request to the admin endpoint stopped it, Run returns when
+// that savepoint is complete or given up.
+//
 // Run runs an App once: a second call, at the same time or afterwards, is an error and
 // changes nothing.
 func (a *App) Run(ctx context.Context) error {
@@ -227,6 +230,7 @@ func (a *App) Run(ctx context.Context) error {
 	if !a.job.CompareAndSwap(nil, job) {
 		return &RunError{App: a.name, Err: errors.New("its Run was called before, and an App runs once: make another one with weir.New and the same topology")}
 	}
+	defer job.AwaitSavepoint()
 	if a.opts.admin != "" {
 		end, err := a.serveAdmin(cfg)
 		if err != nil {

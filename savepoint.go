@@ -26,8 +26,10 @@ func (a *App) Savepoint(ctx context.Context, url, name string) (SavepointInfo, e
 
 // StopWithSavepoint stops the app as a cancelled context does, and makes a savepoint of
 // its last checkpoint, which then holds all that was ever committed. An instance that
-// stands by would take over and go on: stop it before. Run returns nil. The app goes on if
-// there is a savepoint of that name already, or the store gives an error when asked.
+// stands by would take over and go on: stop it before. Run returns nil, and not before the
+// savepoint is complete or given up. The app goes on if there is a savepoint of that name
+// already, or the store gives an error when asked. Call it beside the app: a handler or a
+// listener that waits for it holds up the stop that it waits for.
 func (a *App) StopWithSavepoint(ctx context.Context, url, name string) (SavepointInfo, error) {
 	return a.savepoint(ctx, url, name, (*processor.Job).StopWithSavepoint)
 }

@@ -32,6 +32,7 @@ type Job struct {
 	asked  context.Context    // done when the job is asked to stop; nil as stop is
 	status Status             // as of the end of the last incarnation
 	killed bool
+	copies sync.WaitGroup // of StopWithSavepoint; none is added when now.over
 
 	// Set before ended is closed.
 	ended  chan struct{}

@@ -169,7 +169,8 @@ func (inc *incarnation) forsake(r savepointRequest) {
 // StopWithSavepoint stops the job and makes a savepoint of its last checkpoint. Another
 // instance of the app must not be waiting to take over: it would go on from there. Run
 // returns as after any clean stop. If the job stops in another way the error says so. It
-// goes on if there is a savepoint of that name, or if the store can't tell.
+// goes on if there is a savepoint of that name, or if the store can't tell. The savepoint is
+// made after Run has returned, see [Job.AwaitSavepoint].
 func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
 	if err := checkpoint.CheckSavepointName(name); err != nil {
 		return checkpoint.SavepointInfo{}, err
@@ -189,6 +190,16 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 	if err := checkpoint.CheckSavepointFree(ctx, to, name); err != nil && ctx.Err() == nil {
 		return checkpoint.SavepointInfo{}, fmt.Errorf("create savepoint %s in %s: %w; the app was not stopped", name, to, err)
 	}
+	j.mu.Lock()
+	over := j.now.over
+	if !over {
+		j.copies.Add(1)
+		defer j.copies.Done()
+	}
+	j.mu.Unlock()
+	if over { // meanwhile
+		return checkpoint.SavepointInfo{}, ErrNotRunning
+	}
 	stop()
 	select {
 	case <-j.ended:
@@ -206,6 +217,15 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 		return checkpoint.SavepointInfo{}, err
 	}
 	return checkpoint.CreateSavepoint(ctx, j.cfg.Store, m, to, name, nil)
+}
+
+// AwaitSavepoint waits, when Run has returned, until every [Job.StopWithSavepoint] that
+// stopped the job has its savepoint or has given it up: the process must not end before.
+// None begins any more. One that was killed waits for nothing.
+func (j *Job) AwaitSavepoint() {
+	if !errors.Is(j.result, ErrKilled) {
+		j.copies.Wait()
+	}
 }
 
 // answer gives the savepoints that wait for the checkpoint that was just committed what
