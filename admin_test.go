@@ -208,7 +208,8 @@ func TestRunWaitsForTheSavepointThatStoppedItWhoeverAsked(t *testing.T) {
 			return nil
 		},
 	} {
-		for how, giveUp := range map[string]bool{"complete": false, "given up": true} {
+		for _, how := range []string{"complete", "given up", "given up, and the store is stuck"} {
+			giveUp, stuck := how != "complete", strings.Contains(how, "stuck")
 			t.Run(name+"/"+how, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
@@ -216,8 +217,13 @@ func TestRunWaitsForTheSavepointThatStoppedItWhoeverAsked(t *testing.T) {
 						t.Fatal(err)
 					}
 					store := &slowStore{checkpoint.NewMem(), make(chan struct{}, 1), make(chan struct{})}
+					var used checkpoint.Store = store
+					if stuck {
+						used = deafStore{store}
+						defer close(store.goOn)
+					}
 					var app *weir.App
-					r := start(t, "app", c.ListenAddrs(), func(a *weir.App) { app = a; sums(same)(a) }, weir.Store(store), weir.KafkaOptions(kafkaOptions...))
+					r := start(t, "app", c.ListenAddrs(), func(a *weir.App) { app = a; sums(same)(a) }, weir.Store(used), weir.KafkaOptions(kafkaOptions...))
 					await(r, 1, any1[event.CheckpointCommitted])
 					ctx, cancel := context.WithCancel(t.Context())
 					defer cancel()

@@ -25,6 +25,7 @@ import (
 	"github.com/weirstream/weir/internal/cutafter"
 	"github.com/weirstream/weir/lookup"
 	"github.com/weirstream/weir/processor"
+	"github.com/weirstream/weir/sink"
 	"github.com/weirstream/weir/sink/twophase"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/txn"
@@ -379,4 +380,33 @@ func TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied(t *testing.T) {
 	}
 	waitFor.Store("leftovers") // of the sink in front
 	stop()
+}
+
+// TestStopBetweenStartsSaysWhatIsNotApplied stops while the app waits to start again, with a
+// checkpoint that a person chose and that has something to apply: nothing else was left behind.
+func TestStopBetweenStartsSaysWhatIsNotApplied(t *testing.T) {
+	brokers := broker(t, 1, "in")
+	store := checkpoint.NewMem()
+	to := newReceiver()
+	produce(t, brokers, "in", ones(1, letters...)...)
+	if err := start(t, "app", brokers, sumsTo(&ahead{to: to, retain: 1000}), weir.Store(store), weir.Drain(), fast).wait(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := adminOf(t, brokers).DeleteGroup(t.Context(), "app"); err != nil {
+		t.Fatal(err)
+	}
+	away := &ahead{to: to, retain: 1000, refuses: func(int64) error { return &sink.Retriable{Err: errors.New("away")} }}
+	r := start(t, "app", brokers, sumsTo(away), weir.Store(store), weir.OnMismatch(weir.RecoverCheckpoint),
+		weir.Restart(weir.RestartPolicy{Limit: -1, Initial: time.Hour, Max: time.Hour, Quiet: time.Hour}))
+	await(r, 1, any1[event.Restarting])
+	r.stop()
+	err := r.wait()
+	var u *weir.UnappliedError
+	if !errors.As(err, &u) {
+		t.Fatalf("Run returned %v", err)
+	}
+	wantError(t, err, "away")
+	if strings.Contains(err.Error(), "was not committed") {
+		t.Errorf("it denies a commit: %v", err)
+	}
 }

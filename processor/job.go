@@ -119,6 +119,10 @@ func (j *Job) run(ctx context.Context) error {
 		} else if doubt != nil {
 			why = errors.Join(doubt, err) // nobody has looked since
 		}
+		var said *UnappliedError
+		if owed := inc.owed.Load(); owed != nil && !inc.hasStarted() && !errors.As(err, &said) {
+			why = errors.Join(owed, why) // that is what a stop leaves behind, not a commit
+		}
 		var te *txn.Error
 		if errors.As(err, &te) && te.Kind == txn.Fenced {
 			j.cfg.Listener.Fenced(event.Fenced{App: j.cfg.App, Err: err})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offsets"
@@ -212,11 +213,41 @@ func (j *Job) StopWithSavepoint(ctx context.Context, to checkpoint.Store, name s
 	if j.head == (offsets.ManifestRef{}) {
 		return checkpoint.SavepointInfo{}, fmt.Errorf("no savepoint %s: the app stopped before it had committed anything, or stood by for another instance", name)
 	}
-	m, err := checkpoint.Load(ctx, j.cfg.Store, j.head)
-	if err != nil {
-		return checkpoint.SavepointInfo{}, err
+	return j.copyHead(ctx, to, name)
+}
+
+// forsakeTimeout bounds the wait for a savepoint that was given up. It is longer than what is
+// there of it takes to be deleted.
+const forsakeTimeout = 15 * time.Second
+
+// copyHead makes a savepoint of the last checkpoint. When ctx ends, a store that is deaf to
+// that is left alone after forsakeTimeout: Run would wait for it.
+func (j *Job) copyHead(ctx context.Context, to checkpoint.Store, name string) (checkpoint.SavepointInfo, error) {
+	type savepoint struct {
+		info checkpoint.SavepointInfo
+		err  error
 	}
-	return checkpoint.CreateSavepoint(ctx, j.cfg.Store, m, to, name, nil)
+	made := make(chan savepoint, 1)
+	go func() {
+		var s savepoint
+		var m *checkpoint.Manifest
+		if m, s.err = checkpoint.Load(ctx, j.cfg.Store, j.head); s.err == nil {
+			s.info, s.err = checkpoint.CreateSavepoint(ctx, j.cfg.Store, m, to, name, nil)
+		}
+		made <- s
+	}()
+	var late <-chan time.Time
+	end := ctx.Done()
+	for {
+		select {
+		case s := <-made:
+			return s.info, s.err
+		case <-end:
+			end, late = nil, time.After(forsakeTimeout)
+		case <-late:
+			return checkpoint.SavepointInfo{}, fmt.Errorf("create savepoint %s: store %s does not answer, and is left alone: %w", name, to, ctx.Err())
+		}
+	}
 }
 
 // AwaitSavepoint waits, when Run has returned, until every [Job.StopWithSavepoint] that
