@@ -1086,6 +1086,31 @@ func TestOffsetsThatStayUndecidedStopTheApp(t *testing.T) {
 	})
 }
 
+func TestRestartDelaysDoubleUpToTheLongest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("fail:1")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		const restarts, longest = 40, time.Minute
+		var delays []time.Duration
+		app := weir.New("app", weir.Brokers(c.ListenAddrs()...), weir.InstanceID("a"), weir.Store(checkpoint.NewMem()), weir.KafkaOptions(kafkaOptions...),
+			weir.Restart(weir.RestartPolicy{Initial: time.Millisecond, Max: longest, Limit: restarts, Quiet: 24 * time.Hour}),
+			weir.Listen(weir.Listener{Restarting: func(i event.Restarting) { delays = append(delays, i.After) }}))
+		sums(weir.Retry)(app)
+		wantError(t, app.Run(t.Context()), "gave up after 40 restarts")
+		if len(delays) != restarts {
+			t.Fatalf("%d restarts, want %d", len(delays), restarts)
+		}
+		for i, d := range delays {
+			want := min(time.Millisecond<<min(i, 30), longest) // and half of it more or less
+			if d < want/2 || d > min(want+want/2, longest) {
+				t.Errorf("restart %d after %v, want about %v, at most %v", i+1, d, want, longest)
+			}
+		}
+	})
+}
+
 // inVirtualTime starts an embedded broker for a test in a bubble, and a client beside the
 // app, whose client options it returns.
 func inVirtualTime(t *testing.T, topics ...string) (*kfake.Cluster, *kgo.Client, []kgo.Opt) {

@@ -109,8 +109,8 @@ func ParseSkip(s string) (map[SkipRecord]bool, error) {
 
 // RestartPolicy says how often and how fast a failed job begins again.
 type RestartPolicy struct {
-	Initial time.Duration // delay before the first restart
-	Max     time.Duration // longest delay; it doubles from Initial, with jitter
+	Initial time.Duration // delay before the first restart, about
+	Max     time.Duration // longest delay; it doubles from Initial, give or take half of it
 	// Limit is the number of restarts in a row after which the job gives up; 0
 	// means none is allowed, negative means no limit.
 	Limit int

@@ -80,6 +80,7 @@ func (j *Job) run(ctx context.Context) error {
 	}
 	delay := backoff.NewExponentialBackOff()
 	delay.InitialInterval, delay.MaxInterval = j.cfg.Restart.Initial, j.cfg.Restart.Max
+	delay.Multiplier = 2
 	restarts := 0
 	var unsettled error // why the last incarnation failed, until another one has started
 	var doubt error     // likewise, of the last one that left a commit in doubt
@@ -147,7 +148,7 @@ func (j *Job) run(ctx context.Context) error {
 			inc.leaveLate()
 			return &RestartsError{Restarts: restarts - 1, Err: err}
 		}
-		after := delay.NextBackOff()
+		after := min(delay.NextBackOff(), j.cfg.Restart.Max) // the jitter comes on top of it
 		j.cfg.Listener.Restarting(event.Restarting{App: j.cfg.App, Attempt: restarts, After: after, Err: err})
 		select {
 		case <-time.After(after):
