@@ -702,6 +702,31 @@ func TestTimestampsAreMilliseconds(t *testing.T) {
 	out.Want(weirtest.Begin.Add(time.Millisecond), weirtest.Begin.Add(7*time.Millisecond))
 }
 
+// A replay writes the same bytes, so a record that has no timestamp gets that of its input,
+// not the time at which it is written.
+func TestRecordsWithoutATimestampGetThatOfTheirInput(t *testing.T) {
+	own := weirtest.Begin.Add(-time.Hour)
+	h := weirtest.New(t, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		made := weir.Map(in, "make", func(s string) (*kgo.Record, error) {
+			r := &kgo.Record{Value: []byte(s)}
+			if s == "own" {
+				r.Timestamp = own
+			}
+			return r, nil
+		})
+		weir.To(made, "out", kafka.Records("out"))
+	})
+	in, at := weirtest.In[string](h, "in"), weirtest.Begin.Add(time.Minute)
+	in.At(at).Send("none", "own")
+	h.Drain()
+	for i, want := range []time.Time{at, own} {
+		if rs := h.Records("out"); len(rs) != 2 || !rs[i].Timestamp.Equal(want) {
+			t.Errorf("record %d of %v, want 2, and %v", i, rs, want)
+		}
+	}
+}
+
 func TestFailsReturnsWhatCannotBeBuilt(t *testing.T) {
 	same := lines(func(s string) (string, error) { return s, nil })
 	h := weirtest.New(t, same)

@@ -60,7 +60,8 @@ func Values[T any](topic string, key KeyFunc[T], c codec.Codec[T]) sink.Sink[T] 
 	return s
 }
 
-// Records writes records as they are, key, value and headers, to a topic.
+// Records writes records as they are, key, value, headers and timestamp, to a topic. One
+// without a timestamp gets that of the input record.
 func Records(topic string) sink.Sink[*kgo.Record] { return copied{topic} }
 
 // encoded is a sink that encodes what it writes.
@@ -129,11 +130,12 @@ func (s copied) Topics() []string { return []string{s.topic} }
 func (s copied) String() string   { return "kafka topic " + s.topic }
 
 func (s copied) Open(env sink.Env) (sink.Writer[*kgo.Record], error) {
-	return &copyWriter{topic: s.topic, out: env.Output()}, nil
+	return &copyWriter{topic: s.topic, env: env, out: env.Output()}, nil
 }
 
 type copyWriter struct {
 	topic   string
+	env     sink.Env
 	out     sink.Output
 	records recycle.Source
 }
@@ -141,6 +143,9 @@ type copyWriter struct {
 func (w *copyWriter) Write(v *kgo.Record) error {
 	r, _ := w.records.Record(nil)
 	r.Topic, r.Key, r.Value, r.Headers, r.Timestamp = w.topic, v.Key, v.Value, v.Headers, v.Timestamp
+	if r.Timestamp.IsZero() { // or the client would take the time of the writing
+		r.Timestamp = w.env.Meta().Timestamp()
+	}
 	w.out.Produce(r)
 	return nil
 }
