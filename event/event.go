@@ -11,7 +11,7 @@ import (
 type CheckpointBegun struct {
 	App        string
 	Checkpoint int64
-	Reason     string // interval, records, bytes, request, revoke, shutdown
+	Reason     string // interval, records, bytes, drain, memory, requested, revoke, shutdown
 }
 
 func (i CheckpointBegun) String() string {
@@ -57,7 +57,8 @@ func (i CheckpointCommitted) String() string {
 		i.Checkpoint, i.Records, i.Took.Round(time.Microsecond), i.Total.Round(time.Microsecond))
 }
 
-// CheckpointFailed says that a checkpoint was given up. Nothing of it was committed.
+// CheckpointFailed says that a checkpoint was given up. Nothing of it was committed, unless
+// Err is a *barrier.CommitError, whose outcome recovery reads back.
 type CheckpointFailed struct {
 	App        string
 	Checkpoint int64
