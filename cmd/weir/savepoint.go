@@ -96,7 +96,8 @@ func savepointCreateCommand() *cobra.Command {
 The app may run meanwhile. Without --brokers the newest checkpoint may be one that
 was not committed; to be sure, stop the app or give --brokers.
 
-APP, if given, must be the app whose checkpoints the store holds.
+APP, if given, must be the app whose checkpoints the store holds, or with --admin the
+one that runs there, and so must --app.
 
 With --admin the running app is asked, at its admin endpoint: it takes a checkpoint
 and makes a savepoint of that. With --stop it stops, and the savepoint is of its last
@@ -107,7 +108,7 @@ checkpoint.`,
 				return fmt.Errorf("--name: %w", err)
 			}
 			if at != "" {
-				for _, other := range []string{"store", "checkpoint", "brokers"} {
+				for _, other := range []string{"store", "checkpoint", "brokers", "group", "tls"} {
 					if cmd.Flags().Changed(other) {
 						return fmt.Errorf("--admin asks the app, which knows its checkpoints: leave --%s out", other)
 					}

@@ -24,8 +24,10 @@ func createByApp(cmd *cobra.Command, f *storeFlags, at, app string, r admin.Save
 	if err != nil {
 		return err
 	}
-	if app != "" && s.App != app {
-		return fmt.Errorf("at %s runs app %q, not %q", at, s.App, app)
+	for _, app := range []string{app, f.app} {
+		if app != "" && s.App != app {
+			return fmt.Errorf("at %s runs app %q, not %q", at, s.App, app)
+		}
 	}
 	made, err := c.Savepoint(cmd.Context(), r)
 	if err != nil {

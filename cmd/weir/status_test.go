@@ -75,6 +75,10 @@ func TestSavepointIsCreatedByARunningApp(t *testing.T) {
 		t.Errorf("printed %q", out)
 	}
 	refused(t, []string{"savepoint", "create", "other", "--admin", url, "--name", "x"}, `runs app "payments", not "other"`)
+	refused(t, []string{"savepoint", "create", "--app", "other", "--admin", url, "--name", "x", "--stop"}, `runs app "payments", not "other"`)
+	refused(t, []string{"savepoint", "create", "payments", "--app", "other", "--admin", url, "--name", "x", "--stop"}, `runs app "payments", not "other"`)
+	refused(t, []string{"savepoint", "create", "--group", "other", "--admin", url, "--name", "x"}, "leave --group out")
+	refused(t, []string{"savepoint", "create", "--tls", "--admin", url, "--name", "x"}, "leave --tls out")
 	refused(t, []string{"savepoint", "create", "--admin", url, "--name", ".x"}, "--name")
 	refused(t, []string{"savepoint", "create", "--admin", url, "--name", "x", "--checkpoint", "7"}, "leave --checkpoint out")
 	refused(t, []string{"savepoint", "create", "--name", "x", "--stop"}, "--admin")
