@@ -832,7 +832,7 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 	}
 	r.current, r.done = bt, 0
 	// The items from begin on have their keys looked up, up to found.
-	for begin, found := 0, 0; r.done < len(bt.items) && r.sub.err == nil; {
+	for begin, found, late := 0, 0, false; r.done < len(bt.items) && r.sub.err == nil; {
 		passed := false
 		r.sub.guarded(func() {
 			for r.done < len(bt.items) && r.sub.err == nil && !passed && !r.sub.attend.Load() {
@@ -841,9 +841,10 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 						return
 					}
 					rest := bt.items[r.done:]
-					if r.freeze.unaligned && r.freeze.encoding() {
+					if late || r.freeze.unaligned && r.freeze.encoding() {
 						rest = rest[:1] // a handler may be slow, and the checkpoint should not be
 					}
+					late = false
 					begin, found = r.done, r.done+r.find(rest)
 				}
 				it, slot := &bt.items[r.done], r.ahead[r.done-begin].Slot
@@ -863,6 +864,7 @@ func (r *keyedRunner[K, T]) take(bt *batch[K, T]) error {
 			if _, err := r.tick(r.looked); err != nil {
 				return err
 			}
+			late = true // the next one may be, too, and what is found ahead is found anew then
 		}
 		if r.done < len(bt.items) {
 			if err := r.settle(); err != nil {

@@ -341,14 +341,21 @@ func (r *keyedRunner[K, T]) tick(wall int64) (fired bool, err error) {
 	if len(r.sub.firings) == 0 {
 		return false, nil
 	}
-	n := 0
-	if r.now.watermark < endOfTime {
-		if n, err = r.fire(true, r.now.watermark, r.now.watermark); err != nil {
-			return false, err
+	for {
+		r.keys.Passed()
+		n := 0
+		if r.now.watermark < endOfTime {
+			if n, err = r.fire(true, r.now.watermark, r.now.watermark); err != nil {
+				return false, err
+			}
 		}
+		m, err := r.fire(false, wall, 0)
+		fired = fired || n+m > 0
+		if err != nil || m == 0 || !r.keys.Passed() {
+			return fired, err
+		}
+		// One that follows the clock may have set one for an event time that has passed.
 	}
-	m, err := r.fire(false, wall, 0)
-	return n+m > 0, err
 }
 
 // fire fires timers that follow event time or the wall clock up to now, and those that are

@@ -230,6 +230,47 @@ func TestTimerForATimeThatHasPassedFiresRightAfterItsHandler(t *testing.T) {
 	e.take(fmt.Sprint("value ", now+time.Hour.Milliseconds()), fmt.Sprint("value ", now), fmt.Sprint("fires ", now), "value 20", "fires 20")
 }
 
+// A timer that follows the clock sets one for an event time that has passed.
+func TestEventTimerThatAClockTimerSetsFiresBeforeTheNextRecord(t *testing.T) {
+	inc := newIncarnation(t.Context(), &Config{Parallelism: 1, KeyGroups: 1}, &Plan{}, nil, nil)
+	inc.gate, inc.base.EventTime.Stages = newGate(1, 0), map[string]int64{"stage": 100}
+	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "op", Name: state.EventTimersName}, {ID: 2, Operator: "op", Name: state.ProcessingTimersName}}
+	var log []string
+	st := NewKeyedStage("stage", func(v int64) int64 { return v }, codec.Int64)
+	st.Add(KeyedOperator[int64, int64]{ID: "op", Build: func(s *Subtask, ks *state.Keyspace[int64]) (*state.Scope, func(int64)) {
+		scope, op := state.NewScope("op"), s.Operator("op")
+		event, clock := state.EventTimers(setup{scope}), state.ProcessingTimers(setup{scope})
+		fires := func(at state.Timer) error {
+			log = append(log, fmt.Sprint("fires ", at.EventTime, " of ", ks.Key()))
+			if !at.EventTime {
+				event.Set(time.UnixMilli(50))
+			}
+			return nil
+		}
+		op.Fires(event, fires)
+		op.Fires(clock, fires)
+		return scope, func(v int64) {
+			log = append(log, fmt.Sprint("value ", v))
+			clock.Set(time.UnixMilli(v))
+		}
+	}})
+	s := inc.newSubtask(SourcesID, 0)
+	s.raw = &kgo.Record{Topic: "in"}
+	send := st.Send(s)
+	rs, err := st.Build(inc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(1)
+	send(2)
+	s.idle()
+	takeAll(t, rs[0].(*keyedRunner[int64, int64]))
+	want := []string{"value 1", "fires false of 1", "fires true of 1", "value 2", "fires false of 2", "fires true of 2"}
+	if !slices.Equal(log, want) {
+		t.Errorf("it did %q, want %q", log, want)
+	}
+}
+
 // It may have passed for the key alone.
 func TestTimerUpToTheFloorOfItsKeyFiresRightAfterItsHandler(t *testing.T) {
 	b := uint16(keygroup.Of([]byte("b"), noteKeyGroups))
