@@ -1111,6 +1111,16 @@ func TestRestartDelaysDoubleUpToTheLongest(t *testing.T) {
 	})
 }
 
+// sendingTo returns a function that writes a value to a topic.
+func sendingTo(t *testing.T, cl *kgo.Client, topic string) func(v string) {
+	return func(v string) {
+		t.Helper()
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Value: []byte(v)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // inVirtualTime starts an embedded broker for a test in a bubble, and a client beside the
 // app, whose client options it returns.
 func inVirtualTime(t *testing.T, topics ...string) (*kfake.Cluster, *kgo.Client, []kgo.Opt) {

@@ -155,11 +155,7 @@ func TestStopAfterFurtherFailuresDoesNotDenyACommitInDoubt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
-				send := func(v string) {
-					if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte(v)}).FirstErr(); err != nil {
-						t.Fatal(err)
-					}
-				}
+				send := sendingTo(t, cl, "in")
 				sent, release := heldCommit(t, c, 2)
 				var down atomic.Bool
 				store := faultstore.Wrap(checkpoint.NewMem())
@@ -265,11 +261,7 @@ func TestAFailureDoesNotDenyACommitUnderWay(t *testing.T) {
 			t.Run(fmt.Sprintf("%s after %d checkpoints", what, before), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
-					send := func(v string) {
-						if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte(v)}).FirstErr(); err != nil {
-							t.Fatal(err)
-						}
-					}
+					send := sendingTo(t, cl, "in")
 					sent, release := heldCommit(t, c, before+1)
 					r := start(t, "app", c.ListenAddrs(), topology, weir.Store(checkpoint.NewMem()), weir.KafkaOptions(kafkaOptions...))
 					for i := range before {

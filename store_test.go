@@ -115,11 +115,7 @@ func TestS08_WriteThatIsStuckHoldsUpNoEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
-				send := func(v string) {
-					if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte(v)}).FirstErr(); err != nil {
-						t.Fatal(err)
-					}
-				}
+				send := sendingTo(t, cl, "in")
 				stuck, goOn, landed := make(chan string), make(chan struct{}), make(chan struct{})
 				var puts, failures atomic.Int64
 				store := faultstore.Wrap(deafStore{checkpoint.NewMem()})

@@ -238,26 +238,9 @@ func (b *Builder) RenameOperators(names map[string]string) error {
 	for i := range keyGroups {
 		keyGroups[i].Stage = renamed(keyGroups[i].Stage)
 	}
-	stages := map[string]int64{}
-	for stage, at := range b.eventTime.Stages {
-		to := renamed(stage)
-		if other, ok := stages[to]; ok {
-			at = min(at, other)
-			keyGroups = slices.DeleteFunc(keyGroups, func(t checkpoint.KeyGroupTime) bool { return t.Stage == to })
-		}
-		stages[to] = at
-	}
-	var firing map[string]int64
-	for stage, at := range b.eventTime.Firing {
-		to := renamed(stage)
-		if other, ok := firing[to]; ok {
-			at = min(at, other)
-		}
-		if firing == nil {
-			firing = map[string]int64{}
-		}
-		firing[to] = at
-	}
+	stages, joined := renameTimes(b.eventTime.Stages, renamed)
+	keyGroups = slices.DeleteFunc(keyGroups, func(t checkpoint.KeyGroupTime) bool { return joined[t.Stage] })
+	firing, _ := renameTimes(b.eventTime.Firing, renamed)
 	for _, from := range slices.Sorted(maps.Keys(names)) {
 		var err error
 		if names[from] == "" {
@@ -275,6 +258,20 @@ func (b *Builder) RenameOperators(names map[string]string) error {
 	b.states, b.inFlight = states, inFlight
 	b.eventTime.Stages, b.eventTime.KeyGroups, b.eventTime.Firing = stages, keyGroups, firing
 	return nil
+}
+
+// renameTimes gives the times of stages their new names: the least where several are one now,
+// which joined names.
+func renameTimes(times map[string]int64, renamed func(string) string) (least map[string]int64, joined map[string]bool) {
+	least, joined = map[string]int64{}, map[string]bool{}
+	for stage, at := range times {
+		to := renamed(stage)
+		if other, ok := least[to]; ok {
+			at, joined[to] = min(at, other), true
+		}
+		least[to] = at
+	}
+	return least, joined
 }
 
 // RenameState gives a state another name.

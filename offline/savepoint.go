@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/weirstream/weir/checkpoint"
@@ -104,11 +105,13 @@ func (b *Builder) Write(ctx context.Context, to checkpoint.Store, name string) (
 // records, see checkInFlight, and the times behind what the old positions were are not taken
 // along: what is read again would be late.
 func (b *Builder) flights() []checkpoint.InFlight {
-	refs := cloneInFlight(b.inFlight)
+	if !b.moved {
+		return b.inFlight
+	}
+	refs := slices.Clone(b.inFlight)
 	for i := range refs {
-		if f := &refs[i]; b.moved {
-			f.Object, f.Offset, f.Length, f.CRC32C = "", 0, 0, 0
-		}
+		f := &refs[i]
+		f.Object, f.Offset, f.Length, f.CRC32C = "", 0, 0, 0
 	}
 	return refs
 }

@@ -838,24 +838,24 @@ func (inc *incarnation) callAttention() {
 // what was captured.
 func (d *driver) addParts(e ack) {
 	if e.stage != "" {
-		least, ok := d.watermarks[e.stage]
-		if !ok {
-			least = e.watermark
-		}
-		d.watermarks[e.stage] = min(least, e.watermark)
+		lower(&d.watermarks, e.stage, e.watermark)
 		d.keyGroups = append(d.keyGroups, e.times...)
 		if e.firing {
-			if least, ok = d.firing[e.stage]; !ok {
-				least = e.fired
-			}
-			if d.firing == nil {
-				d.firing = map[string]int64{}
-			}
-			d.firing[e.stage] = min(least, e.fired)
+			lower(&d.firing, e.stage, e.fired)
 		}
 	}
 	d.unaligned = d.unaligned || e.unaligned
 	d.inFlight = append(d.inFlight, e.inFlight...)
+}
+
+// lower keeps the least time of a stage.
+func lower(least *map[string]int64, stage string, at int64) {
+	if *least == nil {
+		*least = map[string]int64{}
+	}
+	if was, ok := (*least)[stage]; !ok || at < was {
+		(*least)[stage] = at
+	}
 }
 
 // snapshot is the checkpoint in flight when it was acknowledged by all.

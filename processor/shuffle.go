@@ -511,7 +511,7 @@ func (r *keyedRunner[K, T]) begin() {
 
 func (r *keyedRunner[K, T]) run(ctx context.Context) error {
 	r.begin()
-	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
+	defer r.silence()
 	for {
 		worked, err := r.step(ctx)
 		if err != nil {

@@ -128,7 +128,7 @@ func (r *sourceRunner) begin() {
 
 func (r *sourceRunner) run(ctx context.Context) error {
 	r.begin()
-	defer r.alarm.set(r.sub.inc.clock, time.Time{}, nil)
+	defer r.silence()
 	for {
 		r.sub.progress(true)
 		r.settle()

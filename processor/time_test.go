@@ -83,6 +83,19 @@ func timedEdgeWith(declare func(state.Setup) *state.Timers, t *testing.T, sender
 	return e
 }
 
+// soleEdge builds the only stage of an incarnation, and a sender to it.
+func soleEdge(t *testing.T, inc *incarnation, st *KeyedStage[int64, int64]) (from *Subtask, send func(int64), r *keyedRunner[int64, int64]) {
+	t.Helper()
+	from = inc.newSubtask(SourcesID, 0)
+	from.raw = &kgo.Record{Topic: "in"}
+	send = st.Send(from)
+	rs, err := st.Build(inc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return from, send, rs[0].(*keyedRunner[int64, int64])
+}
+
 // take lets the subtask take what was handed over, and expects what it did.
 func (e *timedEdge) take(want ...string) {
 	e.t.Helper()
@@ -161,17 +174,11 @@ func TestTimeOfStateDoesNotGoBackBetweenTimers(t *testing.T) {
 			timers.Set(time.UnixMilli(200))
 		}
 	}})
-	from := inc.newSubtask(SourcesID, 0)
-	from.raw = &kgo.Record{Topic: "in"}
-	send := st.Send(from)
-	rs, err := st.Build(inc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	from, send, r := soleEdge(t, inc, st)
 	send(1)
 	from.time(mark{watermark: 300})
 	from.idle()
-	takeAll(t, rs[0].(*keyedRunner[int64, int64]))
+	takeAll(t, r)
 	if want := []string{"50 true", "200 false", "60 false"}; !slices.Equal(log, want) {
 		t.Errorf("the timers fired with %q, want %q", log, want)
 	}
@@ -254,17 +261,11 @@ func TestEventTimerThatAClockTimerSetsFiresBeforeTheNextRecord(t *testing.T) {
 			clock.Set(time.UnixMilli(v))
 		}
 	}})
-	s := inc.newSubtask(SourcesID, 0)
-	s.raw = &kgo.Record{Topic: "in"}
-	send := st.Send(s)
-	rs, err := st.Build(inc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, send, r := soleEdge(t, inc, st)
 	send(1)
 	send(2)
 	s.idle()
-	takeAll(t, rs[0].(*keyedRunner[int64, int64]))
+	takeAll(t, r)
 	want := []string{"value 1", "fires false of 1", "fires true of 1", "value 2", "fires false of 2", "fires true of 2"}
 	if !slices.Equal(log, want) {
 		t.Errorf("it did %q, want %q", log, want)

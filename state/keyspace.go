@@ -133,8 +133,9 @@ type slotKey[K comparable] struct {
 // NewKeyspace returns an empty keyspace whose keys are encoded by c.
 func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
 	t := reflect.TypeFor[K]()
+	unknown := [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}
 	ks := &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
-		times: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, removed: [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}, out: math.MaxInt64, flatKey: flat(t), reach: reachOf(t)}
+		times: unknown, removed: unknown, out: math.MaxInt64, flatKey: flat(t), reach: reachOf(t)}
 	if cfg.Watch {
 		ks.seen = &watch{map[any]func() error{}}
 	}

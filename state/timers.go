@@ -167,28 +167,21 @@ func (t *Timers) Set(at time.Time) {
 	t.mark(&it)
 	t.live.Set(it)
 	t.first = min(t.first, it.ms)
-	if t.pass(it); !t.last && it.ms <= max(t.keys.time(t.domain), t.floorOf(slot)) {
+	if due := t.pass(it) || it.ms <= t.keys.time(t.domain); due && !t.last {
 		t.keys.passing()
 	}
 }
 
 // pass notes that a timer is due by the floor of its key, if it is.
-func (t *Timers) pass(it timer) {
-	if it.ms > t.floorOf(it.slot) {
-		return
+func (t *Timers) pass(it timer) (due bool) {
+	if t.domain != segment.EventTime || it.ms > t.keys.floorOf(it.slot) {
+		return false
 	}
 	if t.passed == nil {
 		t.passed = newTimerTree()
 	}
 	t.passed.Set(timer{ms: it.ms, slot: it.slot})
-}
-
-// floorOf is the time that the key of a slot has come to at least.
-func (t *Timers) floorOf(slot uint32) int64 {
-	if t.domain != segment.EventTime {
-		return unknownTime
-	}
-	return t.keys.floorOf(slot)
+	return true
 }
 
 // Delete removes a timer of the current key, if it is set.
@@ -594,11 +587,11 @@ func (t *Timers) timeOf(userKey []byte) (ms int64, err error) {
 // found adds a timer that a segment holds, unless something newer is known about it.
 func (t *Timers) found(it timer) {
 	if was, ok := t.live.Get(it); ok {
-		if was.flags&timerStored == 0 || was.flags&timerUnread != 0 {
-			if was.flags&timerUnread != 0 {
-				was.flags &^= timerHeld | timerUnread // it was set before, and setting it again changed nothing
-			}
-			was.flags |= timerStored
+		flags := was.flags
+		if was.flags |= timerStored; flags&timerUnread != 0 {
+			was.flags &^= timerHeld | timerUnread // it was set before, and setting it again changed nothing
+		}
+		if was.flags != flags {
 			t.live.Set(was)
 		}
 		return
