@@ -223,6 +223,7 @@ func TestS16_IdleAndEmptyPartitionsTakePartAndMarkersCount(t *testing.T) {
 	p.killAtRandom(50 * time.Millisecond)
 	round()
 	w.launch("-drain").exits(0)
+	w.decided()
 	if err := w.behind(); err != nil {
 		t.Fatalf("drained, but %v", err)
 	}

@@ -517,9 +517,10 @@ func (w *world) pointer() offsets.ManifestRef {
 }
 
 // pointed returns the manifest that the committed offsets name, and the name of its
-// object in the store.
+// object in the store, while no app runs.
 func (w *world) pointed() (m *checkpoint.Manifest, object string) {
 	w.t.Helper()
+	w.decided()
 	ref := w.pointer()
 	st, err := checkpoint.OpenDir(w.store)
 	if err != nil {
