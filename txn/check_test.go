@@ -144,6 +144,45 @@ func TestCheckAsksACoordinatorThatDiedAgain(t *testing.T) {
 	})
 }
 
+func TestEnsureCommitTopicWaitsUntilABrokerHasHeardOfIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault  kfake.Fault
+		exists bool
+	}{
+		"made by this instance": {kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "new"}, false},
+		"made by another one":   {kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Resource: "new"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				if c.exists {
+					if _, err := r.adm.CreateTopic(t.Context(), 1, 1, map[string]*string{"cleanup.policy": kadm.StringPtr("compact")}, "new"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c.fault.Err, c.fault.Count = kerr.UnknownTopicOrPartition, 3
+				h := r.c.Fault(c.fault)
+				if err := EnsureCommitTopic(t.Context(), r.adm, "new", -1); err != nil || h.Hits() != 3 {
+					t.Errorf("%v after %d refusals, want none after 3", err, h.Hits())
+				}
+				if !c.exists {
+					if _, err := r.adm.DeleteTopic(t.Context(), "new"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c.fault.Count = -1
+				r.c.Fault(c.fault)
+				begun := time.Now()
+				if err := EnsureCommitTopic(t.Context(), r.adm, "new", -1); !errors.Is(err, kerr.UnknownTopicOrPartition) || !strings.Contains(err.Error(), "topic new") {
+					t.Errorf("%v, want that nobody knows it", err)
+				}
+				if took := time.Since(begun); took < unknownTopicPatience || took > 2*unknownTopicPatience {
+					t.Errorf("believed after %v, want about %v", took, unknownTopicPatience)
+				}
+			})
+		})
+	}
+}
+
 func TestEnsureCommitTopicMakesACompactedOne(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		configs, err := r.adm.DescribeTopicConfigs(t.Context(), commitTopic)

@@ -328,6 +328,21 @@ func (u *unknownTopic) believed(err error) bool {
 	return time.Since(u.since) > unknownTopicPatience
 }
 
+// untilHeard asks a broker again that doesn't know a topic or a partition, until it is to be
+// believed. again, if not nil, is told of each time.
+func untilHeard(ctx context.Context, ask func() error, again func(error)) error {
+	var unknown unknownTopic
+	for backoff := commitBackoff; ; backoff = min(2*backoff, commitBackoffMax) {
+		err := ask()
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) || unknown.believed(err) || !sleep(ctx, backoff) {
+			return err
+		}
+		if again != nil {
+			again(err)
+		}
+	}
+}
+
 func (s *Session) tryOffsets(ctx context.Context, c Commit, added *bool) error {
 	req, err := s.offsetsRequest(ctx, c)
 	if err != nil {

@@ -440,14 +440,9 @@ func (s *Session) fetchedPartitions(resp *kmsg.OffsetFetchResponse) (map[offsets
 // while it is consumed must not pass for the old one. A broker that has not heard yet of a
 // new topic is asked again for a while.
 func (s *Session) loadTopicIDs(ctx context.Context, topics []string) error {
-	var unknown unknownTopic
-	for backoff := commitBackoff; ; backoff = min(2*backoff, commitBackoffMax) {
-		err := s.askTopicIDs(ctx, topics)
-		if !errors.Is(err, kerr.UnknownTopicOrPartition) || unknown.believed(err) || !sleep(ctx, backoff) {
-			return err
-		}
+	return untilHeard(ctx, func() error { return s.askTopicIDs(ctx, topics) }, func(err error) {
 		s.log.Info("ask for the ids of the topics again", zap.Error(err))
-	}
+	})
 }
 
 func (s *Session) askTopicIDs(ctx context.Context, topics []string) error {

@@ -35,7 +35,8 @@ const (
 // EnsureCommitTopic creates the compacted topic that mirrors an app's commits, with
 // one partition, or verifies that the topic that exists is compacted: retention
 // would delete the only trace of a group whose offsets expired. replication -1 is
-// the broker's default.
+// the broker's default. It returns when a broker has heard of the topic: the controller
+// answers before.
 func EnsureCommitTopic(ctx context.Context, adm *kadm.Client, topic string, replication int16) error {
 	compact := "compact"
 	config := map[string]*string{
@@ -46,9 +47,9 @@ func EnsureCommitTopic(ctx context.Context, adm *kadm.Client, topic string, repl
 	_, err := adm.CreateTopic(ctx, 1, replication, config, topic)
 	switch {
 	case err == nil:
-		return nil
-	case errors.Is(err, kerr.TopicAlreadyExists):
-		return verifyCompacted(ctx, adm, topic)
+		return untilHeard(ctx, func() error { return heardOf(ctx, adm, topic) }, nil)
+	case errors.Is(err, kerr.TopicAlreadyExists): // maybe since just now, by another instance
+		return untilHeard(ctx, func() error { return verifyCompacted(ctx, adm, topic) }, nil)
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
 		// It may have been made for us.
 		details, lerr := adm.ListTopics(ctx, topic)
@@ -58,6 +59,19 @@ func EnsureCommitTopic(ctx context.Context, adm *kadm.Client, topic string, repl
 		return fmt.Errorf("create commit topic %s: %w: grant Create on it to this principal, or create it: kafka-topics --create --topic %s --partitions 1 --config cleanup.policy=compact", topic, err, topic)
 	}
 	return fmt.Errorf("create commit topic %s with replication factor %d: %w", topic, replication, err)
+}
+
+// heardOf asks a broker for a topic that was just made. It says only whether the broker
+// knows it; whoever uses the topic is told the rest.
+func heardOf(ctx context.Context, adm *kadm.Client, topic string) error {
+	details, err := adm.ListTopics(kadm.WithAuthorizedOps(ctx), topic) // with these a broker is asked, and not what is remembered
+	if err != nil {
+		return fmt.Errorf("ask for commit topic %s: %w", topic, err)
+	}
+	if errors.Is(details[topic].Err, kerr.UnknownTopicOrPartition) {
+		return fmt.Errorf("commit topic %s was created, and the brokers don't know it: %w", topic, kerr.UnknownTopicOrPartition)
+	}
+	return nil
 }
 
 func verifyCompacted(ctx context.Context, adm *kadm.Client, topic string) error {
