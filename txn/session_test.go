@@ -3,6 +3,7 @@ package txn
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -451,6 +452,66 @@ func TestFailedQuestionForOffsetsKeepsNobodyFromFencing(t *testing.T) {
 		}
 		if len(b.infos) != 1 || b.infos[0].Waited > 2*fenceAfter {
 			t.Errorf("fenced: %v", b.infos)
+		}
+	})
+}
+
+// A broker that died with the instance is not there, or is not ready, when its transaction
+// is to be ended.
+func TestBrokerThatIsNotReadyPutsFencingOff(t *testing.T) {
+	for name, fault := range map[string]kfake.Fault{
+		"asked for transactions":  {Keys: []kmsg.Key{kmsg.ListTransactions}, Err: kerr.CoordinatorLoadInProgress},
+		"asked for a transaction": {Keys: []kmsg.Key{kmsg.DescribeTransactions}, Err: kerr.CoordinatorNotAvailable},
+		"told to end it":          {Keys: []kmsg.Key{kmsg.InitProducerID}, TxnID: TransactionalID(testApp, "a"), Err: kerr.CoordinatorLoadInProgress},
+	} {
+		for _, down := range []time.Duration{time.Second, 20 * time.Second, time.Minute} { // the client has patience of its own
+			t.Run(fmt.Sprintf("%s, %v", name, down), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, r *rig) {
+					pausedBeforeItsFirstCommit(t, r, oneActive)
+					fault.Count = -1
+					h := r.c.Fault(fault)
+					start := time.Now()
+					time.AfterFunc(down+fenceAfter, h.Remove)
+					b := r.start("b", oneActive).up()
+					if h.Hits() == 0 {
+						t.Error("nobody asked")
+					}
+					if took := time.Since(start); took > down+8*time.Second {
+						t.Errorf("b waited %v", took)
+					}
+					b.take(2)
+					b.mustCommit(1)
+					fenced := 0
+					for _, i := range b.infos {
+						fenced += len(i.Fenced)
+					}
+					if fenced != 1 || len(b.infos) > 2 {
+						t.Errorf("told %v, want that app/a was fenced, once", b.infos)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestWhoWasFencedIsNotFencedAgainForOthersThatCouldNotBe(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.feed(0, 2)
+		a := r.start("a", oneActive).up()
+		a.take(2)
+		a.mustCommit(1)
+		a.Close() // a member for 10 s more
+		undecided := r.c.Fault(kfake.Fault{
+			Keys: []kmsg.Key{kmsg.OffsetFetch}, Topic: inTopic, Err: kerr.UnstableOffsetCommit, Count: -1,
+			When: func(req kmsg.Request) bool { return req.(*kmsg.OffsetFetchRequest).RequireStable },
+		})
+		list := r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListTransactions}, Err: kerr.CoordinatorLoadInProgress, Count: -1})
+		fences := r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.InitProducerID}, TxnID: TransactionalID(testApp, "a"), Observe: true, Count: -1})
+		time.AfterFunc(20*time.Second, list.Remove)
+		time.AfterFunc(25*time.Second, undecided.Remove)
+		r.start("b", oneActive).up()
+		if list.Hits() < 2 || fences.Hits() != 1 {
+			t.Errorf("asked for open transactions %d times in vain, and fenced a %d times; want several, and once", list.Hits(), fences.Hits())
 		}
 	})
 }

@@ -76,7 +76,7 @@ func (i UnstableInfo) String() string {
 func (s *Session) awaitStable(ctx context.Context, parts []offsets.Partition) {
 	start := time.Now()
 	var since time.Time // undecided
-	fenced := false
+	var f fencing
 	for {
 		unstable, err := s.unstable(ctx, parts)
 		switch {
@@ -88,13 +88,12 @@ func (s *Session) awaitStable(ctx context.Context, parts []offsets.Partition) {
 		case since.IsZero():
 			since = time.Now()
 		}
-		if err == nil && time.Since(since) >= fenceAfter && !fenced {
-			fenced = true
-			s.fenceCommitters(ctx, unstable, time.Since(since))
+		if err == nil && time.Since(since) >= fenceAfter {
+			s.fenceCommitters(ctx, &f, unstable, time.Since(since))
 		}
 		// A broker may be so slow that the time was over before there was an answer.
-		if time.Since(start) >= stableWait && (fenced || err != nil) {
-			s.startWatch(unstable, start)
+		if time.Since(start) >= stableWait && (f.tried || err != nil) {
+			s.startWatch(unstable, start, f)
 			return
 		}
 		if !sleep(ctx, stablePoll) {
@@ -104,9 +103,9 @@ func (s *Session) awaitStable(ctx context.Context, parts []offsets.Partition) {
 }
 
 // startWatch leaves a goroutine that fails the session when parts stay unstable for
-// longer than any transaction may last. It ends when the offsets are stable, when
-// the client fetched them, and with the session.
-func (s *Session) startWatch(parts []offsets.Partition, since time.Time) {
+// longer than any transaction may last, and goes on with what f could not do yet. It ends
+// when the offsets are stable, when the client fetched them, and with the session.
+func (s *Session) startWatch(parts []offsets.Partition, since time.Time, f fencing) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.mu.Lock()
 	if s.watch != nil {
@@ -117,6 +116,7 @@ func (s *Session) startWatch(parts []offsets.Partition, since time.Time) {
 	limit := s.cfg.TransactionTimeout
 	s.background.Go(func() {
 		defer cancel()
+		undecided := f.tried
 		for sleep(ctx, watchPoll) {
 			unstable, err := s.unstable(ctx, parts)
 			if err != nil {
@@ -126,6 +126,11 @@ func (s *Session) startWatch(parts []offsets.Partition, since time.Time) {
 				return
 			}
 			waited := time.Since(since)
+			// Twice in a row: for watchPoll at least, which is not less than fenceAfter.
+			if undecided && s.fenceCommitters(ctx, &f, unstable, waited) {
+				continue
+			}
+			undecided = true
 			if waited <= limit+brokerScan+unstableMargin {
 				continue
 			}
@@ -196,41 +201,74 @@ func (s *Session) fetchOffsets(ctx context.Context, parts []offsets.Partition, s
 	return s.fetchedPartitions(resp)
 }
 
+// fencing is how far we are with ending the transactions that hold up what we were assigned.
+type fencing struct {
+	tried, done bool
+	at          time.Time // when it was tried last
+	asked       []string  // transactional ids that are fenced, or are not ours to fence
+}
+
 // fenceCommitters ends the transactions of the instances that committed parts last:
-// most likely one of them was paused or killed with offsets staged.
-func (s *Session) fenceCommitters(ctx context.Context, parts []offsets.Partition, waited time.Duration) {
-	ids := s.committers(ctx, parts)
+// most likely one of them was paused or killed with offsets staged. Each of them is fenced
+// once. If a broker could not say what there is to fence, or do it, the next call goes on.
+// It returns whether it fenced one.
+func (s *Session) fenceCommitters(ctx context.Context, f *fencing, parts []offsets.Partition, waited time.Duration) bool {
+	if f.done || f.tried && time.Since(f.at) < fenceAfter {
+		return false
+	}
+	first := !f.tried
+	f.tried, f.done, f.at = true, true, time.Now()
+	ids, err := s.committers(ctx, parts)
+	if err != nil {
+		s.log.Info("fetch undecided offsets", zap.Error(err))
+		f.done = !mayPass(err)
+	}
 	if s.cfg.SingleActive {
 		// Who had the partitions and committed nothing yet has left no pointer.
 		open, err := s.openOfApp(ctx)
 		if err != nil {
 			s.log.Info("list the app's open transactions", zap.Error(err))
+			f.done = f.done && !mayPass(err)
 		}
 		ids = slices.Compact(slices.Sorted(slices.Values(append(ids, open...))))
 	}
 	info := UnstableInfo{Partitions: parts, Waited: waited}
 	for _, id := range ids {
-		if id == s.txnID {
+		if id == s.txnID || slices.Contains(f.asked, id) {
 			continue // ours was ended by InitProducerId
 		}
-		if err := s.fence(ctx, id, stableWait); err != nil {
+		err := s.fence(ctx, id, stableWait)
+		if err != nil {
 			s.log.Warn("fence transactional id", zap.String("transactional_id", id), zap.Error(err))
-			continue
+			// One whose transaction is ending was fenced.
+			if mayPass(err) && !errors.Is(err, kerr.ConcurrentTransactions) {
+				f.done = false
+				continue
+			}
+		} else {
+			info.Fenced = append(info.Fenced, id)
 		}
-		info.Fenced = append(info.Fenced, id)
+		f.asked = append(f.asked, id)
+	}
+	fenced := len(info.Fenced) > 0
+	if !first && !fenced {
+		return false
 	}
 	s.log.Warn("committed offsets are undecided", zap.Stringers("partitions", parts), zap.Duration("for", waited), zap.Strings("fenced", info.Fenced))
 	if s.cfg.Events.Unstable != nil {
 		s.cfg.Events.Unstable(info)
 	}
+	return fenced
 }
 
+// mayPass tells whether err is of a broker that is away or is not ready.
+func mayPass(err error) bool { return !isKafka(err) || kerr.IsRetriable(err) }
+
 // committers returns the transactional ids in the pointers last committed for parts.
-func (s *Session) committers(ctx context.Context, parts []offsets.Partition) []string {
+func (s *Session) committers(ctx context.Context, parts []offsets.Partition) ([]string, error) {
 	got, err := s.fetchOffsets(ctx, parts, false)
 	if err != nil {
-		s.log.Info("fetch undecided offsets", zap.Error(err))
-		return nil
+		return nil, err
 	}
 	ids := map[string]bool{}
 	for _, r := range got {
@@ -242,7 +280,7 @@ func (s *Session) committers(ctx context.Context, parts []offsets.Partition) []s
 			ids[TransactionalID(ptr.App, ptr.Instance)] = true
 		}
 	}
-	return slices.Sorted(maps.Keys(ids))
+	return slices.Sorted(maps.Keys(ids)), nil
 }
 
 // openOfApp returns the transactional ids of the app whose transaction is open and has
@@ -310,8 +348,9 @@ func (s *Session) unstableError(ctx context.Context, parts []offsets.Partition, 
 	defer cancel()
 	e := &UnstableError{Group: s.cfg.Group, Partitions: parts, Waited: waited}
 	ids, err := s.openOfApp(ctx)
-	e.Blocking, e.Inspect = blocking(ctx, s.adm, s.cfg.Group, append(append(ids, s.committers(ctx, parts)...), s.txnID))
-	e.Inspect = errors.Join(err, e.Inspect)
+	committed, committedErr := s.committers(ctx, parts)
+	e.Blocking, e.Inspect = blocking(ctx, s.adm, s.cfg.Group, append(append(ids, committed...), s.txnID))
+	e.Inspect = errors.Join(err, committedErr, e.Inspect)
 	return e
 }
 
