@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -213,18 +214,22 @@ func TestS04_FileDamagedInTheLocalStoreHealsByItself(t *testing.T) {
 					t.Fatalf("the local store has the files %q, want one", files)
 				}
 				w.damage(files[0], d)
-				p := w.launch("-interval", "50ms", "-drain")
+				p := w.launch("-drain") // nothing is committed before all state was read
 				p.exits(0)
-				again := p.all("restarting")
-				if d.name == "one bit flipped" && len(again) != 1 {
-					t.Errorf("restarted %d times; want once, when the bit was read\n%s", len(again), p.story())
-				}
-				for _, r := range again {
+				found := 0
+				for _, r := range p.all("restarting") {
 					t.Log(r.Error)
+					if strings.Contains(r.Error, "is damaged in local store") {
+						found++
+					}
 				}
-				last := p.all("restored")
-				if how := last[len(last)-1].How; how != "rebuilt" {
-					t.Errorf("the state was %s, want rebuilt\n%s", how, p.story())
+				if d.name == "one bit flipped" && found != 1 {
+					t.Errorf("restarted %d times for the damage; want once, when the bit was read\n%s", found, p.story())
+				}
+				// Until it has partitions it stands by, and what stands by fetches what is missing, too.
+				if !slices.ContainsFunc(p.all("restored"), func(r happened) bool { return r.How == "rebuilt" }) &&
+					!slices.ContainsFunc(p.all("followed"), func(f happened) bool { return f.Segments == 1 }) {
+					t.Errorf("the state was not rebuilt\n%s", p.story())
 				}
 				w.feedNow(500)
 				w.finish(w.launch("-interval", "50ms"))
@@ -265,8 +270,9 @@ func TestS04_DamagedSegmentIsRefusedByNameWithALocalStore(t *testing.T) {
 				if n := p.count("committed"); n != 0 {
 					t.Errorf("%d checkpoints were committed\n%s", n, p.story())
 				}
-				if n := p.count("restarting"); n > 1 {
-					t.Errorf("restarted %d times, want at most once: to look at the segment as a whole\n%s", n, p.story())
+				again := slices.DeleteFunc(p.all("restarting"), func(r happened) bool { return !strings.Contains(r.Error, object) })
+				if n := len(again); n > 1 {
+					t.Errorf("restarted %d times for the segment, want at most once: to look at it as a whole\n%s", n, p.story())
 				}
 				if err := os.WriteFile(path, whole, 0o600); err != nil {
 					t.Fatal(err)

@@ -58,7 +58,7 @@ func killedAt(t *testing.T, addr string, point crashpoint.Point, b backend, c al
 	} else {
 		// The life that dies begins with records in flight, and has some when it dies.
 		pace = slow
-		w.feedNow(4000)
+		w.feedNow(8000) // for seconds, if the test should be held up
 		p = w.launch(pace...)
 		p.inFlight(progressTime)
 		p.kill()
@@ -76,8 +76,12 @@ func killedAt(t *testing.T, addr string, point crashpoint.Point, b backend, c al
 	}
 	p = w.launch()
 	restored := p.await("restored", 1, progressTime)
-	if b != inMemory && how != "" && restored.How != how {
-		t.Errorf("the state was %s, want %s", restored.How, how)
+	got := restored.How
+	if got == "reused" && slices.ContainsFunc(p.all("followed"), func(f happened) bool { return f.Segments > 0 }) {
+		got = "caught up" // while it had no partitions it stood by
+	}
+	if b != inMemory && how != "" && got != how {
+		t.Errorf("the state was %s, want %s\n%s", got, how, p.story())
 	}
 	p.next("committed", progressTime)
 	w.quench()
@@ -211,7 +215,9 @@ func TestS05_KilledAtRandomWithALocalStore(t *testing.T) {
 		}
 		p := w.launch(append(w.at(b), "-parallelism", fmt.Sprint([]int{1, 2, 1, 7, 1}[i%5]))...)
 		p.next("committed", progressTime)
-		hows[p.all("restored")[0].How]++
+		if i > 0 { // the first one has nothing
+			hows[p.all("restored")[0].How]++
+		}
 		if i%10 == 9 { // some value was read, dropped and read again: memory does not hold all
 			p.untilCommitted(fmt.Sprintf("more than %d values read", keys), progressTime, func(c happened) bool { return c.Decoded > keys })
 		}
@@ -268,7 +274,7 @@ func TestS25_KilledAtRandomUnderBackpressureAndRescaled(t *testing.T) {
 			)
 			w := newWorld(t, []string{needBroker(t)}, 100)
 			w.args = append(append(w.at(b), "-interval", "20ms", "-ballast", "100"), c.words()...)
-			w.feedNow(4000)
+			w.feedNow(8000)
 			w.feedOn(40, 10*time.Millisecond)
 			flown, rescaled := 0, map[string]bool{}
 			for i := range lives {

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -97,7 +98,7 @@ func (w *world) firstNewOutput() <-chan time.Time {
 func TestS11_InstanceKilledInItsFirstCommitIsFencedByTheNextOne(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, []string{needBroker(t)}, 50)
-	w.args = []string{"-session", "6s", "-transaction", "10m"}
+	w.args = []string{"-session", "12s", "-transaction", "10m"}
 	w.feedOn(30, 10*time.Millisecond)
 	p := w.launch()
 	p.await("committed", 2, progressTime)
@@ -188,6 +189,11 @@ func TestS16_IdleAndEmptyPartitionsTakePartAndMarkersCount(t *testing.T) {
 				w.mu.Unlock()
 			}
 		}
+		// Nothing is buffered. But the client notes a moment after it sent them that there are
+		// records to commit, and this waits for that.
+		if err := cl.AbortBufferedRecords(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		if err := cl.EndTransaction(t.Context(), end); err != nil {
 			t.Fatal(err)
 		}
@@ -239,6 +245,7 @@ func TestS18_OffsetsMovedOrForgottenAreRefusedWithWaysOn(t *testing.T) {
 	begin := func(t *testing.T) *world {
 		t.Parallel()
 		w := newWorld(t, []string{addr}, 20)
+		w.args = []string{"-session", "20s"} // so long is a member there whose goodbye was lost
 		w.feedNow(500)
 		p := w.launch()
 		w.settleWith(p)
@@ -259,13 +266,10 @@ func TestS18_OffsetsMovedOrForgottenAreRefusedWithWaysOn(t *testing.T) {
 		if keepMetadata {
 			moved.Metadata = o.Metadata
 		}
-		resp, err := w.adm.CommitOffsets(w.t.Context(), w.app, offsetsOf(moved))
-		if err == nil {
-			err = resp.Error()
-		}
-		if err != nil {
-			w.t.Fatal(err)
-		}
+		eventually(w.t, progressTime, func() error { // the group may have a member for a while
+			resp, err := w.adm.CommitOffsets(w.t.Context(), w.app, offsetsOf(moved))
+			return errors.Join(err, resp.Error())
+		})
 		return moved.At
 	}
 

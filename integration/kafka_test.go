@@ -94,7 +94,7 @@ func startCluster(t *testing.T, brokers int) []*node {
 		"KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": rf,
 		"KAFKA_TRANSACTION_STATE_LOG_MIN_ISR":            "1",
 		"KAFKA_MIN_INSYNC_REPLICAS":                      "1",
-		"KAFKA_BROKER_SESSION_TIMEOUT_MS":                "3000",
+		"KAFKA_BROKER_SESSION_TIMEOUT_MS":                "6000",
 		"KAFKA_BROKER_HEARTBEAT_INTERVAL_MS":             "500",
 	}
 	errs := make([]error, len(nodes))
@@ -103,6 +103,13 @@ func startCluster(t *testing.T, brokers int) []*node {
 		wg.Go(func() { errs[i] = n.start(voters(ctl), env) })
 	}
 	wg.Wait()
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			if n.container != nil {
+				containers.Remove(n.container)
+			}
+		}
+	})
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
@@ -139,13 +146,14 @@ func (n *node) start(voters string, extra map[string]string) error {
 	env["KAFKA_PROCESS_ROLES"] = strings.Join(roles, ",")
 	env["KAFKA_LISTENERS"] = strings.Join(listeners, ",")
 	maps.Copy(env, extra)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	const up = 5 * time.Minute // it takes seconds, but all tests wait for the shared one
+	ctx, cancel := context.WithTimeout(context.Background(), up)
 	defer cancel()
 	c, err := testcontainers.Run(ctx, kafkaImage, testcontainers.WithEnv(env),
 		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.NetworkMode = "host" }),
-		testcontainers.WithWaitStrategyAndDeadline(time.Minute, wait.ForLog("Kafka Server started")))
+		testcontainers.WithWaitStrategyAndDeadline(up, wait.ForLog("Kafka Server started").WithStartupTimeout(up)))
 	if c != nil {
-		containers.Remove(c)
+		containers.AtEnd(c)
 		n.container = c
 	}
 	if err != nil {

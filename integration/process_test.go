@@ -66,7 +66,10 @@ func launch(t *testing.T, name string, env []string, args ...string) *process {
 		t.Fatal(err)
 	}
 	p := &process{t: t, name: name, cmd: exec.Command(bin, args...), changed: make(chan struct{})}
-	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "WEIR_") }), env...)
+	// What tunes the test's own memory is not meant for the service, whose memory is judged.
+	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "WEIR_") || strings.HasPrefix(kv, "GOGC=") || strings.HasPrefix(kv, "GOMEMLIMIT=")
+	}), env...)
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +145,7 @@ func (p *process) story() string {
 func (p *process) until(what string, within time.Duration, done func() bool) {
 	p.t.Helper()
 	timeout := time.After(within)
-	for {
+	for late := false; ; {
 		p.mu.Lock()
 		ok, over, changed := done(), p.over, p.changed
 		p.mu.Unlock()
@@ -151,11 +154,13 @@ func (p *process) until(what string, within time.Duration, done func() bool) {
 			return
 		case over:
 			p.t.Fatalf("%s ended while the test waited for %s\n%s", p.name, what, p.story())
+		case late:
+			p.t.Fatalf("%s: no %s within %v\n%s\n%s", p.name, what, within, p.story(), p.goroutines())
 		}
 		select {
 		case <-changed:
 		case <-timeout:
-			p.t.Fatalf("%s: no %s within %v\n%s\n%s", p.name, what, within, p.story(), p.goroutines())
+			late = true // but the test may have been held up itself
 		}
 	}
 }
@@ -313,7 +318,7 @@ func (p *process) diesOfItself(point crashpoint.Point, within time.Duration) {
 }
 
 const (
-	reapTime = 10 * time.Second
+	reapTime = 60 * time.Second
 	// exitTime is what a process may take to come to its own end.
 	exitTime = 40 * time.Second
 	// progressTime is what it may take to the next event on a slow machine.

@@ -18,9 +18,7 @@ func TestS04_DamagedObjectIsRefusedByName(t *testing.T) {
 	w := newWorld(t, []string{needBroker(t)}, 200)
 	w.args = []string{"-ballast", "600"} // a segment doesn't fit into its manifest
 	w.feedNow(2000)
-	p := w.launch()
-	w.settleWith(p)
-	p.stop()
+	w.launch("-interval", "5m", "-drain").exits(0) // one checkpoint of everything
 
 	m, manifest := w.pointed()
 	segment := ""

@@ -322,6 +322,7 @@ func tell() event.Listener {
 		Restored: func(i event.Restored) {
 			say("restored", i.Checkpoint, nil, "partitions", i.Partitions, "entries", i.Entries, "segments", i.Segments, "how", i.How, "inFlight", i.InFlight)
 		},
+		Followed:   func(i event.Followed) { say("followed", i.Checkpoint, nil, "segments", i.Attached) },
 		Restarting: func(i event.Restarting) { say("restarting", 0, i.Err, "attempt", i.Attempt) },
 		Rebalanced: func(i event.Rebalanced) {
 			say("rebalanced", 0, nil, "assigned", len(i.Assigned), "revoked", len(i.Revoked), "lost", len(i.Lost))

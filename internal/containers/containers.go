@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -21,7 +22,7 @@ import (
 const RequireEnv = "WEIR_REQUIRE_CONTAINERS"
 
 const (
-	healthTimeout = 10 * time.Second // for Docker to say that it is there
+	healthTimeout = time.Minute // for Docker to say that it is there
 
 	// stopGrace is what a container is given to stop by itself. Nobody needs what is in it.
 	stopGrace = 0
@@ -95,21 +96,29 @@ func health() (err error) {
 	return nil
 }
 
-// Remove has a container removed when the package's tests are done. Any goroutine may call
+// AtEnd has a container removed when the package's tests are done. Any goroutine may call
 // it.
-func Remove(c testcontainers.Container) {
+func AtEnd(c testcontainers.Container) {
 	mu.Lock()
 	defer mu.Unlock()
 	begun = append(begun, c)
 }
 
+// Remove removes a container now. Any goroutine may call it.
+func Remove(c testcontainers.Container) {
+	mu.Lock()
+	begun = slices.DeleteFunc(begun, func(b testcontainers.Container) bool { return b == c })
+	mu.Unlock()
+	_ = testcontainers.TerminateContainer(c, testcontainers.StopTimeout(stopGrace)) // what can't be removed is listed by Docker
+}
+
 func removeAll() {
 	mu.Lock()
-	defer mu.Unlock()
-	for _, c := range begun {
-		_ = testcontainers.TerminateContainer(c, testcontainers.StopTimeout(stopGrace)) // what can't be removed is listed by Docker
+	all := slices.Clone(begun)
+	mu.Unlock()
+	for _, c := range all {
+		Remove(c)
 	}
-	begun = nil
 }
 
 // FreePort returns a port on loopback in [low, high) that nobody listens on, and that no

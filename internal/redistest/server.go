@@ -127,7 +127,7 @@ func startCommand(image string, port int, command []string, more ...testcontaine
 	c, err := testcontainers.Run(ctx, image, append(more, testcontainers.WithCmd(command...),
 		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.NetworkMode = "host" }))...)
 	if c != nil {
-		containers.Remove(c)
+		containers.AtEnd(c)
 		s.c = c
 	}
 	if err != nil {
