@@ -98,34 +98,35 @@ func TestMergedPiecesEqualModel(t *testing.T) {
 			rt.Fatalf("%d readers are open", open)
 		}
 		chain := append(append(append([]Level{}, levels[:from]...), merged), levels[to:]...)
-		lo, hi := rapid.IntRange(0, keyGroups).Draw(rt, "lo"), rapid.IntRange(0, keyGroups).Draw(rt, "hi")
-		var got, want []string
 		keep := func(value []byte) bool {
 			h, _, err := CutHeader(value)
 			return err == nil && !h.Expired(o.Processing, o.Event)
-		}
-		for e, err := range ScanLevels(lo, hi, chain...) {
-			if err != nil {
-				rt.Fatal(err)
-			}
-			if open > len(chain) {
-				rt.Fatalf("%d readers are open for %d levels", open, len(chain))
-			}
-			if keep(e.Value) {
-				got = append(got, dump(e))
-			}
 		}
 		for k, v := range all {
 			if v != nil && !keep([]byte(*v)) {
 				all[k] = nil
 			}
 		}
-		want = all.dump(lo, hi)
-		if fmt.Sprint(got) != fmt.Sprint(want) {
-			rt.Fatalf("got %q, want %q", got, want)
-		}
-		if open != 0 {
-			rt.Fatalf("%d readers are open", open)
+		some := [2]int{rapid.IntRange(0, keyGroups).Draw(rt, "lo"), rapid.IntRange(0, keyGroups).Draw(rt, "hi")}
+		for _, r := range [][2]int{some, {0, keyGroups}} {
+			var got []string
+			for e, err := range ScanLevels(r[0], r[1], chain...) {
+				if err != nil {
+					rt.Fatal(err)
+				}
+				if open > len(chain) {
+					rt.Fatalf("%d readers are open for %d levels", open, len(chain))
+				}
+				if keep(e.Value) {
+					got = append(got, dump(e))
+				}
+			}
+			if want := all.dump(r[0], r[1]); fmt.Sprint(got) != fmt.Sprint(want) {
+				rt.Fatalf("key-groups %d to %d: got %q, want %q", r[0], r[1], got, want)
+			}
+			if open != 0 {
+				rt.Fatalf("%d readers are open", open)
+			}
 		}
 	})
 }
