@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/internal/containers"
+	"github.com/weirstream/weir/internal/freeport"
 )
 
 const kafkaImage = "apache/kafka:4.3.1"
@@ -37,7 +38,7 @@ func (n *node) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa
 
 // broker is the shared broker, started by the first test that wants it.
 var broker = sync.OnceValues(func() (string, error) {
-	n := &node{id: 1, port: freePort(), controller: freePort()}
+	n := &node{id: 1, port: freeport.Take(), controller: freeport.Take()}
 	err := n.start(voters(n), map[string]string{
 		"KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR":         "1",
 		"KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
@@ -82,10 +83,10 @@ func embedded(t *testing.T) string {
 func startCluster(t *testing.T, brokers int) []*node {
 	t.Helper()
 	containers.Need(t)
-	ctl := &node{id: 100, controller: freePort()}
+	ctl := &node{id: 100, controller: freeport.Take()}
 	nodes := []*node{ctl}
 	for i := range brokers {
-		nodes = append(nodes, &node{id: 1 + i, port: freePort()})
+		nodes = append(nodes, &node{id: 1 + i, port: freeport.Take()})
 	}
 	rf := strconv.Itoa(brokers)
 	env := map[string]string{
@@ -182,9 +183,6 @@ func (n *node) restart(t *testing.T) {
 		t.Fatalf("start broker %d again: %v", n.id, err)
 	}
 }
-
-// freePort returns a port that stays free while a broker is down.
-func freePort() int { return containers.FreePort(20000, 32000) }
 
 // admin returns an admin client that is closed with the test.
 func admin(t *testing.T, addrs ...string) *kadm.Client {

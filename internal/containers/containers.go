@@ -5,11 +5,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -33,7 +30,6 @@ var (
 
 	mu    sync.Mutex
 	begun []testcontainers.Container
-	ports = map[int]bool{}
 )
 
 // Required tells whether a missing Docker is a failure.
@@ -118,28 +114,6 @@ func removeAll() {
 	mu.Unlock()
 	for _, c := range all {
 		Remove(c)
-	}
-}
-
-// FreePort returns a port on loopback in [low, high) that nobody listens on, and that no
-// test of this process was given before. Below 32768 the system gives it to nobody who
-// doesn't ask for it, so it is still free while a server that had it is down. Packages
-// whose tests run at the same time need ranges of their own.
-func FreePort(low, high int) int {
-	mu.Lock()
-	defer mu.Unlock()
-	for {
-		p := low + rand.IntN(high-low)
-		if ports[p] {
-			continue
-		}
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
-		if err != nil {
-			continue
-		}
-		l.Close()
-		ports[p] = true
-		return p
 	}
 }
 

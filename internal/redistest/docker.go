@@ -14,6 +14,3 @@ func Main(m *testing.M, pkg string) int {
 	redis.SetLogger(&logging.VoidLogger{}) // servers that are down are the point
 	return containers.Main(pkg, m.Run)
 }
-
-// freePort returns a port that stays free while a server is down.
-func freePort() int { return containers.FreePort(10100, 19900) }

@@ -24,6 +24,7 @@ import (
 	tclog "github.com/testcontainers/testcontainers-go/log"
 
 	"github.com/weirstream/weir/internal/containers"
+	"github.com/weirstream/weir/internal/freeport"
 )
 
 // Images that the tests run. Each has the program of the other under its own name.
@@ -81,7 +82,7 @@ func start(image string, args []string) (*Server, error) {
 	if image == Valkey {
 		program = "valkey-server"
 	}
-	port := freePort()
+	port := freeport.Take()
 	var command []string
 	if slices.Contains(args, "--appendonly") && !slices.Contains(args, "--aof-load-truncated") {
 		command = []string{"sh", "-c", checkAppendOnlyFile, strings.Replace(program, "-server", "-check-aof", 1)}
@@ -103,7 +104,7 @@ exec "$@"`
 func StartTLS(t testing.TB, cert, key, authority []byte, config *tls.Config, args ...string) *Server {
 	t.Helper()
 	containers.Need(t)
-	port := freePort()
+	port := freeport.Take()
 	var files []testcontainers.ContainerFile
 	const readable = 0o644
 	for name, content := range map[string][]byte{"cert": cert, "key": key, "ca": authority} {
@@ -141,10 +142,12 @@ func startCommand(image string, port int, command []string, more ...testcontaine
 func StartSentinel(t testing.TB, name string, primary *Server) *Server {
 	t.Helper()
 	containers.Need(t)
-	port := freePort()
+	port := freeport.Take()
 	conf := fmt.Sprintf(`port %d\nbind 127.0.0.1\nsentinel monitor %s 127.0.0.1 %d 1\nsentinel down-after-milliseconds %s 500\nsentinel failover-timeout %s 2000\n`,
 		port, name, primary.port, name, name)
-	s, err := startCommand(Redis, port, []string{"sh", "-c", "printf '" + conf + "' >/tmp/sentinel.conf && exec redis-server /tmp/sentinel.conf --sentinel"})
+	// In memory: it writes the file at each step, and does nothing for half a minute if that took
+	// two seconds.
+	s, err := startCommand(Redis, port, []string{"sh", "-c", "printf '" + conf + "' >/dev/shm/sentinel.conf && exec redis-server /dev/shm/sentinel.conf --sentinel"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +239,7 @@ func StartCluster(t testing.TB, args ...string) []*Server {
 	nodes := make([]*Server, 3)
 	create := []string{"redis-cli", "--cluster", "create"}
 	for i := range nodes {
-		nodes[i] = Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freePort()), "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", "2000"}, args...)...)
+		nodes[i] = Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(freeport.Take()), "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", "15000"}, args...)...)
 		create = append(create, nodes[i].Addr)
 	}
 	nodes[0].Exec(t, append(create, "--cluster-yes")...)

@@ -12,10 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/weirstream/weir/internal/freeport"
 )
 
 const (
@@ -119,22 +122,13 @@ func Start(t testing.TB) *Server {
 	}
 	t.Cleanup(s.Kill)
 	for range starts {
-		s.Addr = freeAddr(t)
+		s.Addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(freeport.Take()))
 		if err = s.run(); err == nil {
 			return s
 		}
 	}
 	t.Fatalf("start %s: %v", module, err)
 	return nil
-}
-
-func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // run starts the process and waits until it serves.

@@ -348,10 +348,10 @@ func TestS35_AppSurvivesAFailoverToAReplicaThatLacksTheTail(t *testing.T) {
 			service.kill()
 		}
 		primary.Kill(t)
-		p.Retarget(replica.Addr)
 		if a := appliedOn(replica.Client(t)); a < 0 || a >= lost {
 			t.Fatalf("the replica has %d of %d records: it lacks nothing, the test shows nothing", a, lost)
 		}
+		p.Retarget(replica.Addr)
 		if round%2 == 1 {
 			service = tr.start()
 		}

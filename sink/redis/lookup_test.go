@@ -225,7 +225,7 @@ func TestLookupsWaitForARedisThatIsStartedAgain(t *testing.T) {
 	if err := cl.Set(t.Context(), "k", "1", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	c, err := redis.Get(redis.Options{Addrs: []string{s.Addr}, Timeout: time.Second}, itself, codec.String).Open(t.Context())
+	c, err := redis.Get(redis.Options{Addrs: []string{s.Addr}, Timeout: 30 * time.Second}, itself, codec.String).Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

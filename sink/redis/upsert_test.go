@@ -480,7 +480,7 @@ func TestBatchThatTakesLongerThanTheTimeoutIsWritten(t *testing.T) {
 
 	o.Timeout = 10 * time.Millisecond
 	w := openUpsert(t, t.Context(), Upsert(o, sleep, UnreachableFor(time.Millisecond)))
-	if err := write(t, w, "0.2"); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "DEBUG") || !strings.Contains(err.Error(), "Options.Timeout") {
+	if err := write(t, w, "5"); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "DEBUG") || !strings.Contains(err.Error(), "Options.Timeout") {
 		t.Errorf("a command that takes longer by itself: %v", err)
 	}
 }

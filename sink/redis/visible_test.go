@@ -29,7 +29,7 @@ func TestStatusEventsAndLogTellHowFarTheSinkIs(t *testing.T) {
 	app := weir.New(n.name, weir.Brokers(n.brokers...), weir.Store(n.store), weir.InstanceID("a"), weir.CheckpointEvery(5*time.Millisecond), weir.Parallelism(2),
 		weir.Log(zap.New(core)), weir.Listen(weir.Listener{Applied: func(i event.Applied) { applied <- i }}))
 	o := n.at(p.Addr)
-	o.Timeout = 100 * time.Millisecond
+	o.Timeout = 3 * time.Second // what is applied and not answered in time is not counted
 	to := redis.WriteAhead(o, lists, redis.DeadLetters())
 	weir.To(weir.From(app, "in", source.Values("in", codec.String)), "out", to)
 	if sinks := app.Status().Sinks; sinks != nil {

@@ -334,7 +334,7 @@ func TestUploadWhoseTimeIsOverLeavesNoParts(t *testing.T) {
 		}
 		return pass
 	})
-	if err := s.Put(ctx, "seg/x", large()); !errors.Is(err, context.Canceled) || aborted.Load() != 1 {
+	if err := s.Put(ctx, "seg/x", large()); !errors.Is(err, context.Canceled) || aborted.Load() < 1 {
 		t.Errorf("the parts were removed %d times; put: %v", aborted.Load(), err)
 	}
 }
