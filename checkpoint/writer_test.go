@@ -345,6 +345,7 @@ func TestCollectionGoesOnAfterTheStoreFailed(t *testing.T) {
 		r.Committed(id)
 	}
 	commit(1)
+	r.Settle()
 	s.Before(on(faultstore.Delete, "*/*", errStore))
 	commit(2)
 	r.Settle()

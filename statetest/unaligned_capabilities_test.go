@@ -31,10 +31,10 @@ func (f *flow) startFrom(t *testing.T, name string, r *river, opts ...weir.Optio
 	return f.life(r, 2, append([]weir.Option{weir.FromSavepoint(from, name)}, opts...)...)
 }
 
-// lastInFlight opens the newest checkpoint, which must have records in flight.
+// lastInFlight opens the newest committed checkpoint, which must have records in flight.
 func (f *flow) lastInFlight(t *testing.T) (s *offline.Snapshot, records int64) {
 	t.Helper()
-	s = open(t, f.store, offline.Latest)
+	s = open(t, f.store, pointed(t, f.brokers).Object()) // a killed app may have left a newer one
 	m, _ := s.Manifest()
 	if records = m.RecordsInFlight(); records == 0 {
 		t.Fatal("nothing is in flight")

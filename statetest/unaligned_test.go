@@ -193,6 +193,10 @@ func (f *flow) life(r *river, parallelism int, opts ...weir.Option) *voyage {
 				v.stages.Store(stages)
 				v.casts.Store(casts)
 				v.most.Store(max(v.most.Load(), persisted[i.Checkpoint]))
+				select { // the life's own listener woke who waits for this before it was there
+				case v.changed <- struct{}{}:
+				default:
+				}
 			},
 		})}, opts...)}
 	return v
@@ -415,9 +419,7 @@ func TestARetainedUnalignedCheckpointGoesOnAsASavepoint(t *testing.T) {
 		t.Run(fmt.Sprint(keyGroups), func(t *testing.T) {
 			f := newFlow(t, 100, 20, true)
 			f.backlog(t, 3, 200, weir.Unaligned())
-			s := open(t, f.store, offline.Latest)
-			m, _ := s.Manifest()
-			inFlight := m.RecordsInFlight()
+			s, inFlight := f.lastInFlight(t)
 			if _, err := s.Save(t.Context(), f.store, "copy", nil); err != nil {
 				t.Fatal(err)
 			}

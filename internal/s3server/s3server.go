@@ -35,10 +35,10 @@ const (
 
 	requireEnv = "WEIR_REQUIRE_CONTAINERS"
 
-	buildTimeout = 8 * time.Minute
+	buildTimeout = 20 * time.Minute
 	startTimeout = 20 * time.Second
 	startPoll    = 20 * time.Millisecond
-	starts       = 3 // another process may take the port that was free
+	starts       = 3 // somebody else may take the port
 )
 
 var built struct {

@@ -307,7 +307,7 @@ func (s *store) half(ctx context.Context, name string, data []byte) error {
 	if err := s.Store.Put(ctx, name, data[:len(data)/2]); err != nil {
 		return err
 	}
-	time.Sleep(time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // who looks gets the processor meanwhile
 	if s.broken == "a part stays" && ctx.Err() != nil {
 		return &checkpoint.StoreError{Op: "put", Object: name, Store: s.String(), Err: ctx.Err()}
 	}
