@@ -463,18 +463,49 @@ func TestRecordsAndBytesTriggerCheckpoints(t *testing.T) {
 	}
 }
 
+// The last record of a drain fails: its partition was not read to the end.
+func TestDrainIsNotOverAtARecordThatFails(t *testing.T) {
+	const times = 30
+	brokers := broker(t, 1, "in", "out")
+	produce(t, brokers, "in", "a:1")
+	var tries, begun atomic.Int64
+	topology := func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		out := weir.Map(in, "fail", func(s string) (string, error) {
+			if tries.Add(1) <= times {
+				return s, weir.Retry(errors.New("not yet"))
+			}
+			return s, nil
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	}
+	drained(t, "app", brokers, topology, fast, weir.CheckpointEvery(time.Minute), weir.Listen(weir.Listener{
+		CheckpointBegun: func(event.CheckpointBegun) {
+			if tries.Load() <= times {
+				begun.Add(1)
+			}
+		},
+	}))
+	if n := begun.Load(); n > 0 {
+		t.Errorf("%d of %d failures began the last checkpoint", n, times)
+	}
+	wantValues(t, brokers, "out", "a:1")
+}
+
 func TestIdleAppCommitsNothing(t *testing.T) {
 	brokers := broker(t, 2, "in", "out")
 	produce(t, brokers, "in", "a:1")
 	r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(time.Millisecond))
-	await(r, 1, any1[event.CheckpointCommitted])
+	// One that is cut in front of the record may be first.
+	await(r, 1, func(c event.CheckpointCommitted) bool { return c.Records == 1 })
+	idle := len(r.list())
 	// A hundred intervals pass while another app works on the same broker.
 	other := start(t, "other", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.Drain())
 	if err := other.wait(); err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range r.list() {
-		if c, ok := e.(event.CheckpointCommitted); ok && c.Records == 0 {
+	for _, e := range r.list()[idle:] {
+		if c, ok := e.(event.CheckpointCommitted); ok {
 			t.Errorf("an epoch without input was committed: %v", c)
 		}
 	}
@@ -1046,6 +1077,9 @@ func TestTimeAtABarrierCoversEveryRecordBeforeIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		for p, pos := range m.Positions {
+			if pos.Offset == 0 {
+				continue // cut before the first record, which may wait for its turn
+			}
 			if seen++; m.EventTime.Partitions[p].Watermark != at-1 {
 				t.Errorf("checkpoint %d stands at offset %d and says %v of time, want %d", m.Checkpoint, pos.Offset, m.EventTime.Partitions[p], at-1)
 			}

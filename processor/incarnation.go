@@ -711,6 +711,9 @@ func (d *driver) event(now time.Time, e any) []barrier.Action {
 		return append(acts, d.co.Ack(now, e.subtask, e.id)...)
 	case persisted:
 		if e.err != nil {
+			if d.inc.ctx.Err() != nil {
+				return nil // it failed because the incarnation ends, and that is not for the store to explain
+			}
 			return d.co.PersistFailed(now, e.id, e.err)
 		}
 		if e.id == d.pending { // else it was given up and came late

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weirstream/weir/barrier"
+	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/txn"
@@ -77,6 +78,33 @@ func TestPersistedThatComesLateIsToldWithItsOwnNumbers(t *testing.T) {
 	d.event(now, persisted{id: j.id, cut: j.cut})
 	if len(told) != 1 || told[0].Checkpoint != 1 || told[0].Aligned != time.Second || told[0].Held != 3*time.Millisecond || !told[0].Unaligned {
 		t.Errorf("told: %+v", told)
+	}
+}
+
+// TestWriteThatEndsWithItsIncarnationIsNoFailedCheckpoint lets the loop hear of the write
+// before it hears of the end: it is what ended the incarnation that is to be told.
+func TestWriteThatEndsWithItsIncarnationIsNoFailedCheckpoint(t *testing.T) {
+	for _, failed := range []error{nil, errors.New("a handler")} {
+		inc := newIncarnation(t.Context(), &Config{App: "app", Listener: event.Tee(event.Listener{})}, &Plan{}, nil, nil)
+		inc.gate = newGate(1, 1)
+		now := time.Unix(0, 0)
+		co, err := barrier.NewCoordinator(barrier.CoordinatorConfig{Subtasks: 1, Timeout: time.Minute}, now) // tolerates none
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &driver{inc: inc, co: co}
+		for _, acts := range [][]barrier.Action{co.Request(now, barrier.Requested), d.event(now, ack{id: 1})} {
+			if over, err := d.do(now, acts); over || err != nil {
+				t.Fatal(over, err)
+			}
+		}
+		if failed != nil {
+			inc.cancel(failed)
+		}
+		over, err := d.do(now, d.event(now, persisted{id: 1, err: &checkpoint.StoreError{Op: "put", Err: context.Canceled}}))
+		if over != (failed == nil) {
+			t.Errorf("the incarnation ended by %v: the loop is over: %v, %v", failed, over, err)
+		}
 	}
 }
 

@@ -254,7 +254,9 @@ func (r *sourceRunner) process(s slice) {
 		c.update()
 	}
 	count(len(s.records))
-	r.drain(s.part)
+	if r.sub.err == nil {
+		r.drain(s.part)
+	}
 }
 
 // settle waits until the receivers have room again. Barriers are cut meanwhile.
