@@ -387,7 +387,7 @@ func TestStatusOfStandbyAndBeforeRun(t *testing.T) {
 			t.Fatalf("the second instance is %s", standby.Status().State)
 		}
 	}
-	if s := standby.Status(); s.Restored == nil || s.Restored.Checkpoint == 0 || s.Restored.How != "read" || s.Checkpoint != s.Restored.Checkpoint || s.CommittedAt == nil {
+	if s := standby.Status(); s.Restored == nil || s.Restored.Checkpoint == 0 || s.Restored.How != "read" || s.Checkpoint < s.Restored.Checkpoint || s.CommittedAt == nil { // the savepoint may be there
 		t.Errorf("after taking over: %+v", s)
 	}
 	if err := <-made; err != nil {

@@ -80,7 +80,7 @@ func consumeAt(t testing.TB, level kgo.IsolationLevel, brokers []string, topic s
 		t.Fatal(err)
 	}
 	defer cl.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	var rs []*kgo.Record
 	for len(rs) < n {

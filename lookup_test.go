@@ -361,9 +361,11 @@ func TestStopCompletesWhatWaits(t *testing.T) {
 	brokers := broker(t, 1, "in", "out")
 	produce(t, brokers, "in", "a", "b", "c")
 	asked, answer := make(chan struct{}), make(chan struct{})
-	var once sync.Once
+	var keys atomic.Int64
 	from := lookup.Each("a slow service", func(ctx context.Context, k string) (string, bool, error) {
-		once.Do(func() { close(asked) })
+		if keys.Add(1) == 3 {
+			close(asked)
+		}
 		select {
 		case <-answer:
 		case <-ctx.Done():
@@ -632,12 +634,12 @@ func TestLookupsAreExactThroughFailures(t *testing.T) {
 			t.Logf("seed %d", seed)
 			var mu sync.Mutex
 			rng := rand.New(rand.NewPCG(seed, 0))
-			failures, records := 0, 0
+			failures, calls := 0, 0
 			fail := func() error {
 				mu.Lock()
 				defer mu.Unlock()
-				records++
-				if failures < 12 && rng.IntN(2000) == 0 {
+				calls++
+				if calls == 1500 || failures < 12 && rng.IntN(2000) == 0 { // once at least
 					failures++
 					return weir.Retry(errors.New("at random"))
 				}
@@ -709,12 +711,13 @@ func TestUnalignedBarrierDoesNotWaitForRoomBehindALookup(t *testing.T) {
 	committed := make(chan struct{})
 	var once sync.Once
 	var handled, atCommit, taken atomic.Int64
-	all := make(chan struct{}) // closed when all wait
+	all := make(chan struct{})
+	answer := sync.OnceFunc(func() { close(all) }) // when all wait
 	topology := func(app *weir.App) {
 		vs := weir.From(app, "in", source.Values("in", codec.String))
 		asked := weir.Lookup(vs, "ask", upper(func() { <-all }), func(s string) string {
 			if taken.Add(1) == int64(len(in)) {
-				close(all)
+				answer()
 			}
 			return s
 		}, func(s, _ string, _ bool) (string, error) { return s, nil }, lookup.Waiting(2*len(in)), lookup.BatchSize(len(in)/4))
@@ -733,6 +736,7 @@ func TestUnalignedBarrierDoesNotWaitForRoomBehindALookup(t *testing.T) {
 		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
 	}
 	start(t, "app", brokers, topology, weir.Store(checkpoint.NewMem()), weir.Unaligned(), weir.Parallelism(1), weir.CheckpointEvery(300*time.Millisecond), weir.Listen(weir.Listener{
+		CheckpointBegun: func(event.CheckpointBegun) { answer() }, // it may come before all wait, and waits for the answers
 		CheckpointCommitted: func(event.CheckpointCommitted) {
 			once.Do(func() {
 				atCommit.Store(handled.Load())

@@ -102,7 +102,7 @@ func TestSinksAreFlushedBeforeACheckpointIsCommitted(t *testing.T) {
 			if at == "source" {
 				topology = both(held, free)
 			}
-			r := start(t, "flush-"+at, brokers, topology, weir.Store(checkpoint.NewMem()), weir.CheckpointTimeout(100*time.Millisecond))
+			r := start(t, "flush-"+at, brokers, topology, weir.Store(checkpoint.NewMem()), weir.CheckpointTimeout(100*time.Millisecond), weir.TolerableFailures(1000))
 			produce(t, brokers, "in", "a", "b", "c")
 			<-began
 			// It lacks the acknowledgement of the subtask that flushes, and only that.

@@ -187,30 +187,24 @@ func TestStopAfterFurtherFailuresDoesNotDenyACommitInDoubt(t *testing.T) {
 
 // The stop timeout passes while the broker ends the transaction.
 func TestStopTimeoutDoesNotDenyACommit(t *testing.T) {
-	c := cluster(t, 1, "in", "out")
-	brokers := c.ListenAddrs()
-	sent, answer, awake := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	c.ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
-		if req.(*kmsg.EndTxnRequest).Commit {
-			close(sent)
-			c.SleepControl(func() { <-answer })
-			close(awake)
+	synctest.Test(t, func(t *testing.T) {
+		c, cl, kafkaOptions := inVirtualTime(t, "in", "out")
+		send := sendingTo(t, cl, "in")
+		sent, release := heldCommit(t, c, 1)
+		r := start(t, "app", c.ListenAddrs(), sums(same), weir.Store(checkpoint.NewMem()), weir.KafkaOptions(kafkaOptions...),
+			weir.CheckpointEvery(0), weir.AfterRecords(1e9), weir.StopTimeout(100*time.Millisecond))
+		await(r, 1, any1[event.Restored])
+		send("a:1")
+		synctest.Wait() // it is processed
+		r.stop()
+		<-sent
+		err := r.wait()
+		release()
+		wantError(t, err, "StopTimeout", "unknown")
+		if strings.Contains(err.Error(), "nothing after") || strings.Contains(err.Error(), "was not committed") {
+			t.Errorf("it denies what it does not know: %v", err)
 		}
-		return nil, nil, false
 	})
-	r := start(t, "app", brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.CheckpointEvery(0), weir.AfterRecords(1e9),
-		weir.StopTimeout(100*time.Millisecond))
-	produce(t, brokers, "in", "a:1")
-	consumeAt(t, kgo.ReadUncommitted(), brokers, "out", 1)
-	r.stop()
-	<-sent
-	err := r.wait()
-	close(answer)
-	<-awake // a broker that is closed while a request wakes up in it may never end
-	wantError(t, err, "StopTimeout", "unknown")
-	if strings.Contains(err.Error(), "nothing after") || strings.Contains(err.Error(), "was not committed") {
-		t.Errorf("it denies what it does not know: %v", err)
-	}
 }
 
 // heldCommit makes the broker keep the n-th commit of a transaction to itself, and all that
@@ -305,7 +299,7 @@ func TestStopDuringAStartSaysWhatIsNotApplied(t *testing.T) {
 			return outOfReach(tried)
 		}}
 	}
-	stop := func(opts ...weir.Option) {
+	stop := func(records int64, opts ...weir.Option) {
 		t.Helper()
 		for len(tried) > 0 {
 			<-tried
@@ -316,6 +310,9 @@ func TestStopDuringAStartSaysWhatIsNotApplied(t *testing.T) {
 		case <-time.After(deadline):
 			t.Fatal("nothing was applied")
 		}
+		if records > 0 {
+			committedRecords(r, records) // else the stop has something to commit
+		}
 		r.stop()
 		var u *weir.UnappliedError
 		if err := r.wait(); !errors.As(err, &u) || len(to.list()) > 0 {
@@ -323,12 +320,12 @@ func TestStopDuringAStartSaysWhatIsNotApplied(t *testing.T) {
 		}
 	}
 	produce(t, brokers, "in", ones(1, letters...)...)
-	stop() // while it runs
-	stop() // while it starts
+	stop(int64(len(letters))) // while it runs
+	stop(0)                   // while it starts
 	if _, err := adminOf(t, brokers).DeleteGroup(t.Context(), "app"); err != nil {
 		t.Fatal(err)
 	}
-	stop(weir.OnMismatch(weir.RecoverCheckpoint)) // while it starts with what a person chose
+	stop(0, weir.OnMismatch(weir.RecoverCheckpoint)) // while it starts with what a person chose
 }
 
 // TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied stops while a sink that has nothing to
@@ -346,7 +343,7 @@ func TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied(t *testing.T) {
 		}
 		return outOfReach(tried)
 	}
-	stop := func() {
+	stop := func(records int64) {
 		t.Helper()
 		topology := func(app *weir.App) {
 			in := weir.From(app, "in", source.Values("in", codec.String))
@@ -359,6 +356,9 @@ func TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied(t *testing.T) {
 		case <-time.After(deadline):
 			t.Fatal("nothing was tried")
 		}
+		if records > 0 {
+			committedRecords(r, records)
+		}
 		r.stop()
 		var u *weir.UnappliedError
 		if err := r.wait(); !errors.As(err, &u) || u.Operator != "ahead" || len(to.list()) > 0 {
@@ -366,12 +366,12 @@ func TestStopWhileOneSinkStartsSaysWhatAnotherHasNotApplied(t *testing.T) {
 		}
 	}
 	produce(t, brokers, "in", letters...)
-	stop() // while it runs
+	stop(int64(len(letters))) // while it runs
 	for len(tried) > 0 {
 		<-tried
 	}
 	waitFor.Store("leftovers") // of the sink in front
-	stop()
+	stop(0)
 }
 
 // TestStopBetweenStartsSaysWhatIsNotApplied stops while the app waits to start again, with a

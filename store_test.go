@@ -78,7 +78,7 @@ func TestS08_StoreThatHangsFailsTheCheckpointAtItsTimeout(t *testing.T) {
 		return op == faultstore.Put && strings.HasSuffix(name, ".manifest") && armed.Swap(false)
 	}, release))
 	defer close(release)
-	r := start(t, "app", brokers, sums(same), weir.Store(store), weir.CheckpointTimeout(50*time.Millisecond), weir.RetryPause(time.Millisecond))
+	r := start(t, "app", brokers, sums(same), weir.Store(store), weir.CheckpointTimeout(50*time.Millisecond), weir.TolerableFailures(1000), weir.RetryPause(time.Millisecond))
 	await(r, 1, any1[event.Restored])
 	armed.Store(true)
 	produce(t, brokers, "in", "a:1")

@@ -717,7 +717,7 @@ func TestReceiverThatIsDownHoldsTheInputAndNoCheckpoint(t *testing.T) {
 		to, down := newReceiver(), newStuck()
 		held := make(chan struct{})
 		s := &ahead{to: to, step: down.step, full: 2, waiting: sync.OnceFunc(func() { close(held) })}
-		const timeout = 200 * time.Millisecond
+		const timeout = time.Second
 		r := start(t, "app", brokers, sumsTo(s), mode, weir.Store(checkpoint.NewMem()), weir.CheckpointTimeout(timeout), weir.TolerableFailures(1))
 		n := 0
 		for waits := false; !waits; n += 100 {
@@ -725,11 +725,13 @@ func TestReceiverThatIsDownHoldsTheInputAndNoCheckpoint(t *testing.T) {
 			select {
 			case <-held:
 				waits = true
+			case <-r.done:
+				t.Fatalf("the app ended: %v", r.wait())
 			default:
 			}
 		}
 		// Time passes, while more input comes.
-		for begun := time.Now(); time.Since(begun) < 5*timeout; n += 100 {
+		for begun := time.Now(); time.Since(begun) < 4*timeout; n += 100 {
 			produce(t, brokers, "in", ones(100, letters...)...)
 			if err := start(t, fmt.Sprint("other-", n), brokers, sums(same), weir.Store(checkpoint.NewMem()), weir.Drain(), weir.Parallelism(1)).wait(); err != nil {
 				t.Fatal(err)
@@ -841,6 +843,7 @@ func TestStopThatCannotWaitForASinkSaysWhatIsLeft(t *testing.T) {
 				r := start(t, "app", brokers, sumsTo(s), opts...)
 				<-down.reached
 				if how == "stop" {
+					committedRecords(r, int64(3*len(letters))) // an idle app has nothing to do for the stop
 					r.stop()
 				}
 				err := r.wait()
