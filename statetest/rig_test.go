@@ -134,28 +134,30 @@ type life struct {
 
 const appName = "statetest"
 
+// tell wakes who waits for something of the app.
+func (l *life) tell() {
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
+
 // start runs the app until the test ends or stop is called.
 func (l *life) start(t *testing.T) {
 	t.Helper()
 	l.done, l.changed = make(chan struct{}), make(chan struct{}, 1)
-	tell := func() {
-		select {
-		case l.changed <- struct{}{}:
-		default:
-		}
-	}
 	l.app = weir.New(appName, append([]weir.Option{
 		weir.Brokers(l.brokers...), weir.InstanceID("a"), weir.Store(l.store), weir.StateBackend(l.backend),
 		weir.Parallelism(2), weir.CheckpointEvery(10 * time.Millisecond), weir.MergeFanIn(16), // merges within dozens of checkpoints
 		weir.Listen(weir.Listener{
-			Restored:            func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock(); tell() },
+			Restored:            func(i event.Restored) { l.mu.Lock(); l.restored = i; l.mu.Unlock(); l.tell() },
 			CheckpointPersisted: func(i event.CheckpointPersisted) { l.mu.Lock(); l.flown += i.InFlight; l.mu.Unlock() },
 			CheckpointCommitted: func(i event.CheckpointCommitted) {
 				l.mu.Lock()
 				l.records += i.Records
 				l.commits++
 				l.mu.Unlock()
-				tell()
+				l.tell()
 			},
 		})}, l.opts...)...)
 	l.topology(l.app)
@@ -240,14 +242,20 @@ func (l *life) mustDrain(t *testing.T) {
 	}
 }
 
+// leave takes instance a out of the group. A start that was refused, or whose goodbye came too
+// late, leaves its static member until the session is over.
+func leave(t *testing.T, adm *kadm.Client) {
+	t.Helper()
+	if _, err := adm.LeaveGroup(t.Context(), kadm.LeaveGroup(appName).InstanceIDs("a")); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // forget deletes all that Kafka knows of the app, as for one that starts elsewhere.
 func forget(t *testing.T, brokers []string) {
 	t.Helper()
 	adm := kadm.NewClient(client(t, brokers))
-	// A start that was refused leaves its static member until the session is over.
-	if _, err := adm.LeaveGroup(t.Context(), kadm.LeaveGroup(appName).InstanceIDs("a")); err != nil {
-		t.Fatal(err)
-	}
+	leave(t, adm)
 	if r, err := adm.DeleteGroup(t.Context(), appName); err != nil || r.Err != nil {
 		t.Fatal(err, r.Err)
 	}

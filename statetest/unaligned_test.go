@@ -193,10 +193,7 @@ func (f *flow) life(r *river, parallelism int, opts ...weir.Option) *voyage {
 				v.stages.Store(stages)
 				v.casts.Store(casts)
 				v.most.Store(max(v.most.Load(), persisted[i.Checkpoint]))
-				select { // the life's own listener woke who waits for this before it was there
-				case v.changed <- struct{}{}:
-				default:
-				}
+				v.tell() // the life's own listener did so before this was there
 			},
 		})}, opts...)}
 	return v

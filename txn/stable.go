@@ -92,7 +92,7 @@ func (s *Session) awaitStable(ctx context.Context, parts []offsets.Partition) {
 			s.fenceCommitters(ctx, &f, unstable, time.Since(since))
 		}
 		// A broker may be so slow that the time was over before there was an answer.
-		if time.Since(start) >= stableWait && (f.tried || err != nil) {
+		if time.Since(start) >= stableWait && (f.tried() || err != nil) {
 			s.startWatch(unstable, start, f)
 			return
 		}
@@ -116,7 +116,7 @@ func (s *Session) startWatch(parts []offsets.Partition, since time.Time, f fenci
 	limit := s.cfg.TransactionTimeout
 	s.background.Go(func() {
 		defer cancel()
-		undecided := f.tried
+		undecided := f.tried()
 		for sleep(ctx, watchPoll) {
 			unstable, err := s.unstable(ctx, parts)
 			if err != nil {
@@ -203,21 +203,23 @@ func (s *Session) fetchOffsets(ctx context.Context, parts []offsets.Partition, s
 
 // fencing is how far we are with ending the transactions that hold up what we were assigned.
 type fencing struct {
-	tried, done bool
-	at          time.Time // when it was tried last
-	asked       []string  // transactional ids that are fenced, or are not ours to fence
+	at    time.Time // when it was tried last
+	done  bool
+	asked []string // transactional ids that are fenced, or are not ours to fence
 }
+
+func (f *fencing) tried() bool { return !f.at.IsZero() }
 
 // fenceCommitters ends the transactions of the instances that committed parts last:
 // most likely one of them was paused or killed with offsets staged. Each of them is fenced
 // once. If a broker could not say what there is to fence, or do it, the next call goes on.
 // It returns whether it fenced one.
 func (s *Session) fenceCommitters(ctx context.Context, f *fencing, parts []offsets.Partition, waited time.Duration) bool {
-	if f.done || f.tried && time.Since(f.at) < fenceAfter {
+	if f.done || time.Since(f.at) < fenceAfter {
 		return false
 	}
-	first := !f.tried
-	f.tried, f.done, f.at = true, true, time.Now()
+	first := !f.tried()
+	f.at, f.done = time.Now(), true
 	ids, err := s.committers(ctx, parts)
 	if err != nil {
 		s.log.Info("fetch undecided offsets", zap.Error(err))
@@ -234,8 +236,8 @@ func (s *Session) fenceCommitters(ctx context.Context, f *fencing, parts []offse
 	}
 	info := UnstableInfo{Partitions: parts, Waited: waited}
 	for _, id := range ids {
-		if id == s.txnID || slices.Contains(f.asked, id) {
-			continue // ours was ended by InitProducerId
+		if id == s.txnID || slices.Contains(f.asked, id) { // ours was ended by InitProducerId
+			continue
 		}
 		err := s.fence(ctx, id, stableWait)
 		if err != nil {
