@@ -3,6 +3,7 @@ package txn
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -557,6 +558,32 @@ func TestLastCommitRecordReadsBackwards(t *testing.T) {
 		rec, ok, err := LastCommitRecord(t.Context(), r.opts(), commitTopic, testApp)
 		if err != nil || !ok || rec.Manifest.Checkpoint != 2 {
 			t.Errorf("got %+v, %v, %v", rec, ok, err)
+		}
+	})
+}
+
+// TestLastCommitRecordIsTheNewestOfAllPartitions reads topics that somebody made with three
+// partitions, or to which some were added when the app had committed.
+func TestLastCommitRecordIsTheNewestOfAllPartitions(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		for newest := range int32(3) {
+			topic := "commits-" + strconv.Itoa(int(newest))
+			if _, err := r.adm.CreateTopic(t.Context(), 3, 1, nil, topic); err != nil {
+				t.Fatal(err)
+			}
+			cl := r.plainManual()
+			defer cl.Close()
+			for n := range int32(2) { // into the partition of the newest, and into the one in front of it
+				p := (newest + 2 + n) % 3
+				rec := offsets.CommitRecord{App: testApp, Instance: "a", Manifest: offsets.ManifestRef{Checkpoint: int64(n + 1)}}
+				if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: p, Key: []byte(testApp), Value: rec.Append(nil)}).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			rec, ok, err := LastCommitRecord(t.Context(), r.opts(), topic, testApp)
+			if err != nil || !ok || rec.Manifest.Checkpoint != 2 {
+				t.Errorf("newest in partition %d: got %+v, %v, %v", newest, rec, ok, err)
+			}
 		}
 	})
 }

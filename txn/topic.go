@@ -99,8 +99,8 @@ func verifyCompacted(ctx context.Context, adm *kadm.Client, topic string) error 
 	return nil
 }
 
-// LastCommitRecord returns the newest committed commit record of app, and false if
-// the topic has none or doesn't exist. It reads backwards from the end: few records
+// LastCommitRecord returns the newest committed commit record of app in any partition of the
+// topic, and false if the topic has none or doesn't exist. It reads backwards from the end: few records
 // usually, all of a topic only where app has none. opts are the user's client
 // options; a client of its own is opened and closed.
 func LastCommitRecord(ctx context.Context, opts []kgo.Opt, topic, app string) (offsets.CommitRecord, bool, error) {
@@ -141,12 +141,71 @@ func (c *Commits) Last(ctx context.Context, app string) (offsets.CommitRecord, b
 	return rec, ok, err
 }
 
-func (c *Commits) last(ctx context.Context, app string) (offsets.CommitRecord, bool, error) {
-	p := commitPartition{cl: c.cl, topic: c.topic}
-	found, err := p.find(ctx)
-	if err != nil || !found {
+// last takes the newest of all partitions: there is one, unless somebody else made the
+// topic, or added some. Then those records of the app that came before are elsewhere.
+func (c *Commits) last(ctx context.Context, app string) (last offsets.CommitRecord, found bool, err error) {
+	partitions, err := c.partitions(ctx)
+	if err != nil {
 		return offsets.CommitRecord{}, false, err
 	}
+	for _, p := range partitions {
+		rec, ok, err := p.last(ctx, app)
+		if err != nil {
+			return offsets.CommitRecord{}, false, fmt.Errorf("partition %d: %w", p.number, err)
+		}
+		if ok && (!found || rec.Manifest.Checkpoint > last.Manifest.Checkpoint) {
+			last, found = rec, true
+		}
+	}
+	return last, found, nil
+}
+
+// partitions finds the partitions of the topic; none if it doesn't exist.
+func (c *Commits) partitions(ctx context.Context) ([]commitPartition, error) {
+	adm := kadm.NewClient(c.cl)
+	details, err := adm.ListTopics(ctx, c.topic)
+	if err != nil {
+		return nil, err
+	}
+	d := details[c.topic]
+	if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+		return nil, nil
+	}
+	if d.Err != nil {
+		return nil, d.Err
+	}
+	starts, err := adm.ListStartOffsets(ctx, c.topic)
+	if err != nil {
+		return nil, err
+	}
+	ends, err := adm.ListCommittedOffsets(ctx, c.topic)
+	if err != nil {
+		return nil, err
+	}
+	var ps []commitPartition
+	for _, p := range d.Partitions.Sorted() {
+		start, _ := starts.Lookup(c.topic, p.Partition)
+		end, _ := ends.Lookup(c.topic, p.Partition)
+		if err := errors.Join(p.Err, start.Err, end.Err); err != nil {
+			return nil, fmt.Errorf("partition %d: %w", p.Partition, err)
+		}
+		ps = append(ps, commitPartition{cl: c.cl, topic: c.topic, id: d.ID, number: p.Partition, leader: p.Leader, start: start.Offset, end: end.Offset})
+	}
+	return ps, nil
+}
+
+// commitPartition reads a partition of a commit topic with plain Fetch requests: a
+// consumer would wait for ever at an end that compaction removed.
+type commitPartition struct {
+	cl         *kgo.Client
+	topic      string
+	id         [16]byte
+	number     int32
+	leader     int32
+	start, end int64 // log start and last stable offset
+}
+
+func (p *commitPartition) last(ctx context.Context, app string) (offsets.CommitRecord, bool, error) {
 	to := p.end
 	for back := int64(lookBack); to > p.start; back *= lookBackFactor {
 		from := max(p.end-back, p.start)
@@ -163,50 +222,12 @@ func (c *Commits) last(ctx context.Context, app string) (offsets.CommitRecord, b
 	return offsets.CommitRecord{}, false, nil
 }
 
-// commitPartition reads the one partition of a commit topic with plain Fetch
-// requests: a consumer would wait for ever at an end that compaction removed.
-type commitPartition struct {
-	cl         *kgo.Client
-	topic      string
-	id         [16]byte
-	leader     int32
-	start, end int64 // log start and last stable offset
-}
-
-func (c *commitPartition) find(ctx context.Context) (bool, error) {
-	adm := kadm.NewClient(c.cl)
-	details, err := adm.ListTopics(ctx, c.topic)
-	if err != nil {
-		return false, err
-	}
-	d := details[c.topic]
-	if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
-		return false, nil
-	}
-	if err := errors.Join(d.Err, d.Partitions[0].Err); err != nil {
-		return false, err
-	}
-	c.id, c.leader = d.ID, d.Partitions[0].Leader
-	starts, err := adm.ListStartOffsets(ctx, c.topic)
-	if err != nil {
-		return false, err
-	}
-	ends, err := adm.ListCommittedOffsets(ctx, c.topic)
-	if err != nil {
-		return false, err
-	}
-	start, _ := starts.Lookup(c.topic, 0)
-	end, _ := ends.Lookup(c.topic, 0)
-	c.start, c.end = start.Offset, end.Offset
-	return true, errors.Join(start.Err, end.Err)
-}
-
 // lastValue returns the value of the last committed record with key in [from, to),
 // or nil.
-func (c *commitPartition) lastValue(ctx context.Context, key string, from, to int64) ([]byte, error) {
+func (p *commitPartition) lastValue(ctx context.Context, key string, from, to int64) ([]byte, error) {
 	var value []byte
 	for from < to {
-		fp, next, err := c.fetch(ctx, from)
+		fp, next, err := p.fetch(ctx, from)
 		if err != nil {
 			return nil, err
 		}
@@ -223,7 +244,7 @@ func (c *commitPartition) lastValue(ctx context.Context, key string, from, to in
 	return value, nil
 }
 
-func (c *commitPartition) fetch(ctx context.Context, from int64) (kgo.FetchPartition, int64, error) {
+func (p *commitPartition) fetch(ctx context.Context, from int64) (kgo.FetchPartition, int64, error) {
 	req := kmsg.NewPtrFetchRequest()
 	req.ReplicaID = -1
 	req.MaxWaitMillis = 0
@@ -232,14 +253,15 @@ func (c *commitPartition) fetch(ctx context.Context, from int64) (kgo.FetchParti
 	req.IsolationLevel = 1 // read committed
 	req.SessionEpoch = -1  // no fetch session
 	t := kmsg.NewFetchRequestTopic()
-	t.Topic, t.TopicID = c.topic, c.id
-	p := kmsg.NewFetchRequestTopicPartition()
-	p.FetchOffset = from
-	p.PartitionMaxBytes = fetchBytes
-	p.CurrentLeaderEpoch = -1
-	t.Partitions = append(t.Partitions, p)
+	t.Topic, t.TopicID = p.topic, p.id
+	rp := kmsg.NewFetchRequestTopicPartition()
+	rp.Partition = p.number
+	rp.FetchOffset = from
+	rp.PartitionMaxBytes = fetchBytes
+	rp.CurrentLeaderEpoch = -1
+	t.Partitions = append(t.Partitions, rp)
 	req.Topics = append(req.Topics, t)
-	raw, err := c.cl.Broker(int(c.leader)).RetriableRequest(ctx, req)
+	raw, err := p.cl.Broker(int(p.leader)).RetriableRequest(ctx, req)
 	if err != nil {
 		return kgo.FetchPartition{}, 0, err
 	}
@@ -250,7 +272,7 @@ func (c *commitPartition) fetch(ctx context.Context, from int64) (kgo.FetchParti
 	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
 		return kgo.FetchPartition{}, 0, errors.New("the answer doesn't name the partition")
 	}
-	opts := kgo.ProcessFetchPartitionOpts{Topic: c.topic, Offset: from, IsolationLevel: kgo.ReadCommitted()}
+	opts := kgo.ProcessFetchPartitionOpts{Topic: p.topic, Partition: p.number, Offset: from, IsolationLevel: kgo.ReadCommitted()}
 	fp, next := kgo.ProcessFetchPartition(opts, &resp.Topics[0].Partitions[0], kgo.DefaultDecompressor(), nil)
 	return fp, next, fp.Err
 }
