@@ -144,7 +144,7 @@ func TestRelativeLinksLeadSomewhere(t *testing.T) {
 var packages = map[string]string{
 	"weir": ".", "barrier": "barrier", "checkpoint": "checkpoint", "codec": "codec", "event": "event", "offsets": "offsets",
 	"processor": "processor", "record": "record", "segment": "state/segment", "sink": "sink", "source": "source", "state": "state",
-	"txn": "txn", "kafka": "sink/kafka", "redis": "sink/redis", "crashpoint": "internal/crashpoint", "guard": "internal/guard", "keygroup": "internal/keygroup",
+	"pebble": "state/pebble", "txn": "txn", "kafka": "sink/kafka", "redis": "sink/redis", "crashpoint": "internal/crashpoint", "guard": "internal/guard", "keygroup": "internal/keygroup",
 	"faultstore": "checkpoint/faultstore", "twophase": "sink/twophase", "file": "sink/file", "weirtest": "weirtest", "conformance": "weirtest/conformance", "lookup": "lookup",
 }
 
@@ -333,7 +333,7 @@ func TestDefaultsInTheGuideAreThoseOfTheCode(t *testing.T) {
 func TestOperationsNamesEveryErrorType(t *testing.T) {
 	operations := pages(t)["docs/operations.md"]
 	types := 0
-	for _, pkg := range []string{"weir", "processor", "checkpoint", "offsets", "txn", "codec", "barrier", "redis"} {
+	for _, pkg := range []string{"weir", "processor", "checkpoint", "offsets", "txn", "codec", "barrier", "pebble", "redis", "twophase"} {
 		for name, decl := range declared(t, packages[pkg]) {
 			if _, ok := decl.(*ast.TypeSpec); !ok || !strings.HasSuffix(name, "Error") || !ast.IsExported(name) {
 				continue

@@ -2,6 +2,9 @@ package docs_test
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/processor"
 	"github.com/weirstream/weir/sink/kafka"
@@ -159,6 +163,56 @@ func TestWaysOnAfterAMismatch(t *testing.T) {
 				t.Errorf("the choice was committed, and still: %v", err)
 			}
 		})
+	}
+}
+
+// TestTheAppGoesBackFromADamagedCheckpoint loses what the last checkpoint needs, and has no
+// backup.
+func TestTheAppGoesBackFromADamagedCheckpoint(t *testing.T) {
+	brokers, dir := cluster(t, "lines", "counts"), t.TempDir()
+	run := func() error {
+		app := weir.New("wordcount", weir.Brokers(brokers...), weir.CheckpointStore("file://"+dir), weir.Drain(), weir.FromEnv())
+		wordcount(app)
+		return app.Run(t.Context())
+	}
+	for range 3 {
+		produce(t, brokers, "lines", "w")
+		if err := run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store, err := checkpoint.OpenStore("file://" + dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	infos, err := checkpoint.ListManifests(t.Context(), store)
+	if err != nil || len(infos) < 2 {
+		t.Fatalf("%d checkpoints, %v", len(infos), err)
+	}
+	last, before := infos[len(infos)-1], infos[len(infos)-2]
+	if err := os.WriteFile(filepath.Join(dir, last.Name), []byte("damage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var damaged *checkpoint.DamagedError
+	if err := run(); !errors.As(err, &damaged) {
+		t.Fatalf("the last checkpoint is damaged: %v", err)
+	}
+	sound, err := offline.Open(t.Context(), store, fmt.Sprint(before.Checkpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sound.Save(t.Context(), store, "back", nil); err != nil {
+		t.Fatal(err)
+	}
+	deleteOffsets(t, brokers, "wordcount", "lines", 0, 1)
+	t.Setenv("WEIR_FROM", "file://"+dir+"#back")
+	t.Setenv("WEIR_RECOVER", "savepoint")
+	produce(t, brokers, "lines", "w")
+	if err := run(); err != nil {
+		t.Fatal(err)
+	}
+	if got := countsOf(t, brokers); !slices.Equal(got, []int64{1, 2, 3, 3, 4}) {
+		t.Errorf("counts %v", got)
 	}
 }
 
