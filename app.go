@@ -72,6 +72,9 @@ func New(name string, opts ...Option) *App {
 		}
 		o.apply(&a.opts)
 	}
+	if a.opts.parallelism == byCores {
+		a.opts.parallelism = min(runtime.GOMAXPROCS(0), max(a.opts.keyGroups, 1))
+	}
 	return a
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,21 @@ func TestEveryMistakeOfTheOptionsIsReportedAtOnce(t *testing.T) {
 		`dead-letter topic "in" is an input of the app`,
 		"instance",
 	)
+}
+
+func TestParallelismThatNobodySetFitsTheKeyGroups(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
+	for groups, want := range map[int]string{128: "8 subtasks", 4: "4 subtasks"} {
+		app := weir.New("app", weir.Brokers("b:1"), weir.CheckpointStore("mem://"), weir.InstanceID("a"), weir.KeyGroups(groups))
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		weir.To(in, "out", kafka.Values("out", kafka.NoKey, codec.String))
+		if err := app.Validate(); err != nil {
+			t.Error(err)
+		}
+		if plan := app.Describe(); !strings.Contains(plan, want) {
+			t.Errorf("%d key-groups: %s", groups, plan)
+		}
+	}
 }
 
 func TestAVariableThatCannotBeReadIsOneMistake(t *testing.T) {

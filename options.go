@@ -6,7 +6,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,9 +107,12 @@ type options struct {
 	errs []error
 }
 
+// byCores is the parallelism of an app that was given none.
+const byCores = math.MinInt
+
 func defaults() options {
 	return options{
-		keyGroups: DefaultKeyGroups, parallelism: runtime.GOMAXPROCS(0),
+		keyGroups: DefaultKeyGroups, parallelism: byCores,
 		every: DefaultCheckpointEvery, checkpointTimeout: DefaultCheckpointTimeout, tolerable: DefaultTolerableFailures,
 		retryPause: DefaultRetryPause,
 		mergeCPU:   checkpoint.DefaultMergeCPU(), mergeFanIn: checkpoint.DefaultMergeFanIn, bloomBits: checkpoint.DefaultBloomBits,
@@ -145,7 +147,7 @@ func InstanceID(id string) Option { return option(func(o *options) { o.instance 
 func KeyGroups(n int) Option { return option(func(o *options) { o.keyGroups = n }) }
 
 // Parallelism sets the number of subtasks of each stage. It may change at any
-// restart. Default: GOMAXPROCS.
+// restart. Default: GOMAXPROCS, but no more than there are key-groups.
 func Parallelism(n int) Option { return option(func(o *options) { o.parallelism = n }) }
 
 // CheckpointEvery sets the time from one checkpoint to the next, which bounds the

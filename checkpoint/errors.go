@@ -60,7 +60,7 @@ func storeHint(err error) string {
 }
 
 // remedy is what an operator can do about a checkpoint that cannot be restored.
-const remedy = "restore the object from a backup of the store; there is no going back to an older checkpoint by itself, because the committed offsets say that what came since then was processed. To start empty instead: delete the offsets of the group and set WEIR_RECOVER=nothing"
+const remedy = "restore the object from a backup of the store; there is no going back to an older checkpoint by itself, because the committed offsets say that what came since then was processed. \"Recovery\" in docs/operations.md tells how to go back to one that is retained. To start empty instead: delete the offsets of the group and set WEIR_RECOVER=nothing"
 
 // DamagedError says that an object is not what was written. Nothing is served from
 // it.

@@ -65,7 +65,10 @@ func records[T any](o Options, c codec.Codec[T]) *participant[T] {
 
 // magic begins a file of records. The codec's name, its version and a line break follow,
 // then each value: its length as uvarint, and its bytes.
-const magic = "weir-records 1 "
+const (
+	magicName = "weir-records "
+	magic     = magicName + "1 "
+)
 
 // mostHeader bounds the first line of a file of records, and mostRecord a value.
 const (
@@ -101,6 +104,12 @@ func Read[T any](r io.Reader, c codec.Codec[T]) iter.Seq2[T, error] {
 
 func readHeader(in *bufio.Reader, name string) (version int, err error) {
 	line, err := in.ReadSlice('\n')
+	if rest, ok := strings.CutPrefix(string(line), magicName); ok {
+		format, _, _ := strings.Cut(rest, " ")
+		if n, err := strconv.ParseUint(format, 10, 31); err == nil && n > 1 {
+			return 0, fmt.Errorf("the file has version %d of the format, this build reads version 1: run the build that wrote it", n)
+		}
+	}
 	if err != nil || !strings.HasPrefix(string(line), magic) {
 		return 0, fmt.Errorf("this is no file of records: it begins with %.40q, not with %q", line, magic)
 	}

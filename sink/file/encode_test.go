@@ -94,6 +94,8 @@ func TestDamagedRecordsAreNotRead(t *testing.T) {
 		"lines\nof text\n":                "no file of records",
 		strings.Repeat("x", 10_000):       "no file of records",
 		"weir-records 1 string 1":         "no file of records",
+		"weir-records 2 string 1\n":       "version 2 of the format",
+		"weir-records 0 string 1\n":       "no file of records",
 		"weir-records 1 string\n":         "codec and version",
 		"weir-records 1 string x\n":       "no version",
 		"weir-records 1 int64 1\n":        "codec int64 wrote it",

@@ -130,7 +130,11 @@ func TestMarkersAreReadable(t *testing.T) {
 	if want := (Marker{"k", "00000000000000a1", 4711, 256, "shop a", "board:1", "host-a", at}); err != nil || m != want {
 		t.Errorf("%+v, %v", m, err)
 	}
-	for _, bad := range []string{"", "x", strings.Replace(text, "weir1", "weir2", 1), text + " ", strings.Replace(text, "256", "-1", 1), strings.Replace(text, "checkpoint", "checkpoints", 1)} {
+	later := strings.Replace(text, "weir1", "weir2", 1) + " since=then"
+	if _, err := ParseMarker("k", later); err == nil || !strings.Contains(err.Error(), `"k" has a marker of version 2`) {
+		t.Errorf("%q: %v", later, err)
+	}
+	for _, bad := range []string{"", "x", strings.Replace(text, "weir1", "weir0", 1), strings.Replace(text, "weir1", "weirs2", 1), text + " ", strings.Replace(text, "256", "-1", 1), strings.Replace(text, "checkpoint", "checkpoints", 1)} {
 		if _, err := ParseMarker("k", bad); err == nil || !strings.Contains(err.Error(), "k") {
 			t.Errorf("%q: %v", bad, err)
 		}

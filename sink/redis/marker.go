@@ -27,6 +27,9 @@ func (m Marker) position() position { return position{m.Lineage, m.Checkpoint, m
 
 // ParseMarker parses the text of a marker.
 func ParseMarker(key, text string) (Marker, error) {
+	if v, ok := laterStamp(text); ok {
+		return Marker{}, fmt.Errorf("key %q has a marker of version %d, this build reads version %d: run the build that wrote it", key, v, stampVersion)
+	}
 	s, ok := parseStamp(text)
 	if !ok {
 		return Marker{}, fmt.Errorf("key %q has no marker of a write-ahead sink that this build can read: %.200q; restore it, or see \"Redis markers\" in docs/operations.md", key, text)

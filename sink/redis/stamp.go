@@ -18,7 +18,22 @@ type stamp struct {
 }
 
 // stampMagic begins a stamp and has its version.
-const stampMagic = "weir1"
+const (
+	stampName    = "weir"
+	stampVersion = 1
+	stampMagic   = stampName + "1" // the version
+)
+
+// laterStamp returns the version of a stamp that a later build wrote.
+func laterStamp(text string) (version uint64, ok bool) {
+	rest, ok := strings.CutPrefix(text, stampName)
+	if !ok {
+		return 0, false
+	}
+	n, _, _ := strings.Cut(rest, " ")
+	version, err := strconv.ParseUint(n, 10, 31)
+	return version, err == nil && version > stampVersion
+}
 
 func parseStamp(text string) (stamp, bool) {
 	var s stamp
