@@ -57,6 +57,7 @@ type mergeState struct {
 	// input in common.
 	merges []*merge
 	made   int // objects made by this incarnation
+	limit  limiter
 }
 
 // lane does merges of one kind, one after the other.
@@ -298,7 +299,7 @@ func (w *Writer) mergeSegments(ctx context.Context, m *merge, plan mergePlan, wa
 	for _, s := range m.inputs {
 		first, last = min(first, s.FirstCheckpoint), max(last, s.LastCheckpoint)
 	}
-	p := newPacer(ctx, w.share, w.cfg.MergeBandwidth)
+	p := newPacer(ctx, w.share, &w.merge.limit)
 	o := newOpener(ctx, w.cfg.Store, p)
 	defer o.close()
 	// What grows by doubling is cleared and copied as often.

@@ -11,22 +11,42 @@ import (
 // pacer keeps a merge within its budgets: it measures how long the merge computes, and
 // lets it rest in proportion. A nil pacer does nothing.
 type pacer struct {
-	ctx       context.Context
-	share     func() float64 // of a core that this merge may take now; 1 or more: all
-	bandwidth int64          // bytes a second; 0: no limit
+	ctx   context.Context
+	share func() float64 // of a core that this merge may take now; 1 or more: all
+	limit *limiter
 
 	begun  time.Time    // of what is measured
 	waited atomic.Int64 // nanoseconds since then that went into waiting for the store
+}
+
+// limiter keeps what all merges transfer together within a bandwidth.
+type limiter struct {
+	bytesPerSecond int64 // 0: no limit
 
 	mu   sync.Mutex
 	free time.Time // when what was transferred so far is within the bandwidth
 }
 
+// take counts n bytes, and returns how long to wait until they are within the bandwidth.
+func (l *limiter) take(n int64) time.Duration {
+	if l.bytesPerSecond <= 0 {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(time.Duration(float64(n) / float64(l.bytesPerSecond) * float64(time.Second)))
+	return l.free.Sub(now)
+}
+
 // minRest is the shortest rest: shorter ones are put off until they add up.
 const minRest = 2 * time.Millisecond
 
-func newPacer(ctx context.Context, share func() float64, bandwidth int64) *pacer {
-	return &pacer{ctx: ctx, share: share, bandwidth: bandwidth, begun: time.Now()}
+func newPacer(ctx context.Context, share func() float64, limit *limiter) *pacer {
+	return &pacer{ctx: ctx, share: share, limit: limit, begun: time.Now()}
 }
 
 // pause and resume enclose a wait for the store, on the merging goroutine or on one
@@ -80,17 +100,10 @@ func (p *pacer) restart() {
 // transferred counts bytes from or to the store and waits until they are within the
 // bandwidth.
 func (p *pacer) transferred(ctx context.Context, n int64) {
-	if p == nil || p.bandwidth <= 0 {
+	if p == nil {
 		return
 	}
-	p.mu.Lock()
-	now := time.Now()
-	if p.free.Before(now) {
-		p.free = now
-	}
-	p.free = p.free.Add(time.Duration(float64(n) / float64(p.bandwidth) * float64(time.Second)))
-	wait := p.free.Sub(now)
-	p.mu.Unlock()
+	wait := p.limit.take(n)
 	if wait < minRest {
 		return
 	}

@@ -280,6 +280,7 @@ func NewWriter(cfg Config) (*Writer, error) {
 	if w.lineage == "" {
 		w.lineage = NewLineage()
 	}
+	w.merge.limit.bytesPerSecond = cfg.MergeBandwidth
 	w.cond = sync.NewCond(&w.mu)
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.collect.garbage, w.puts = map[string]int64{}, map[string]bool{}

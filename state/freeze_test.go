@@ -87,9 +87,16 @@ func TestWhatIsChangedInPlaceIsFrozenAsItWasAtTheCut(t *testing.T) {
 		Result: func(m counts) int { return m["x"] },
 		Codec:  codec.JSON[counts](),
 	})
-	ks.Attach(scope, []uint16{1, 2, 3})
+	list := List(benchSetup{scope}, "list", codec.JSON[counts]())
+	ks.Attach(scope, []uint16{1, 2, 3, 4})
 	handle := func() {
 		ks.Use("k", 0)
+		if v, ok := list.At(0); ok {
+			v["x"]++
+			list.Set(0, v)
+		} else {
+			list.Append(counts{"x": 1})
+		}
 		v := value.Get()
 		if v == nil {
 			v = counts{}
@@ -119,8 +126,8 @@ func TestWhatIsChangedInPlaceIsFrozenAsItWasAtTheCut(t *testing.T) {
 				t.Errorf("checkpoint %d holds %s, want %s", checkpoint, got, want)
 			}
 		}
-		if entries != 3 {
-			t.Errorf("checkpoint %d holds %d entries, want 3", checkpoint, entries)
+		if entries != 4 {
+			t.Errorf("checkpoint %d holds %d entries, want 4", checkpoint, entries)
 		}
 	}
 }

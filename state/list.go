@@ -101,14 +101,20 @@ func (h *OfList[V]) At(i int) (v V, ok bool) {
 	if e == nil {
 		return v, false
 	}
-	if h.seen != nil {
-		h.look(e)
+	if !h.flat {
+		h.keep(e) // it may be changed in place
+		if h.seen != nil {
+			h.look(e)
+		}
 	}
 	return e.v, true
 }
 
 // Set makes v the i-th element of the current key's list, counted from 0. It returns
-// false and does nothing if there is none.
+// false and does nothing if there is none. What v points to must not be changed
+// afterwards: it is encoded after the next barrier. What At returned may be changed by the
+// handler that asked, if it calls Set with it before it returns. That is not so for what
+// All yields.
 func (h *OfList[V]) Set(i int, v V) bool {
 	sub, ok := h.nth(i)
 	if ok {
