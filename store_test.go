@@ -340,6 +340,88 @@ func TestS04_DamagedCheckpointIsRefusedByName(t *testing.T) {
 
 // Apps of one name that are on two clusters, or in two groups, take the checkpoints of each
 // other for older than all that they retain.
+// newest returns the highest id of a store's checkpoints.
+func newest(t *testing.T, store checkpoint.Store) int64 {
+	t.Helper()
+	infos, err := checkpoint.ListManifests(t.Context(), store)
+	if err != nil || len(infos) == 0 {
+		t.Fatalf("%d checkpoints, %v", len(infos), err)
+	}
+	return infos[len(infos)-1].Checkpoint
+}
+
+// TestStartFromASavepointThatIsRefusedLeavesAWayBack has a sink that refuses a start which
+// may have begun to delete what was committed before.
+func TestStartFromASavepointThatIsRefusedLeavesAWayBack(t *testing.T) {
+	for name, tc := range map[string]struct {
+		taken        bool
+		refused, way []weir.Option
+	}{
+		"the offsets are gone": {
+			refused: []weir.Option{weir.OnMismatch(weir.RecoverSavepoint)},
+			way:     []weir.Option{weir.OnMismatch(weir.RecoverCheckpoint)},
+		},
+		"the store was taken over": {
+			taken:   true,
+			refused: []weir.Option{weir.Group("others"), weir.CommitTopic("others-checkpoints"), weir.TakeStore("app@here")},
+			way:     []weir.Option{weir.TakeStore("others@here")},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			brokers, dir := clusterOf(t, "here"), "file://"+t.TempDir()
+			store, err := checkpoint.OpenStore(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := newReceiver()
+			run := func(s *ahead, opts ...weir.Option) error {
+				t.Helper()
+				s.to, s.retain = to, 1000
+				return start(t, "app", brokers, sumsTo(s), append(opts, weir.Store(store), weir.Retain(1), weir.Drain(), fast)...).wait()
+			}
+			for range 3 {
+				produce(t, brokers, "in", ones(1, letters...)...)
+				if err := run(&ahead{}); err != nil {
+					t.Fatal(err)
+				}
+				infos, err := checkpoint.ListManifests(t.Context(), store)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err := checkpoint.OpenSavepoint(t.Context(), store, "x"); err == nil {
+					continue
+				}
+				m, _, err := checkpoint.Inspect(t.Context(), store, infos[len(infos)-1].Name)
+				if err == nil {
+					_, err = checkpoint.CreateSavepoint(t.Context(), store, m, store, "x", nil)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			last := newest(t, store)
+			if !tc.taken {
+				if _, err := adminOf(t, brokers).DeleteGroup(t.Context(), "app"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			bad := errors.New("not this one")
+			for range 5 {
+				err := run(&ahead{refuses: func(int64) error { return bad }}, append(tc.refused, weir.FromSavepoint(dir, "x"))...)
+				wantError(t, err, bad.Error())
+			}
+			if infos, err := checkpoint.ListManifests(t.Context(), store); err != nil || len(infos) > 4 {
+				t.Errorf("each start that was refused leaves a checkpoint: %v, %v", infos, err)
+			}
+			produce(t, brokers, "in", ones(1, letters...)...)
+			if err := run(&ahead{}, tc.way...); err != nil {
+				t.Fatalf("back to checkpoint %d: %v", last, err)
+			}
+			wantSums(t, to, 4, letters...)
+		})
+	}
+}
+
 func TestAStoreBelongsToOneGroupOnOneCluster(t *testing.T) {
 	for name, tc := range map[string]struct {
 		cluster string
@@ -389,8 +471,13 @@ func TestAStoreBelongsToOneGroupOnOneCluster(t *testing.T) {
 			}
 
 			for range 3 {
+				last := newest(t, store)
 				if err := drain(other, append(tc.opts, weir.TakeStore("app@here"))...); err != nil {
 					t.Fatalf("the store is not taken over: %v", err)
+				}
+				// What is looked for in a store is its newest checkpoint.
+				if now := newest(t, store); now <= last {
+					t.Errorf("the new owner begins with checkpoint %d after %d", now, last)
 				}
 			}
 			refused(drain(here), "app@here", tc.owner)

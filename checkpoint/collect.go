@@ -21,7 +21,9 @@ import (
 //
 //	(1) the checkpoint id in its name is lower than that of the oldest retained
 //	    checkpoint, and
-//	(2) no retained manifest, no pending one and no merge refers to it.
+//	(2) no retained manifest, no pending one and no merge refers to it, and
+//	(3) something was committed on a base that wasn't, or the id is higher than what was
+//	    committed before (Config.Spare).
 //
 // Why a zombie can't harm its successor. Let Z be a writer that still runs although
 // its instance was replaced, and N the writer of the new owner. Let z be the last
@@ -162,12 +164,16 @@ func (w *Writer) deleteGarbage(ctx context.Context) (int, error) {
 	var names []string
 	if len(c.retained) > 0 {
 		oldest := c.retained[0].ref.Checkpoint
+		spare := int64(0)
+		if w.base == w.cfg.Base {
+			spare = w.cfg.Spare
+		}
 		used := w.inUse()
 		for _, name := range pinned {
 			used[name] = true
 		}
 		for name, id := range c.garbage {
-			if id < oldest && (!used[name] || guard.Broken(guard.InUse)) {
+			if id < oldest && id > spare && (!used[name] || guard.Broken(guard.InUse)) {
 				names = append(names, name)
 			}
 		}
@@ -319,7 +325,7 @@ type CollectReport struct {
 // oldest retained checkpoint if the merge took long; what else is not yet named has a
 // higher id. So
 //
-//	(3) it leaves alone what is younger than the grace period, and what manifests
+//	(4) it leaves alone what is younger than the grace period, and what manifests
 //	    refer to that are younger or that aren't older than the retained ones,
 //
 // and a writer names no result of a merge that began to be written more than half the

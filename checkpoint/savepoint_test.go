@@ -405,6 +405,49 @@ func TestJobStartsFromASavepoint(t *testing.T) {
 	})
 }
 
+// TestWhatWasCommittedStaysUntilTheSavepointIs begins from a savepoint in the store in which
+// something newer was committed.
+func TestWhatWasCommittedStaysUntilTheSavepointIs(t *testing.T) {
+	s := checkpoint.NewMem()
+	r, m, want := job(t, s)
+	if _, err := checkpoint.CreateSavepoint(t.Context(), s, m, s, "x", nil); err != nil {
+		t.Fatal(err)
+	}
+	sp, view := expectSavepoint(t, s, "x", want)
+	newer := changes{"0/newer": "5"}
+	want.apply(newer)
+	last := r.commit(5, newer)
+	r.Settle()
+	r.Writer.Close(t.Context())
+	var left []offsets.ManifestRef
+	for try := range uint32(3) { // the first two starts come to nothing
+		o := checkpoint.AdoptOptions{App: app, KeyGroups: keyGroups, Checkpoint: 6 + int64(try), Incarnation: 0xc0 + try}
+		base, ref, err := checkpoint.AdoptSavepoint(t.Context(), view, sp, s, o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, ref)
+		r = newRig(t, s, func(c *checkpoint.Config) {
+			c.Base, c.BaseRef, c.Incarnation, c.Retain, c.Spare = base, ref, o.Incarnation, 1, last.Checkpoint
+		})
+		r.Settle()
+		expect(t, s, last, want)
+		if try < 2 {
+			r.Writer.Close(t.Context())
+		}
+	}
+	for _, ref := range left[:2] {
+		if _, err := tryRestore(s, ref); !errors.As(err, new(*checkpoint.MissingError)) {
+			t.Errorf("what start %v left: %v", ref, err)
+		}
+	}
+	r.commit(9, newer)
+	r.Settle()
+	if _, err := tryRestore(s, last); !errors.As(err, new(*checkpoint.MissingError)) {
+		t.Errorf("what was committed before: %v", err)
+	}
+}
+
 func TestAdoptedSavepointForgetsPositionsWhenAsked(t *testing.T) {
 	s := checkpoint.NewMem()
 	_, m, want := job(t, s)

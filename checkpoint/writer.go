@@ -65,6 +65,10 @@ type Config struct {
 	// are zero if there was none.
 	Base    *Manifest
 	BaseRef offsets.ManifestRef
+	// Spare is for a base that is not committed yet, such as a savepoint that was adopted:
+	// until the writer has committed something, checkpoints of this id and lower ones are
+	// left alone, because they may be what somebody goes back to.
+	Spare int64
 	// Lineage is that of the checkpoints to come, from [NewLineage], if they are to be one
 	// of their own although there is a base: where a job starts from a savepoint, or where
 	// a person chose the positions. Default that of the base; a new one if there is none.

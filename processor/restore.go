@@ -39,6 +39,7 @@ type recovered struct {
 	ref       offsets.ManifestRef                    // of manifest
 	last      int64                                  // highest checkpoint id that is known to have been used
 	told      int64                                  // to sinks, in place of the id of ref; 0: that one
+	spare     int64                                  // highest checkpoint id that may be gone back to while manifest is not committed
 	positions map[offsets.Partition]offsets.Position // of every assigned partition
 	mended    bool                                   // after a mismatch, as the operator asked
 }
@@ -256,7 +257,11 @@ func (inc *incarnation) recover(ctx context.Context, committed map[offsets.Parti
 		if ok {
 			return inc.recoverAfter(ctx, committed, inc.forgotten(last))
 		}
-		return inc.fromScratch(ctx, committed)
+		r, err := inc.fromScratch(ctx, committed)
+		if err == nil {
+			r.last, err = inc.highestStored(ctx)
+		}
+		return r, err
 	}
 	inc.fence(ctx, verdict.Instance)
 	m, err := checkpoint.Load(ctx, inc.cfg.Store, verdict.Manifest)
@@ -438,8 +443,12 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 			return r, err
 		}
 		r.mended = true
-		// Checkpoint ids must not fall back behind what was used before.
-		r.last, err = inc.highestCheckpoint(ctx, committed)
+		last, err := inc.highestCheckpoint(ctx, committed)
+		if err != nil {
+			return recovered{}, err
+		}
+		stored, err := inc.highestStored(ctx)
+		r.last = max(last, stored)
 		return r, err
 	case RecoverSavepoint:
 		if !inc.cfg.From.given() {
@@ -506,6 +515,17 @@ func (inc *incarnation) newestRef(ctx context.Context, committed map[offsets.Par
 func (inc *incarnation) highestCheckpoint(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (int64, error) {
 	ref, _, err := inc.newestRef(ctx, committed)
 	return ref.Checkpoint, err
+}
+
+// highestStored is the highest id of the checkpoints in the store, committed or not. Ids must
+// not fall back behind it where the offsets tell less: the store may have been that of another
+// group or cluster, and what is looked for in it is the newest.
+func (inc *incarnation) highestStored(ctx context.Context) (last int64, err error) {
+	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
+	for _, s := range stored {
+		last = max(last, s.Checkpoint)
+	}
+	return last, classifyStore(err)
 }
 
 // fromScratch begins with empty state: at the committed offsets if there are any,
@@ -605,7 +625,7 @@ func (inc *incarnation) load(ctx context.Context, at recovered, begun time.Time)
 		Pinned: pinned, MergeCPU: inc.cfg.MergeCPU, MergeBandwidth: inc.cfg.MergeBandwidth, MergeFanIn: inc.cfg.MergeFanIn, BloomBits: inc.cfg.BloomBits,
 		Store: inc.cfg.Store, App: inc.cfg.App, Instance: inc.cfg.Instance,
 		KeyGroups: inc.cfg.KeyGroups, Retain: inc.cfg.Retain,
-		Base: at.manifest, BaseRef: at.ref,
+		Base: at.manifest, BaseRef: at.ref, Spare: at.spare,
 		Incarnation: inc.nonce, Lineage: inc.lineage, TopicIDs: inc.topicIDs(),
 		Listener: checkpoint.Listener{Collected: inc.cfg.Listener.Collected, Merged: inc.cfg.Listener.Merged},
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -319,18 +320,22 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	if err != nil {
 		return recovered{}, err
 	}
+	spare := last
+	if spare == 0 {
+		if spare, err = inc.newestOfOthers(ctx); err != nil {
+			return recovered{}, err
+		}
+	}
 	last = max(last, m.Checkpoint) // logs to come are newer than those in the savepoint
 	// Each start that a sink refuses leaves a checkpoint in the store, and the next one makes
 	// another of a higher id. What somebody accepts at one start is meant for the next, so sinks
 	// are told an id that stays until something is committed.
 	told := last + 1
-	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
+	stored, err := inc.highestStored(ctx)
 	if err != nil {
 		return recovered{}, err
 	}
-	for _, s := range stored {
-		last = max(last, s.Checkpoint)
-	}
+	last = max(last, stored)
 	adopted, ref, err := checkpoint.AdoptSavepoint(ctx, view, m, inc.cfg.Store, checkpoint.AdoptOptions{
 		App: inc.cfg.App, Instance: inc.cfg.Instance, KeyGroups: inc.cfg.KeyGroups, AnyApp: sp.AnyApp,
 		Checkpoint: last + 1, Incarnation: newNonce(), DropPositions: sp.DropPositions,
@@ -347,6 +352,27 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	}
 	inc.cfg.Logger.Sugar().Infof("starting from savepoint %s, checkpoint %d of app %s", view, m.Checkpoint, m.App)
 	// Also those of partitions that the group did not assign: Restore waits for them.
-	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, told: told, mended: true, positions: maps.Clone(adopted.Positions)}
+	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, told: told, spare: spare, mended: true, positions: maps.Clone(adopted.Positions)}
 	return r, inc.addNew(ctx, committed, r.positions)
+}
+
+// newestOfOthers is the newest checkpoint in the store of a group that has committed nothing:
+// of whom the store was taken from. It has a parent, unlike what starts from savepoints leave
+// that were refused.
+func (inc *incarnation) newestOfOthers(ctx context.Context) (int64, error) {
+	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
+	if err != nil {
+		return 0, classifyStore(err)
+	}
+	for _, s := range slices.Backward(stored) {
+		m, _, err := checkpoint.Inspect(ctx, inc.cfg.Store, s.Name)
+		if err == nil && m.Parent != (offsets.ManifestRef{}) {
+			return s.Checkpoint, nil
+		}
+		var damaged *checkpoint.DamagedError
+		if err != nil && !errors.Is(err, checkpoint.ErrNotFound) && !errors.As(err, &damaged) {
+			return 0, classifyStore(err)
+		}
+	}
+	return 0, nil
 }
