@@ -16,7 +16,8 @@ type Aggregator[T, A, R any] struct {
 	// Add folds a value in and returns the new accumulator. It must not change the
 	// one that it was given in place unless it returns it.
 	Add func(acc A, v T) (A, error)
-	// Result makes the value that is emitted after each Add.
+	// Result makes the value that is emitted after each Add. If Add changes the accumulator
+	// in place, it must share no memory with it.
 	Result func(acc A) R
 	// Codec encodes the accumulator in checkpoints.
 	Codec codec.Codec[A]
@@ -133,7 +134,8 @@ func Aggregate[K comparable, T, A, R any](in Keyed[K, T], id string, agg Aggrega
 }
 
 // Reduce combines the values of each key into one, starting from the first, and
-// emits key and value after each.
+// emits key and value after each. f must change neither acc nor v in place: acc was emitted,
+// and v is what other uses of the stream have.
 func Reduce[K comparable, T any](in Keyed[K, T], id string, f func(acc, v T) (T, error), c codec.Codec[T]) Stream[KV[K, T]] {
 	st := newStream[KV[K, T]](in.app, in.app.add("reduce", id, "", in.node))
 	if f == nil || c == nil {

@@ -148,7 +148,8 @@ func (e *BuildError) Error() string {
 func (e *BuildError) Unwrap() []error { return e.Errs }
 
 // Validate reports everything that is wrong with topology and options, as a
-// [*BuildError]. It talks to nobody.
+// [*BuildError]. It asks no broker and reads no state, but it opens the stores: a directory
+// that is missing is made.
 func (a *App) Validate() error {
 	_, _, err := a.build()
 	return err
@@ -214,7 +215,8 @@ func (a *App) build() (processor.Config, *processor.Plan, error) {
 // write-ahead sink has not applied everything ([*UnappliedError]), the error says so.
 //
 // A failure that a restart can mend restarts the app inside Run from its last
-// checkpoint, under the policy of [Restart]. Anything else is returned: a
+// checkpoint, under the policy of [Restart]. What the checks at the start find, such as
+// brokers or a store that can't be reached, is returned at once, and so is anything else: a
 // [*BuildError] before anything began, a [*HandlerError] when user code failed, or
 // an error that says what is known and what the operator can do. Nothing after the
 // last committed checkpoint was published then.

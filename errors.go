@@ -16,13 +16,16 @@ type HandlerError = processor.HandlerError
 // next start applies it.
 type UnappliedError = processor.UnappliedError
 
-// Skip makes the runtime drop the input record: it is counted and reported as an
-// event, and its processing ends. What the handler did before it returned counts.
+// Skip makes the runtime drop the value that failed, and report its input record as an
+// event. What the handler did before it returned counts, and so does what other operators do
+// with the record, and other values that came of it.
 func Skip(err error) error { return &processor.Skip{Err: cause(err)} }
 
 // DeadLetter makes the runtime send the input record, as it was read and with
 // headers that say where it came from and why, to the topic of [DeadLetters], in
-// the transaction of its epoch. What the handler did before it returned counts.
+// the transaction of its epoch, once for each of its values that fails. What the handler did
+// before it returned counts. Without [DeadLetters], or for a timer and what it emitted, the
+// app stops.
 func DeadLetter(err error) error { return &processor.DeadLetter{Err: cause(err)} }
 
 // Retry makes the app restart from its last checkpoint under the policy of

@@ -122,7 +122,7 @@ type Context[K comparable, O any] struct {
 // Key is the current key.
 func (c *Context[K, O]) Key() K { return c.keys.Key() }
 
-// Emit sends a value downstream.
+// Emit sends a value downstream. It is not copied, see [Stream].
 func (c *Context[K, O]) Emit(v O) {
 	c.emit(v)
 	c.op.Leave(c.op)
@@ -146,8 +146,8 @@ func OnRecord[K comparable, T, O any](f func(c *Context[K, O], v T) error) Handl
 }
 
 // Process runs a handler with state over a keyed stream. setup declares the state
-// and returns the handler; it is called once for validation and once for each
-// subtask, and must declare the same states each time.
+// and returns the handler; it is called once for validation, and for each subtask at the
+// start and at each restart inside Run. It must declare the same states each time.
 func Process[K comparable, T, O any](in Keyed[K, T], id string, setup func(s *Setup) Handler[K, T, O]) Stream[O] {
 	st := newStream[O](in.app, in.app.add("process", id, "", in.node))
 	if setup == nil {

@@ -123,7 +123,8 @@ func defaults() options {
 	}
 }
 
-// Brokers sets the seed brokers, "host:port". Required, here or as WEIR_BROKERS.
+// Brokers sets the seed brokers, "host:port". Required, here or with [FromEnv] as
+// WEIR_BROKERS.
 func Brokers(addrs ...string) Option { return option(func(o *options) { o.brokers = addrs }) }
 
 // KafkaOptions passes options to the Kafka client: TLS, SASL, dialer, batch and
@@ -153,7 +154,9 @@ func Parallelism(n int) Option { return option(func(o *options) { o.parallelism 
 // CheckpointEvery sets the time from one checkpoint to the next, which bounds the
 // latency of outputs for read_committed readers. An epoch without input is not
 // checkpointed. Twice the time and a second have to be within [TransactionTimeout] if the
-// app writes to Kafka, dead letters included. Default 100ms.
+// app writes to Kafka, dead letters included. 0: not by time; then [AfterRecords] or
+// [AfterBytes] alone has to be reached within half of TransactionTimeout, or the epoch is
+// processed again. Default 100ms.
 func CheckpointEvery(d time.Duration) Option { return option(func(o *options) { o.every = d }) }
 
 // AfterRecords triggers a checkpoint after n input records, too. 0: not at all.
@@ -206,7 +209,8 @@ func TolerableFailures(n int) Option { return option(func(o *options) { o.tolera
 func RetryPause(d time.Duration) Option { return option(func(o *options) { o.retryPause = d }) }
 
 // CheckpointStore sets where checkpoints are kept: file:///absolute/path, a plain
-// path, or mem:// for tests. Required, here or as WEIR_STORE. An app that may run
+// path, s3://, gs:// or azblob:// with the driver imported (package checkpoint/blob), or
+// mem:// for tests. Required, here or with [FromEnv] as WEIR_STORE. An app that may run
 // on several machines needs a store that all of them reach.
 func CheckpointStore(url string) Option {
 	return option(func(o *options) { o.store, o.opened = url, nil })
@@ -274,8 +278,8 @@ func FromSavepoint(url, name string, opts ...SavepointOption) Option {
 // SavepointOption says what is taken from a savepoint.
 type SavepointOption func(*processor.SavepointStart)
 
-// DropPositions takes the state of a savepoint alone: the input is read from its begin,
-// or from what is committed in the group.
+// DropPositions takes the state of a savepoint alone, without event time and records in
+// flight: the input is read from its beginning, whatever is committed in the group.
 func DropPositions() SavepointOption {
 	return func(s *processor.SavepointStart) { s.DropPositions = true }
 }
@@ -320,8 +324,9 @@ func BloomBits(n int) Option { return option(func(o *options) { o.bloomBits = n 
 func HeldBytes(n int64) Option { return option(func(o *options) { o.held = n }) }
 
 // TransactionTimeout sets after what time the broker aborts a transaction that was
-// not committed. Default: derived from interval and checkpoint timeout, at least
-// 60s and at most 15 minutes. It must not exceed the broker's transaction.max.timeout.ms,
+// not committed. One that is older than half of it is not committed any more, and the app
+// restarts: set more than twice interval and checkpoint together. Default: derived from
+// interval, checkpoint timeout and tolerable failures, at least 60s and at most 15 minutes. It must not exceed the broker's transaction.max.timeout.ms,
 // 15 minutes where nobody changed it.
 func TransactionTimeout(d time.Duration) Option { return option(func(o *options) { o.txnTimeout = d }) }
 
@@ -367,14 +372,15 @@ const (
 )
 
 // AllowDroppedState lets the app start although the checkpoint holds state of these
-// operators, or logs of these write-ahead sinks, which the topology lacks. They are
-// dropped, applied or not.
+// operators, records in flight to them, or logs of these write-ahead sinks, which the
+// topology lacks. They are dropped, applied or not.
 func AllowDroppedState(ids ...string) Option {
 	return option(func(o *options) { o.allowed = append(o.allowed, ids...) })
 }
 
 // Drain makes Run process the input that is there when it starts, commit, and
-// return: for backfills and tests.
+// return: for backfills and tests. Event time comes to its end with the input: all
+// event-time timers fire.
 func Drain() Option { return option(func(o *options) { o.drain = true }) }
 
 // StopTimeout bounds the last checkpoint of a clean stop, together with what write-ahead
@@ -411,12 +417,12 @@ func Log(l *zap.Logger) Option { return option(func(o *options) { o.log = l }) }
 //	WEIR_FROM          FromSavepoint, as url#name
 //	WEIR_STATE_DIR     StateBackend: pebble.Dir with this directory
 //	WEIR_GROUP         Group
-//	WEIR_INSTANCE_ID   InstanceID (also read without this option)
+//	WEIR_INSTANCE_ID   InstanceID (also read without this option; InstanceID wins)
 //	WEIR_PARALLELISM   Parallelism
 //	WEIR_INTERVAL      CheckpointEvery, a duration such as 100ms
 //	WEIR_ADMIN         Admin
-//	WEIR_SKIP          SkipRecords (also read without this option)
-//	WEIR_RECOVER       OnMismatch: checkpoint, offsets, nothing or savepoint (also read without this option)
+//	WEIR_SKIP          SkipRecords (also read without this option, beside what SkipRecords says)
+//	WEIR_RECOVER       OnMismatch: checkpoint, offsets, nothing or savepoint (also read without this option; OnMismatch wins)
 //	WEIR_TAKE_STORE    TakeStore, beside what the option says (also read without this option)
 //
 // Variables that are unset change nothing.

@@ -21,8 +21,10 @@ type KV[K, V any] = record.KV[K, V]
 type Meta = record.Meta
 
 // Stream is a stream of values of type T at one place of the topology. It may be
-// used any number of times: each use sees every value. The zero Stream belongs to no app:
-// an operator on it panics.
+// used any number of times: each use sees every value. Values are not copied: all uses, and
+// whatever is behind a [KeyBy] on another goroutine, have the same one. What it points to
+// must not be changed once it was emitted. The zero Stream belongs to no app: an operator
+// on it panics.
 type Stream[T any] struct {
 	app  *App
 	node *node

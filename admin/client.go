@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 )
 
 // Client asks a [Handler]. It may be used by many goroutines.
@@ -26,8 +27,14 @@ func NewClient(at string) (*Client, error) {
 	return &Client{base: strings.TrimSuffix(at, "/"), http: &http.Client{}}, nil
 }
 
-// Status asks where the app stands.
+// statusTimeout is how long an app may take to say where it stands; tests shorten it.
+var statusTimeout = 10 * time.Second
+
+// Status asks where the app stands. It waits ten seconds at most: a process that is stopped
+// accepts connections and never answers.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
 	return s, c.do(ctx, http.MethodGet, "/status", nil, &s)
 }
 

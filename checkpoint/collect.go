@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/weirstream/weir/event"
@@ -304,7 +305,7 @@ type CollectOptions struct {
 	DryRun bool // report only
 	// Now is the clock of the store, with which the age of objects is told. Default is what
 	// the store says of an object that Collect writes and deletes: the clock of this machine
-	// may be ahead. With DryRun, which writes nothing, it is the clock of this machine.
+	// may be ahead. If the store is full it is when the newest object was written. With DryRun, which writes nothing, it is the clock of this machine.
 	Now func() time.Time
 }
 
@@ -346,8 +347,12 @@ func collect(ctx context.Context, store Store, o CollectOptions) (r CollectRepor
 	if len(o.Live) == 0 {
 		return r, errors.New("no live checkpoint is named, so nothing can be called garbage: does the group have committed offsets?")
 	}
+	if o.Retain < 0 || o.Grace < 0 {
+		return r, fmt.Errorf("retain %d checkpoints, grace %v: want more than nothing, or 0 for %d and %v", o.Retain, o.Grace, DefaultRetain, DefaultGrace)
+	}
 	now, err := o.now(ctx, store)
-	if err != nil {
+	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	if err != nil && !full {
 		return r, err
 	}
 	used := map[string]bool{}
@@ -382,6 +387,9 @@ func collect(ctx context.Context, store Store, o CollectOptions) (r CollectRepor
 				return r, err
 			}
 			found = append(found, object)
+			if full && object.Modified.After(now) {
+				now = object.Modified // it is that late at least, so fewer objects pass for old
+			}
 		}
 	}
 	old := func(object Object) bool { return now.Sub(object.Modified) > o.Grace }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 	"github.com/weirstream/weir/checkpoint/faultstore"
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/state/segment"
+
+	ctx "context"
 )
 
 // later is a clock by which everything that is in a store now is old.
@@ -241,6 +244,43 @@ func TestCollectTellsAgeByTheClockOfTheStore(t *testing.T) {
 		t.Errorf("when it is old: %+v, %v", report, err)
 	}
 	expect(t, mem, ref, model{"1/a": "2"})
+}
+
+func TestCollectMakesRoomInAFullStore(t *testing.T) {
+	mem := checkpoint.NewMem()
+	var ahead time.Duration
+	mem.SetClock(func() time.Time { return time.Now().Add(ahead) })
+	r := newRig(t, mem, func(c *checkpoint.Config) { c.InlineLimit = -1 })
+	r.commit(1, changes{"1/a": "1"})
+	const left, young = "seg/0000000000000001-000000ff-m0.sst", "seg/0000000000000001-000000ff-m1.sst"
+	if err := mem.Put(t.Context(), left, nil); err != nil {
+		t.Fatal(err)
+	}
+	ahead = 2 * checkpoint.DefaultGrace
+	ref := r.commit(2, changes{"1/a": "2"})
+	r.close()
+	if err := mem.Put(t.Context(), young, nil); err != nil {
+		t.Fatal(err)
+	}
+	s := faultstore.Wrap(mem)
+	s.Before(func(_ ctx.Context, op faultstore.Op, name string) error {
+		if op == faultstore.Put {
+			return &checkpoint.StoreError{Op: "put", Object: name, Store: "full", Err: syscall.ENOSPC}
+		}
+		return nil
+	})
+	o := checkpoint.CollectOptions{Live: []offsets.ManifestRef{ref}, Retain: 1}
+	if _, err := checkpoint.Collect(t.Context(), s, o); err != nil {
+		t.Fatal(err)
+	}
+	if there := names(t, mem); slices.Contains(there, left) || !slices.Contains(there, young) {
+		t.Errorf("left %v", there)
+	}
+	expect(t, mem, ref, model{"1/a": "2"})
+	o.Grace = -1
+	if _, err := checkpoint.Collect(t.Context(), mem, o); err == nil || !strings.Contains(err.Error(), "grace") {
+		t.Errorf("with a grace below nothing: %v", err)
+	}
 }
 
 // TestCrashWhileCollecting kills at each operation.

@@ -221,8 +221,47 @@ func (w *savepointWriter) complete(ctx context.Context, m Manifest) (SavepointIn
 		// It may be there although we were told otherwise: the segments stay.
 		return SavepointInfo{}, err
 	}
-	info := SavepointInfo{Name: w.name, Complete: true, Objects: len(w.segments) + len(w.logs) + min(len(w.inFlight), 1) + 1, Bytes: m.Bytes() + m.LogBytes() + int64(len(b)), Created: time.Now()}
+	if err := w.allThere(ctx); err != nil {
+		_ = w.view.Delete(context.WithoutCancel(ctx), savepointManifest)
+		return SavepointInfo{}, w.giveUp(ctx, err)
+	}
+	info := SavepointInfo{Name: w.name, Complete: true, Objects: len(w.objects()) + 1, Bytes: m.Bytes() + m.LogBytes() + int64(len(b)), Created: time.Now()}
 	return info, nil
+}
+
+// allThere looks for what the manifest names: until there was one, this was nothing but what
+// a crash might have left, and somebody may have removed it.
+func (w *savepointWriter) allThere(ctx context.Context) error {
+	listed := map[string]bool{}
+	for o, err := range w.view.List(ctx, "") {
+		if err != nil {
+			return err
+		}
+		listed[o.Name] = true
+	}
+	for _, object := range w.objects() {
+		if listed[object] {
+			continue
+		}
+		if _, err := w.view.GetRange(ctx, object, 0, 1); errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("object %s is gone: somebody removed the savepoint while it was made", object)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// objects returns the names of all objects beside the manifest.
+func (w *savepointWriter) objects() []string {
+	names := slices.Clone(w.logs)
+	for _, s := range w.segments {
+		names = append(names, s.Object)
+	}
+	if len(w.inFlight) > 0 {
+		names = append(names, w.inFlight[0].Object)
+	}
+	return names
 }
 
 // giveUpTime bounds how long it takes to delete what was written: the store may hang.
@@ -380,6 +419,10 @@ func DeleteSavepoint(ctx context.Context, store Store, name string) error {
 		if err := store.Delete(ctx, o); err != nil {
 			return fmt.Errorf("delete savepoint %s: its manifest is gone, other objects are left; delete it again: %w", name, err)
 		}
+	}
+	// Somebody may have been making it, and have come to the manifest meanwhile.
+	if err := store.Delete(ctx, prefix+savepointManifest); err != nil {
+		return fmt.Errorf("delete savepoint %s: %w", name, err)
 	}
 	return nil
 }

@@ -405,6 +405,51 @@ func TestJobStartsFromASavepoint(t *testing.T) {
 	})
 }
 
+// TestSavepointThatIsRemovedWhileItIsMade is removed at the last moment, and made at the last
+// moment of its removal.
+func TestSavepointThatIsRemovedWhileItIsMade(t *testing.T) {
+	mem := checkpoint.NewMem()
+	_, m, _ := job(t, mem)
+	before := names(t, mem)
+	const manifest = "savepoint/x/savepoint.manifest"
+	s := faultstore.Wrap(mem)
+	s.Before(func(c ctx.Context, op faultstore.Op, name string) error {
+		if op == faultstore.Put && name == manifest {
+			return checkpoint.DeleteSavepoint(c, mem, "x")
+		}
+		return nil
+	})
+	if _, err := checkpoint.CreateSavepoint(t.Context(), s, m, s, "x", nil); err == nil || !strings.Contains(err.Error(), "removed") {
+		t.Errorf("its segments are gone: %v", err)
+	}
+	if left := names(t, mem); !slices.Equal(left, before) {
+		t.Errorf("left %v, want %v", left, before)
+	}
+
+	s.Before(nil)
+	if _, err := checkpoint.CreateSavepoint(t.Context(), s, m, s, "x", nil); err != nil {
+		t.Fatal(err)
+	}
+	b, err := mem.Get(t.Context(), manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Before(func(c ctx.Context, op faultstore.Op, name string) error {
+		if op == faultstore.Delete && strings.HasPrefix(name, "savepoint/x/seg/") {
+			if err := mem.Put(c, manifest, b); !errors.Is(err, checkpoint.ErrExists) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := checkpoint.DeleteSavepoint(t.Context(), s, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if left := names(t, mem); !slices.Equal(left, before) {
+		t.Errorf("left %v, want %v", left, before)
+	}
+}
+
 // TestWhatWasCommittedStaysUntilTheSavepointIs begins from a savepoint in the store in which
 // something newer was committed.
 func TestWhatWasCommittedStaysUntilTheSavepointIs(t *testing.T) {

@@ -88,8 +88,8 @@ type Config struct {
 	BloomBits int
 
 	MergeTarget int64 // bytes of a piece; default DefaultMergeTarget
-	// MergeCPU is the share of one core that merging may take; 1 or more is all that it
-	// can use. Merging that has fallen behind, by a second merge where one is due, takes all
+	// MergeCPU is the share of one core that merging may take; 2 or more is all that its two
+	// merges can use. Merging that has fallen behind, by a second merge where one is due, takes all
 	// of one. Default
 	// DefaultMergeCPU.
 	MergeCPU float64

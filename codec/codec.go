@@ -24,11 +24,13 @@ type Codec[T any] interface {
 	// "proto:pkg.Message". It must never change for data that was written.
 	Name() string
 	// Version is the version that Append writes and Decode reads, at least 1. It
-	// grows when the encoding changes in a way that Decode can't tell.
+	// grows when the encoding changes in a way that Decode can't tell. That is for values:
+	// what a codec of keys writes must never change, whatever its version.
 	Version() int
 }
 
-// Migrator is implemented by a codec that also reads what its other versions wrote.
+// Migrator is implemented by a codec that also reads what its other versions wrote. Of
+// state and records in flight it is given older versions only: newer ones are refused.
 type Migrator[T any] interface {
 	// DecodeVersion decodes what Append wrote when Version was version, which is
 	// never the present Version. It must return an error for a version that it

@@ -8,8 +8,10 @@
 // Who calls what, in order:
 //
 //  1. When an app is built, [Check] looks at every codec of the topology.
-//  2. Name and Version go into each manifest beside the state that they wrote. At
-//     restore another name is refused; another version is read by [DecodeVersion].
+//  2. Name and Version of a codec of values go into each manifest beside the state that
+//     they wrote, of one of keys or map keys the name alone. At restore another name is
+//     refused; values of an older version are read by [DecodeVersion], those of a newer
+//     one are refused. What a codec of keys writes must never change: nobody would notice.
 //  3. Per record, Decode turns the bytes of a Kafka record into a value, which may
 //     alias them, and Append writes results. A value that outlives its record,
 //     because it goes into state, passes [Clone] first.

@@ -23,7 +23,7 @@ type CheckpointPersisted struct {
 	App        string
 	Checkpoint int64
 	Aligned    time.Duration // barrier injected until the last subtask acknowledged
-	Held       time.Duration // the longest time for which a subtask did nothing but freeze its state and flush its sinks
+	Held       time.Duration // the longest time for which a subtask did nothing but complete look-ups, freeze its state and flush its sinks
 	Took       time.Duration // writing segment and manifest
 	Entries    int64         // changed state entries
 	Bytes      int64         // bytes written to the store

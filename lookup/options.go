@@ -118,7 +118,8 @@ func Timeout(d time.Duration) Option {
 
 // GiveUpAfter is how long a call is repeated whose errors are [Passing], counted from its
 // first try; then the app restarts from its last checkpoint. A barrier waits as long, and
-// for a last call: together with [Timeout] it has to be less than weir.CheckpointTimeout.
+// for a last call: together with [Timeout] it has to be less than weir.CheckpointTimeout. It
+// may wait twice as long, for what was ready to go when it came.
 // Default 30 s.
 func GiveUpAfter(d time.Duration) Option {
 	return option(func(s *Settings) {

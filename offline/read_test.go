@@ -249,6 +249,17 @@ func TestOpenSaysWhatThereIs(t *testing.T) {
 	}
 }
 
+func TestSavepointWithTheLengthOfAManifestsNameIsFound(t *testing.T) {
+	store, _ := sample(t)
+	const name = "nightly-20261121-payments"
+	if _, err := openLatest(t, store).Save(t.Context(), store, name, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), store, name); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOpenRefusesToChooseBetweenAttempts(t *testing.T) {
 	store, a := sample(t)
 	m, _, err := checkpoint.Inspect(t.Context(), store, "ckpt/"+fmt.Sprintf("%016x-a1b2c3d4", 2)+".manifest")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,12 +66,16 @@ func OpenManifest(store checkpoint.Store, m *checkpoint.Manifest, ref offsets.Ma
 
 const savepointMark = "savepoint:"
 
+// manifestName is how offsets.ManifestRef.Object writes a name. A savepoint may be called so
+// too, and is then found behind the mark.
+var manifestName = regexp.MustCompile(`^[0-9a-f]{16}-[0-9a-f]{8}$`)
+
 func open(ctx context.Context, store checkpoint.Store, which string) (*Snapshot, error) {
 	if name, ok := strings.CutPrefix(which, savepointMark); ok {
 		return openSavepoint(ctx, store, name)
 	}
 	id, numErr := strconv.ParseInt(which, 10, 64)
-	isObject := len(which) == 25 && which[16] == '-'
+	isObject := manifestName.MatchString(which)
 	if which != Latest && numErr != nil && !isObject {
 		return openSavepoint(ctx, store, which)
 	}

@@ -21,7 +21,7 @@ type SavepointStart struct {
 	Store checkpoint.Store // nil, and Err too: from none
 	Err   error            // why there is no store; a job that does not begin there can do without
 	Name  string           // empty: the store itself is the savepoint
-	// DropPositions takes the state alone and reads the input from its begin.
+	// DropPositions takes the state alone and reads the input from its beginning.
 	DropPositions bool
 	// AnyApp takes a savepoint of an app with another name.
 	AnyApp bool

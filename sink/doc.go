@@ -4,8 +4,8 @@
 // # Who drives it
 //
 // A [Sink] is a description made by the user. At build time the runtime calls
-// Check. For each subtask whose chain ends in the sink it calls Open once, before
-// the first record, and then Write on the [Writer] for every value, from that
+// Check. For each subtask whose chain ends in the sink it calls Open once (where streams
+// are merged in front of the sink, once for each of them), before the first record, and then Write on the [Writer] for every value, from that
 // subtask's goroutine.
 //
 // What a writer hands to [Output] becomes part of the Kafka transaction of the

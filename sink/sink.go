@@ -12,7 +12,7 @@ import (
 type Sink[T any] interface {
 	// Check tells what is wrong with the description. It has no side effects.
 	Check() error
-	// Open makes the writer of one subtask.
+	// Open makes a writer of one subtask.
 	Open(env Env) (Writer[T], error)
 	// String says what the sink writes to, for plans and messages.
 	String() string
@@ -36,7 +36,8 @@ type Writer[T any] interface {
 type Env interface {
 	// Operator is the sink's operator ID.
 	Operator() string
-	// Subtask is the index of the subtask, from 0.
+	// Subtask is the index of the subtask within its stage, from 0. Where streams are merged
+	// in front of the sink, several of its writers may have the same.
 	Subtask() int
 	// Meta is the input record being processed. It says nothing in Flush and Log.
 	Meta() record.Meta

@@ -9,8 +9,10 @@ import (
 )
 
 // OfBroadcast is a handle to one map that belongs to no key: every subtask has it in
-// full, and in memory. It is written from the records of a broadcast stream, which every
-// subtask sees in the same order, and read from anywhere in the operator.
+// full, and in memory. It is written from the records of a broadcast stream, and read from
+// anywhere in the operator. Every subtask sees all of them: those of one input partition in
+// the same order everywhere, those of different partitions maybe not. So what they write
+// must not depend on that order: give what belongs together one key.
 type OfBroadcast[MK, MV any] struct {
 	entryTable[MV]
 	subkeys[MK]
@@ -60,7 +62,9 @@ func (h *OfBroadcast[MK, MV]) Get(k MK) MV {
 	return v
 }
 
-// Lookup returns what the map holds for k, and whether that is anything.
+// Lookup returns what the map holds for k, and whether that is anything. What it points to
+// must not be changed, also not to be Put afterwards, because other subtasks may have the
+// same value: put a changed copy. So it is with Get and All.
 func (h *OfBroadcast[MK, MV]) Lookup(k MK) (v MV, ok bool) {
 	sub, ok := h.encodeKey(h.keys, k)
 	if !ok {

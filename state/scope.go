@@ -80,7 +80,8 @@ type ttlOption func(*options)
 func (f ttlOption) applyTTL(o *options) { f(o) }
 
 // TTL makes an entry vanish when d has passed since it was written. By default it
-// counts processing time, to the millisecond. An expired entry reads as not set from
+// counts processing time, to the millisecond; that clock stands while a batch of records is
+// processed. An expired entry reads as not set from
 // that instant on; its memory and its place in checkpoints are reclaimed later.
 //
 // What was written before the handle had a time to live, or in event time before there

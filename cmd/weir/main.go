@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -23,7 +24,8 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), heeded(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)...)
+	context.AfterFunc(ctx, stop) // a second one ends what is deaf to contexts
 	cmd := newCommand()
 	cmd.SetArgs(longFlags(os.Args[1:]))
 	err := cmd.ExecuteContext(ctx)
@@ -39,6 +41,11 @@ func main() {
 		code = e.code
 	}
 	os.Exit(code)
+}
+
+// heeded leaves out signals that whoever started the process had it ignore, as nohup does.
+func heeded(signals ...os.Signal) []os.Signal {
+	return slices.DeleteFunc(signals, signal.Ignored)
 }
 
 // Exit statuses.

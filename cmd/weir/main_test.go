@@ -1,8 +1,11 @@
 package main
 
 import (
+	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -16,6 +19,14 @@ func TestLongFlagsTakeOneDash(t *testing.T) {
 		if got := longFlags(strings.Fields(in)); !slices.Equal(got, strings.Fields(want)) {
 			t.Errorf("%q became %q, want %q", in, got, want)
 		}
+	}
+}
+
+func TestSignalsThatAreIgnoredStayIgnored(t *testing.T) {
+	signal.Ignore(syscall.SIGHUP)
+	defer signal.Reset(syscall.SIGHUP)
+	if got := heeded(os.Interrupt, syscall.SIGHUP); !slices.Equal(got, []os.Signal{os.Interrupt}) {
+		t.Errorf("heeds %v", got)
 	}
 }
 

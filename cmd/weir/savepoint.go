@@ -128,10 +128,15 @@ checkpoint.`,
 			}
 			src := storeSource{fixed: which != offline.Latest, open: func() (*offline.Snapshot, error) {
 				s, err := f.snapshot(cmd, store, which)
-				if err == nil && len(args) == 1 && s.Info().App != args[0] {
-					err = fmt.Errorf("%s holds the checkpoints of app %q, not of %q", store, s.Info().App, args[0])
+				if err != nil {
+					return nil, err
 				}
-				return s, err
+				for _, app := range []string{argOr(args, ""), f.app} {
+					if app != "" && s.Info().App != app {
+						return nil, fmt.Errorf("%s holds the checkpoints of app %q, not of %q", store, s.Info().App, app)
+					}
+				}
+				return s, nil
 			}}
 			info, from, err := createFrom(cmd, src, target, name)
 			if err != nil {
@@ -350,7 +355,9 @@ func savepointRmCommand() *cobra.Command {
 			for _, name := range args {
 				err := checkpoint.DeleteSavepoint(cmd.Context(), store, name)
 				if errors.Is(err, checkpoint.ErrNotFound) {
-					_, err = offline.Open(cmd.Context(), store, "savepoint:"+name) // says what there is
+					if _, oerr := offline.Open(cmd.Context(), store, "savepoint:"+name); oerr != nil {
+						err = oerr // says what there is
+					}
 				}
 				if err != nil {
 					return err

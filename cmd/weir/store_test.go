@@ -219,6 +219,8 @@ func TestBadInputIsRefusedWithARemedy(t *testing.T) {
 		{"state diff 4709 4711 --operator ballance", []string{`no state of operator "ballance"`, "balance/total"}},
 		{"state diff 4709 4711 --state sum -o json", []string{`no state "sum"; it has`, "balance/total"}},
 		{"savepoint create --name x other", []string{`checkpoints of app "payments", not of "other"`}},
+		{"savepoint create --name x --app other", []string{`checkpoints of app "payments", not of "other"`}},
+		{"savepoint create --name x --app other --checkpoint 4711", []string{`checkpoints of app "payments", not of "other"`}},
 		{"savepoint create", []string{"name"}},
 		{"savepoint create --name .x", []string{"--name"}},
 		{"savepoint copy nothing --name y", []string{"does not have savepoint nothing; it has no savepoints"}},

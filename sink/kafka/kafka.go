@@ -30,7 +30,8 @@ func KeyBy[T, K any](key func(T) K, c codec.Codec[K]) KeyFunc[T] {
 // NoKey writes records without a key: they are spread over the partitions.
 func NoKey[T any](dst []byte, _ T) ([]byte, bool, error) { return dst, false, nil }
 
-// Sink writes key-value pairs to a topic.
+// Sink writes key-value pairs to a topic. A value without bytes is empty, and not null:
+// who deletes keys of a compacted topic takes [Records].
 func Sink[K, V any](topic string, kc codec.Codec[K], vc codec.Codec[V]) sink.Sink[record.KV[K, V]] {
 	s := &encoded[record.KV[K, V]]{topic: topic}
 	if err := errors.Join(codec.Check(kc), codec.Check(vc)); err != nil {
@@ -45,7 +46,8 @@ func Sink[K, V any](topic string, kc codec.Codec[K], vc codec.Codec[V]) sink.Sin
 	return s
 }
 
-// Values writes values to a topic under the key that key makes: [KeyBy] or [NoKey].
+// Values writes values to a topic under the key that key makes: [KeyBy] or [NoKey]. One
+// without bytes is empty, and not null.
 func Values[T any](topic string, key KeyFunc[T], c codec.Codec[T]) sink.Sink[T] {
 	s := &encoded[T]{topic: topic, key: key}
 	err := codec.Check(c)

@@ -198,8 +198,9 @@ func InFlight(batches int) Option {
 }
 
 // GiveUpAfter is how long a sink keeps trying while Redis answers that it can't write:
-// out of memory, a read-only replica, not durable enough. After that the app stops with
-// [ErrMemory], [ErrReadOnly] or [ErrPersistence]. A Redis that can't be reached is waited
+// out of memory, a read-only replica, not durable enough, or a certificate that one side
+// does not accept. After that the app stops with [ErrMemory], [ErrReadOnly],
+// [ErrPersistence] or [ErrTLS]. A Redis that can't be reached is waited
 // for as long as [UnreachableFor] says. Default one minute.
 func GiveUpAfter(d time.Duration) Option {
 	return option(func(s *settings) {
@@ -211,7 +212,10 @@ func GiveUpAfter(d time.Duration) Option {
 
 // UnreachableFor is how long a sink waits for a Redis that can't be reached. After that the
 // app stops with [ErrUnavailable]; nothing is lost, the next start goes on. Default 0:
-// without a limit.
+// without a limit. [Upsert] waits at the barrier, so with it the app stops with a
+// barrier.FailedError when more checkpoints in a row have timed out than
+// weir.TolerableFailures, which is after four minutes by default: set less than that to
+// have the error name Redis.
 func UnreachableFor(d time.Duration) Option {
 	return option(func(s *settings) {
 		if s.unreachable = d; d < 0 {
@@ -230,7 +234,8 @@ func DeadLetters() Option { return option(func(s *settings) { s.deadLetters = tr
 
 // OnRefused says what becomes of a record whose commands can't be written, which is found
 // before anything is sent: an error such as [ErrCrossSlot] or one of a codec. f is
-// weir.Skip, weir.DeadLetter or another function from that error to the one that counts.
+// weir.Skip, weir.DeadLetter or another function from that error to the one that counts;
+// nil drops the record, and nobody is told.
 // Default: the app stops and names the record.
 func OnRefused(f func(error) error) Option {
 	return option(func(s *settings) {

@@ -25,7 +25,8 @@ type UpsertSink[T any] struct {
 }
 
 // Upsert makes a sink that writes each value by the commands that f adds, which may be
-// repeated without harm. Commands of a subtask are written in order. At each barrier
+// repeated without harm. Commands of a subtask are written in order, on a cluster those of
+// each hash slot. At each barrier
 // everything that was written is acknowledged by Redis before the checkpoint is made, so
 // what is committed is in Redis.
 //
