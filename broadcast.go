@@ -28,9 +28,9 @@ func Broadcast[R any](s Stream[R], opts ...EdgeOption[R]) BroadcastStream[R] {
 // On makes the operator that is being set up call f for every value of the stream, on
 // each of its subtasks. f writes broadcast states; no key is current, so it can't use
 // other state, and it emits nothing. It must do the same on every subtask. v is one value
-// for all of them: f must not change what it points to, nor later what it stored of it. Its errors are
-// treated as those of handlers; what it skips is reported once, and a dead letter is sent
-// once.
+// for all of them: f must not change what it points to, nor later what it stored of it.
+// Its errors are treated as those of handlers; what it skips is reported once, and a dead
+// letter is sent once.
 func (b BroadcastStream[R]) On(s *Setup, f func(v R) error) {
 	h := hearing{app: b.stream.app, from: b.stream.node}
 	if b.values != nil {

@@ -326,8 +326,9 @@ func HeldBytes(n int64) Option { return option(func(o *options) { o.held = n }) 
 // TransactionTimeout sets after what time the broker aborts a transaction that was
 // not committed. One that is older than half of it is not committed any more, and the app
 // restarts: set more than twice interval and checkpoint together. Default: derived from
-// interval, checkpoint timeout and tolerable failures, at least 60s and at most 15 minutes. It must not exceed the broker's transaction.max.timeout.ms,
-// 15 minutes where nobody changed it.
+// interval, checkpoint timeout and tolerable failures, at least 60s and at most 15
+// minutes. It must not exceed the broker's transaction.max.timeout.ms, 15 minutes where
+// nobody changed it.
 func TransactionTimeout(d time.Duration) Option { return option(func(o *options) { o.txnTimeout = d }) }
 
 // SessionTimeout sets after what silence the group gives this process's partitions
