@@ -338,16 +338,14 @@ func TestS04_DamagedCheckpointIsRefusedByName(t *testing.T) {
 	}
 }
 
-// Apps of one name that are on two clusters, or in two groups, take the checkpoints of each
-// other for older than all that they retain.
-// newest returns the highest id of a store's checkpoints.
-func newest(t *testing.T, store checkpoint.Store) int64 {
+// newest returns the checkpoint of the highest id in a store.
+func newest(t *testing.T, store checkpoint.Store) checkpoint.ManifestInfo {
 	t.Helper()
 	infos, err := checkpoint.ListManifests(t.Context(), store)
 	if err != nil || len(infos) == 0 {
 		t.Fatalf("%d checkpoints, %v", len(infos), err)
 	}
-	return infos[len(infos)-1].Checkpoint
+	return infos[len(infos)-1]
 }
 
 // TestStartFromASavepointThatIsRefusedLeavesAWayBack has a sink that refuses a start which
@@ -379,19 +377,15 @@ func TestStartFromASavepointThatIsRefusedLeavesAWayBack(t *testing.T) {
 				s.to, s.retain = to, 1000
 				return start(t, "app", brokers, sumsTo(s), append(opts, weir.Store(store), weir.Retain(1), weir.Drain(), fast)...).wait()
 			}
-			for range 3 {
+			for i := range 3 {
 				produce(t, brokers, "in", ones(1, letters...)...)
 				if err := run(&ahead{}); err != nil {
 					t.Fatal(err)
 				}
-				infos, err := checkpoint.ListManifests(t.Context(), store)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, _, err := checkpoint.OpenSavepoint(t.Context(), store, "x"); err == nil {
+				if i > 0 {
 					continue
 				}
-				m, _, err := checkpoint.Inspect(t.Context(), store, infos[len(infos)-1].Name)
+				m, _, err := checkpoint.Inspect(t.Context(), store, newest(t, store).Name)
 				if err == nil {
 					_, err = checkpoint.CreateSavepoint(t.Context(), store, m, store, "x", nil)
 				}
@@ -399,7 +393,7 @@ func TestStartFromASavepointThatIsRefusedLeavesAWayBack(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			last := newest(t, store)
+			last := newest(t, store).Checkpoint
 			if !tc.taken {
 				if _, err := adminOf(t, brokers).DeleteGroup(t.Context(), "app"); err != nil {
 					t.Fatal(err)
@@ -410,9 +404,6 @@ func TestStartFromASavepointThatIsRefusedLeavesAWayBack(t *testing.T) {
 				err := run(&ahead{refuses: func(int64) error { return bad }}, append(tc.refused, weir.FromSavepoint(dir, "x"))...)
 				wantError(t, err, bad.Error())
 			}
-			if infos, err := checkpoint.ListManifests(t.Context(), store); err != nil || len(infos) > 4 {
-				t.Errorf("each start that was refused leaves a checkpoint: %v, %v", infos, err)
-			}
 			produce(t, brokers, "in", ones(1, letters...)...)
 			if err := run(&ahead{}, tc.way...); err != nil {
 				t.Fatalf("back to checkpoint %d: %v", last, err)
@@ -422,6 +413,8 @@ func TestStartFromASavepointThatIsRefusedLeavesAWayBack(t *testing.T) {
 	}
 }
 
+// Apps of one name that are on two clusters, or in two groups, take the checkpoints of each
+// other for older than all that they retain.
 func TestAStoreBelongsToOneGroupOnOneCluster(t *testing.T) {
 	for name, tc := range map[string]struct {
 		cluster string
@@ -471,12 +464,12 @@ func TestAStoreBelongsToOneGroupOnOneCluster(t *testing.T) {
 			}
 
 			for range 3 {
-				last := newest(t, store)
+				last := newest(t, store).Checkpoint
 				if err := drain(other, append(tc.opts, weir.TakeStore("app@here"))...); err != nil {
 					t.Fatalf("the store is not taken over: %v", err)
 				}
 				// What is looked for in a store is its newest checkpoint.
-				if now := newest(t, store); now <= last {
+				if now := newest(t, store).Checkpoint; now <= last {
 					t.Errorf("the new owner begins with checkpoint %d after %d", now, last)
 				}
 			}

@@ -305,7 +305,8 @@ type CollectOptions struct {
 	DryRun bool // report only
 	// Now is the clock of the store, with which the age of objects is told. Default is what
 	// the store says of an object that Collect writes and deletes: the clock of this machine
-	// may be ahead. If the store is full it is when the newest object was written. With DryRun, which writes nothing, it is the clock of this machine.
+	// may be ahead. If the store is full it is when the newest object was written. With DryRun,
+	// which writes nothing, it is the clock of this machine.
 	Now func() time.Time
 }
 

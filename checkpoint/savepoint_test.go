@@ -463,7 +463,7 @@ func TestWhatWasCommittedStaysUntilTheSavepointIs(t *testing.T) {
 	want.apply(newer)
 	last := r.commit(5, newer)
 	r.Settle()
-	r.Writer.Close(t.Context())
+	r.close()
 	var left []offsets.ManifestRef
 	for try := range uint32(3) { // the first two starts come to nothing
 		o := checkpoint.AdoptOptions{App: app, KeyGroups: keyGroups, Checkpoint: 6 + int64(try), Incarnation: 0xc0 + try}
@@ -478,7 +478,7 @@ func TestWhatWasCommittedStaysUntilTheSavepointIs(t *testing.T) {
 		r.Settle()
 		expect(t, s, last, want)
 		if try < 2 {
-			r.Writer.Close(t.Context())
+			r.close()
 		}
 	}
 	for _, ref := range left[:2] {

@@ -520,12 +520,16 @@ func (inc *incarnation) highestCheckpoint(ctx context.Context, committed map[off
 // highestStored is the highest id of the checkpoints in the store, committed or not. Ids must
 // not fall back behind it where the offsets tell less: the store may have been that of another
 // group or cluster, and what is looked for in it is the newest.
-func (inc *incarnation) highestStored(ctx context.Context) (last int64, err error) {
+func (inc *incarnation) highestStored(ctx context.Context) (int64, error) {
 	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
+	return highest(stored), classifyStore(err)
+}
+
+func highest(stored []checkpoint.ManifestInfo) (id int64) {
 	for _, s := range stored {
-		last = max(last, s.Checkpoint)
+		id = max(id, s.Checkpoint)
 	}
-	return last, classifyStore(err)
+	return id
 }
 
 // fromScratch begins with empty state: at the committed offsets if there are any,

@@ -320,9 +320,13 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	if err != nil {
 		return recovered{}, err
 	}
+	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
+	if err != nil {
+		return recovered{}, classifyStore(err)
+	}
 	spare := last
 	if spare == 0 {
-		if spare, err = inc.newestOfOthers(ctx); err != nil {
+		if spare, err = inc.newestOfOthers(ctx, stored); err != nil {
 			return recovered{}, err
 		}
 	}
@@ -331,11 +335,7 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	// another of a higher id. What somebody accepts at one start is meant for the next, so sinks
 	// are told an id that stays until something is committed.
 	told := last + 1
-	stored, err := inc.highestStored(ctx)
-	if err != nil {
-		return recovered{}, err
-	}
-	last = max(last, stored)
+	last = max(last, highest(stored))
 	adopted, ref, err := checkpoint.AdoptSavepoint(ctx, view, m, inc.cfg.Store, checkpoint.AdoptOptions{
 		App: inc.cfg.App, Instance: inc.cfg.Instance, KeyGroups: inc.cfg.KeyGroups, AnyApp: sp.AnyApp,
 		Checkpoint: last + 1, Incarnation: newNonce(), DropPositions: sp.DropPositions,
@@ -356,14 +356,10 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	return r, inc.addNew(ctx, committed, r.positions)
 }
 
-// newestOfOthers is the newest checkpoint in the store of a group that has committed nothing:
+// newestOfOthers is the newest of the stored checkpoints for a group that has committed nothing:
 // of whom the store was taken from. It has a parent, unlike what starts from savepoints leave
 // that were refused.
-func (inc *incarnation) newestOfOthers(ctx context.Context) (int64, error) {
-	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
-	if err != nil {
-		return 0, classifyStore(err)
-	}
+func (inc *incarnation) newestOfOthers(ctx context.Context, stored []checkpoint.ManifestInfo) (int64, error) {
 	for _, s := range slices.Backward(stored) {
 		m, _, err := checkpoint.Inspect(ctx, inc.cfg.Store, s.Name)
 		if err == nil && m.Parent != (offsets.ManifestRef{}) {
