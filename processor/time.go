@@ -365,8 +365,8 @@ func (r *keyedRunner[K, T]) tick(wall int64) (fired bool, err error) {
 // Between two timers, as between two records, the subtask does what may not wait: so an
 // unaligned checkpoint need not wait for all timers of one moment. What it stores is that
 // time has come to now, and those that have not fired are left in the state; after a restore
-// they are overdue. At the end of time it must wait: which timers were set since could not
-// be told any more.
+// they are overdue. Only one that a timer set for a time before its own fires first. At the
+// end of time it must wait: which timers were set since could not be told any more.
 func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err error) {
 	for i := range r.sub.firings {
 		t := &r.sub.firings[i]
@@ -383,11 +383,14 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 			r.sub.guarded(func() { fired += t.timers.FireLast(call) })
 			r.sub.firing = nil
 		} else {
-			fired += r.paused(func(f func(state.Timer) bool) int { return t.timers.Fire(now, f) }, call)
+			fired += r.paused(func(f func(state.Timer) bool) int { return t.timers.Fire(now, f) }, call, func() bool {
+				// After a restore it could not be told that time has been beyond these.
+				return reached > before && t.timers.Earliest() < reached
+			})
 		}
 		if passed && now < endOfTime && r.sub.err == nil {
 			// Time of the other keys has not come there.
-			fired += r.paused(t.timers.FirePassed, func(at state.Timer) bool { return r.call(t, at, max(reached, at.At.UnixMilli())) })
+			fired += r.paused(t.timers.FirePassed, func(at state.Timer) bool { return r.call(t, at, max(reached, at.At.UnixMilli())) }, func() bool { return false })
 			r.keys.SetTimeOfTimer(reached)
 		}
 		if r.sub.err != nil {
@@ -403,10 +406,11 @@ func (r *keyedRunner[K, T]) fire(event bool, now, before int64) (fired int, err 
 	return fired, r.sub.err
 }
 
-// paused fires timers, and between two of them does what is pressing.
-func (r *keyedRunner[K, T]) paused(fire func(func(state.Timer) bool) int, call func(state.Timer) bool) (fired int) {
+// paused fires timers, and between two of them, unless the next one has to follow at once,
+// does what is pressing.
+func (r *keyedRunner[K, T]) paused(fire func(func(state.Timer) bool) int, call func(state.Timer) bool, atOnce func() bool) (fired int) {
 	for more := true; more && r.sub.err == nil; {
-		r.sub.guarded(func() { fired += fire(func(at state.Timer) bool { return call(at) && !r.pressing() }) })
+		r.sub.guarded(func() { fired += fire(func(at state.Timer) bool { return call(at) && (!r.pressing() || atOnce()) }) })
 		r.sub.firing = nil
 		if more = r.sub.err == nil && r.pressing(); more {
 			r.sub.err = r.pause()
