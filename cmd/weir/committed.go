@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/offsets"
@@ -29,7 +30,7 @@ const unstablePause = 50 * time.Millisecond
 // kafkaFlags say where the truth about commits is.
 type kafkaFlags struct {
 	brokers []string
-	tls     bool
+	login   loginFlags
 	app     string
 	group   string
 }
@@ -40,7 +41,7 @@ func (f *kafkaFlags) add(fs *pflag.FlagSet) {
 		brokers = strings.Split(env, ",")
 	}
 	fs.StringSliceVar(&f.brokers, "brokers", brokers, "Kafka brokers, host:port, to ask which checkpoint is committed (default $WEIR_BROKERS)")
-	fs.BoolVar(&f.tls, "tls", false, "connect to the brokers with TLS")
+	f.login.add(fs)
 	fs.StringVar(&f.app, "app", "", "name of the app (default: the one that wrote the checkpoints)")
 	fs.StringVar(&f.group, "group", os.Getenv("WEIR_GROUP"), "consumer group (default: the app's name)")
 }
@@ -52,6 +53,7 @@ func (f *kafkaFlags) asked() bool { return len(f.brokers) > 0 }
 type committed struct {
 	app, group string
 	cluster    string // its id; empty: the brokers tell none
+	opts       []kgo.Opt
 	pointers   map[offsets.Partition]offsets.ManifestRef
 	// record is the last commit record, which tells if the offsets are gone.
 	record *offsets.CommitRecord
@@ -66,20 +68,21 @@ func (f *kafkaFlags) committed(ctx context.Context, app string) (*committed, err
 	if c.group == "" {
 		c.group = app
 	}
+	opts, err := f.login.options()
+	if err != nil {
+		return nil, err
+	}
+	c.opts = append(opts, kgo.SeedBrokers(f.brokers...))
 	ctx, cancel := context.WithTimeout(ctx, kafkaTimeout)
 	defer cancel()
-	opts := []kgo.Opt{kgo.SeedBrokers(f.brokers...)}
-	if f.tls {
-		opts = append(opts, kgo.DialTLS())
-	}
-	err := c.read(ctx, opts)
+	err = c.read(ctx)
 	for errors.Is(err, kerr.UnstableOffsetCommit) && ctx.Err() == nil {
 		// A commit is under way.
 		select {
 		case <-ctx.Done():
 		case <-time.After(unstablePause):
 		}
-		err = c.read(ctx, opts)
+		err = c.read(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask %s which checkpoint of app %q is committed: %w", strings.Join(f.brokers, ","), app, err)
@@ -87,14 +90,14 @@ func (f *kafkaFlags) committed(ctx context.Context, app string) (*committed, err
 	return c, nil
 }
 
-func (c *committed) read(ctx context.Context, opts []kgo.Opt) error {
-	cl, err := kgo.NewClient(opts...)
+func (c *committed) read(ctx context.Context) error {
+	cl, err := kgo.NewClient(c.opts...)
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
 	if c.cluster, err = txn.ClusterID(ctx, cl); err != nil {
-		return err
+		return fmt.Errorf("%w\n  check --brokers, that they are up, and that --tls, --sasl and --user are as they expect", err)
 	}
 	resp, err := kadm.NewClient(cl).FetchOffsets(ctx, c.group)
 	if errors.Is(err, kerr.GroupIDNotFound) {
@@ -120,7 +123,7 @@ func (c *committed) read(ctx context.Context, opts []kgo.Opt) error {
 		}
 	})
 	if len(c.pointers) == 0 && len(errs) == 0 {
-		rec, ok, err := txn.LastCommitRecord(ctx, opts, c.app+"-checkpoints", c.app)
+		rec, ok, err := txn.LastCommitRecord(ctx, c.opts, c.app+"-checkpoints", c.app)
 		if err != nil {
 			return err
 		}
@@ -146,6 +149,53 @@ func (c *committed) newest() (offsets.ManifestRef, error) {
 		return newest, fmt.Errorf("group %s has no offset with a pointer of app %q, and topic %s-checkpoints no commit record: nothing was ever committed there; is it the right cluster and --group?", c.group, c.app, c.app)
 	}
 	return newest, nil
+}
+
+// allShown makes sure that Kafka left no offset out. It does so, and does not say it, for
+// topics that the user may not describe.
+func (c *committed) allShown(ctx context.Context, store checkpoint.Store) error {
+	infos, err := checkpoint.ListManifests(ctx, store)
+	if err != nil {
+		return err
+	}
+	topics := map[string]bool{}
+	for _, info := range infos {
+		m, _, err := checkpoint.Inspect(ctx, store, info.Name)
+		if err != nil {
+			continue // it says nothing, and what is committed has to be whole
+		}
+		for p := range m.Positions {
+			topics[p.Topic] = true
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, kafkaTimeout)
+	defer cancel()
+	cl, err := kgo.NewClient(c.opts...)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	req := kmsg.NewPtrMetadataRequest()
+	req.AllowAutoTopicCreation = false
+	for _, topic := range slices.Sorted(maps.Keys(topics)) {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = kmsg.StringPtr(topic)
+		req.Topics = append(req.Topics, rt)
+	}
+	resp, err := req.RequestWith(ctx, cl)
+	if err != nil {
+		return fmt.Errorf("describe the topics that app %q reads: %w", c.app, err)
+	}
+	var hidden []string
+	for _, d := range resp.Topics {
+		if d.ErrorCode == kerr.TopicAuthorizationFailed.Code && d.Topic != nil {
+			hidden = append(hidden, *d.Topic)
+		}
+	}
+	if len(hidden) > 0 {
+		return fmt.Errorf("Kafka does not show the offsets of %s, as this user may not describe it: grant DESCRIBE", strings.Join(hidden, ", "))
+	}
+	return nil
 }
 
 // live returns the checkpoints that a collection has to keep. Offsets of a topic that the app

@@ -43,6 +43,9 @@ Which checkpoints are live, the committed offsets say, so --brokers must be give
 			if err := checkpoint.CheckOwner(cmd.Context(), store, app, checkpoint.Owner{Group: c.group, Cluster: c.cluster}); err != nil {
 				return fmt.Errorf("is it the right cluster and --group? %w", err)
 			}
+			if err := c.allShown(cmd.Context(), store); err != nil {
+				return fmt.Errorf("what is garbage cannot be told: %w", err)
+			}
 			if len(c.pointers) == 0 {
 				return fmt.Errorf("group %s has no offset with a pointer of app %q: what is garbage cannot be told; is it the right cluster and --group?", c.group, c.app)
 			}

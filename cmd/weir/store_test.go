@@ -455,7 +455,13 @@ func TestWhatIsRenamedAtATimeGoesByItsOldName(t *testing.T) {
 // cluster is a broker with committed offsets of the app.
 func cluster(t *testing.T, ref *offsets.ManifestRef) string {
 	t.Helper()
-	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, "payments", "other"))
+	return guardedCluster(t, ref, nil)
+}
+
+// guardedCluster is one that lets clients with these options in.
+func guardedCluster(t *testing.T, ref *offsets.ManifestRef, login []kgo.Opt, opts ...kfake.Opt) string {
+	t.Helper()
+	c, err := kfake.NewCluster(append(opts, kfake.NumBrokers(1), kfake.SeedTopics(4, "payments", "other"))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -464,7 +470,7 @@ func cluster(t *testing.T, ref *offsets.ManifestRef) string {
 	if ref == nil {
 		return addr
 	}
-	cl, err := kgo.NewClient(kgo.SeedBrokers(addr))
+	cl, err := kgo.NewClient(append(login, kgo.SeedBrokers(addr))...)
 	if err != nil {
 		t.Fatal(err)
 	}
