@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
@@ -355,10 +357,13 @@ func TestS38_TransactionThatExpiredIsALoudStop(t *testing.T) {
 		release()
 		first := loud(t, r, id)
 		// At each start, before anything is rolled back or processed.
-		for range 2 {
-			r = start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: func(_ context.Context, call, _ string) error {
+		for again := range 2 {
+			r = start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: func(_ context.Context, call, what string) error {
 				if call != "commit" {
 					t.Errorf("%s was called although a transaction is gone", call)
+				}
+				if again > 0 && what == id {
+					return weir.Retry(twophase.ErrGone) // gone is gone, whatever else it says
 				}
 				return nil
 			}})), mode, weir.Store(store), fast)
@@ -702,6 +707,74 @@ func TestS38_TwoPhaseSinkIsExactAfterAKillAtEachPoint(t *testing.T) {
 			dir := t.TempDir()
 			files := filepath.Join(dir, "files")
 			killedAtEachPoint(t, dir, directory(files), points, unaligned, processFiles+"="+files)
+		})
+	}
+}
+
+// TestS38_WhatACheckpointThatIsGivenUpNamesIsCommitted begins a life anew although a committed
+// checkpoint names a transaction that its receiver did not take: the outputs of that checkpoint
+// stay, and so does this one.
+func TestS38_WhatACheckpointThatIsGivenUpNamesIsCommitted(t *testing.T) {
+	for name, tc := range map[string]struct {
+		choice  []weir.Option
+		damaged bool
+	}{
+		"empty":                {choice: []weir.Option{weir.OnMismatch(weir.RecoverNothing)}},
+		"savepoint":            {choice: []weir.Option{weir.OnMismatch(weir.RecoverSavepoint)}},
+		"empty, store is lost": {choice: []weir.Option{weir.OnMismatch(weir.RecoverNothing)}, damaged: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			brokers, url := broker(t, 2, "in"), "file://"+t.TempDir()
+			store, err := checkpoint.OpenStore(url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := newTreasury()
+			produce(t, brokers, "in", ones(1, letters...)...)
+			twoPhaseLife(t, brokers, &deposits{to: to}, weir.Store(store))
+			m, _, err := checkpoint.Inspect(t.Context(), store, newest(t, store).Name)
+			if err == nil {
+				_, err = checkpoint.CreateSavepoint(t.Context(), store, m, store, "x", nil)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			produce(t, brokers, "in", ones(1, letters...)...)
+			r := start(t, "app", brokers, sumsTo(twophase.To(&deposits{to: to, before: func(_ context.Context, call, id string) error {
+				if call == "commit" && slices.Contains(to.waiting(), id) {
+					return errors.New("not now")
+				}
+				return nil
+			}})), weir.Store(store), fast)
+			wantError(t, r.wait(), "not now")
+			left := to.waiting()
+			if len(left) == 0 {
+				t.Fatal("nothing is left prepared")
+			}
+			if _, err := adminOf(t, brokers).DeleteGroup(t.Context(), "app"); err != nil {
+				t.Fatal(err)
+			}
+			core, logs := observer.New(zap.WarnLevel)
+			opts := append(tc.choice, weir.FromSavepoint(url, "x"), weir.Log(zap.New(core)))
+			if tc.damaged {
+				store, opts = checkpoint.NewMem(), append(tc.choice, weir.Log(zap.New(core)))
+			}
+			twoPhaseLife(t, brokers, &deposits{to: to}, append(opts, weir.Store(store))...)
+			lost := logs.FilterMessageSnippet("this start gives up checkpoint").Len()
+			if tc.damaged {
+				if !slices.Equal(to.aborted, left) || lost != 1 {
+					t.Errorf("%q were rolled back, want %q; it was said %d times, want once", to.aborted, left, lost)
+				}
+				return
+			}
+			for _, id := range left {
+				if !to.committed[id] {
+					t.Errorf("%s was not committed", id)
+				}
+			}
+			if len(to.aborted) > 0 || lost > 0 {
+				t.Errorf("%q were rolled back, and it was said %d times that something is lost", to.aborted, lost)
+			}
 		})
 	}
 }

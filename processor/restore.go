@@ -40,6 +40,7 @@ type recovered struct {
 	last      int64                                  // highest checkpoint id that is known to have been used
 	told      int64                                  // to sinks, in place of the id of ref; 0: that one
 	spare     int64                                  // highest checkpoint id that may be gone back to while manifest is not committed
+	leaves    offsets.ManifestRef                    // the newest committed checkpoint, if it is given up
 	positions map[offsets.Partition]offsets.Position // of every assigned partition
 	mended    bool                                   // after a mismatch, as the operator asked
 }
@@ -443,12 +444,11 @@ func (inc *incarnation) recoverAfter(ctx context.Context, committed map[offsets.
 			return r, err
 		}
 		r.mended = true
-		last, err := inc.highestCheckpoint(ctx, committed)
-		if err != nil {
+		if r.leaves, _, err = inc.newestRef(ctx, committed); err != nil {
 			return recovered{}, err
 		}
 		stored, err := inc.highestStored(ctx)
-		r.last = max(last, stored)
+		r.last = max(r.leaves.Checkpoint, stored)
 		return r, err
 	case RecoverSavepoint:
 		if !inc.cfg.From.given() {
@@ -510,11 +510,6 @@ func (inc *incarnation) newestRef(ctx context.Context, committed map[offsets.Par
 		ref, ok = last.Manifest, true
 	}
 	return ref, ok, nil
-}
-
-func (inc *incarnation) highestCheckpoint(ctx context.Context, committed map[offsets.Partition]offsets.Committed) (int64, error) {
-	ref, _, err := inc.newestRef(ctx, committed)
-	return ref.Checkpoint, err
 }
 
 // highestStored is the highest id of the checkpoints in the store, committed or not. Ids must

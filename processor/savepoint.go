@@ -316,10 +316,11 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 		}
 		return recovered{}, fatal(joined(recreated))
 	}
-	last, err := inc.highestCheckpoint(ctx, committed)
+	leaves, _, err := inc.newestRef(ctx, committed)
 	if err != nil {
 		return recovered{}, err
 	}
+	last := leaves.Checkpoint
 	stored, err := checkpoint.ListManifests(ctx, inc.cfg.Store)
 	if err != nil {
 		return recovered{}, classifyStore(err)
@@ -352,7 +353,7 @@ func (inc *incarnation) fromSavepoint(ctx context.Context, committed map[offsets
 	}
 	inc.cfg.Logger.Sugar().Infof("starting from savepoint %s, checkpoint %d of app %s", view, m.Checkpoint, m.App)
 	// Also those of partitions that the group did not assign: Restore waits for them.
-	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, told: told, spare: spare, mended: true, positions: maps.Clone(adopted.Positions)}
+	r := recovered{manifest: adopted, ref: ref, last: ref.Checkpoint, told: told, spare: spare, leaves: leaves, mended: true, positions: maps.Clone(adopted.Positions)}
 	return r, inc.addNew(ctx, committed, r.positions)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
 	"github.com/weirstream/weir/internal/guard"
+	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
 )
@@ -124,6 +125,9 @@ func (inc *incarnation) checkLogs(m *checkpoint.Manifest) error {
 
 // recoverAppliers gives each applier what the checkpoint holds for it.
 func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error {
+	if err := inc.finishAppliers(ctx, at.leaves); err != nil {
+		return err
+	}
 	applied := map[string]bool{}
 	for _, a := range inc.appliers {
 		var logs []sink.Log
@@ -144,6 +148,62 @@ func (inc *incarnation) recoverAppliers(ctx context.Context, at recovered) error
 		inc.oweNot(at, applied)
 	}
 	return nil
+}
+
+// finishAppliers gives appliers that want to finish it what the newest committed checkpoint
+// holds for them, which this start gives up. What can't be read any more stands in nobody's way.
+func (inc *incarnation) finishAppliers(ctx context.Context, leaves offsets.ManifestRef) error {
+	if leaves == (offsets.ManifestRef{}) {
+		return nil
+	}
+	for _, a := range inc.appliers {
+		f, ok := a.Applier.(sink.Finisher)
+		if !ok {
+			continue
+		}
+		logs, err := inc.soundLogs(ctx, leaves, a.id)
+		if err != nil {
+			return inc.sinkError(a.id, "finding out what was committed", err)
+		}
+		err = inc.blaming(func() error { return f.Finish(ctx, logs) }, func() (operator, doing string) {
+			return a.id, "finishing what was committed"
+		})
+		if err != nil {
+			return inc.sinkError(a.id, "finishing what was committed", err)
+		}
+	}
+	return nil
+}
+
+// soundLogs reads the logs of a sink that a checkpoint lists, and says which it can't.
+func (inc *incarnation) soundLogs(ctx context.Context, ref offsets.ManifestRef, id string) (sound []sink.Log, err error) {
+	lost := func(err error) error {
+		if !isFatal(classifyStore(err)) {
+			return err
+		}
+		inc.cfg.Logger.Sugar().Warnf("sink %q: what was committed and not yet done at the receiver is lost: this start gives up checkpoint %d, which holds it and can't be read: %v", id, ref.Checkpoint, err)
+		return nil
+	}
+	m, err := checkpoint.Load(ctx, inc.cfg.Store, ref)
+	if err != nil {
+		return nil, lost(err)
+	}
+	logs, err := inc.storedLogs(ctx, m, id)
+	if err != nil {
+		return nil, lost(err)
+	}
+	for _, l := range logs {
+		parts, err := l.Read(ctx)
+		if err != nil {
+			if err := lost(err); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		l.Read = func(context.Context) ([][]byte, error) { return parts, nil }
+		sound = append(sound, l)
+	}
+	return sound, nil
 }
 
 var errStopped = errors.New("the app was stopped while it started, before the sink had applied what the checkpoint lists, or had found out that it is applied")
@@ -282,6 +342,9 @@ func (inc *incarnation) sinkError(id, doing string, err error) error {
 	)
 	if classified := classifyStore(err); isFatal(classified) {
 		return classified
+	}
+	if f := (*sink.Fatal)(nil); errors.As(err, &f) {
+		return fatal(err)
 	}
 	if inc.ctx.Err() != nil || errors.As(err, &again) || errors.As(err, &store) {
 		return err

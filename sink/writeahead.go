@@ -151,6 +151,16 @@ type Applier interface {
 	Close() error
 }
 
+// Finisher is implemented by an [Applier] that has to finish what is committed also where the
+// app does not go on from there.
+type Finisher interface {
+	// Finish is called once before Recover if the app starts empty or from a savepoint by
+	// somebody's choice, although something was committed: with the logs that the newest
+	// committed checkpoint holds, which this start gives up, oldest first, as far as they can
+	// be read. They may be finished already. Errors and ctx are as with Recover.
+	Finish(ctx context.Context, logs []Log) error
+}
+
 // Throttler is implemented by an [Applier] that may have too much to apply, because its
 // receiver is slow or down.
 type Throttler interface {
@@ -158,8 +168,8 @@ type Throttler interface {
 	// before input is handed to the subtasks, from the goroutine that polls, after Recover.
 	// While it waits nothing new is processed; what was processed is still committed and
 	// handed over. So a receiver may be down for as long as it takes, and what waits for
-	// it is bounded by what is on its way to the subtasks. Any other error ends the
-	// incarnation.
+	// it is bounded by what is on its way to the subtasks, and by what timers emit that follow
+	// the wall clock: they go on. Any other error ends the incarnation.
 	Room(ctx context.Context) error
 }
 

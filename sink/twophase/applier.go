@@ -23,6 +23,8 @@ type applier[T any] struct {
 	set  settings
 	env  sink.ApplierEnv
 
+	restored int64 // as Recover was told
+
 	mu      sync.Mutex
 	writers []*writer[T]
 	queue   []sink.Log    // with handles to be committed, oldest first
@@ -41,6 +43,7 @@ const (
 // Recover implements [sink.Applier]. All that is named is committed when it returns. That
 // comes first: what is gone stops the app while everything else is as it was found.
 func (a *applier[T]) Recover(ctx context.Context, restored int64, logs []sink.Log) error {
+	a.restored = restored
 	a.mu.Lock()
 	a.queue, a.newest = slices.Clone(logs), restored
 	a.mu.Unlock()
@@ -64,6 +67,30 @@ func (a *applier[T]) Recover(ctx context.Context, restored int64, logs []sink.Lo
 	defer a.mu.Unlock()
 	a.status.Applied = restored
 	return nil
+}
+
+// Finish implements [sink.Finisher]. What a checkpoint names that is committed was promised
+// together with its outputs, which stay as well. Somebody chose this start, perhaps because
+// it can't be committed: so nothing but a receiver that is away stands in its way.
+func (a *applier[T]) Finish(ctx context.Context, logs []sink.Log) error {
+	for _, l := range logs {
+		handles, err := read(ctx, l)
+		for _, h := range handles {
+			if err := a.retry(ctx, func() error { return a.to.Commit(ctx, h) }); ctx.Err() != nil {
+				return context.Cause(ctx)
+			} else if err != nil {
+				a.forsake(l, fmt.Errorf("transaction %s: %w", printable(h), err))
+			}
+		}
+		if err != nil {
+			a.forsake(l, err)
+		}
+	}
+	return nil
+}
+
+func (a *applier[T]) forsake(l sink.Log, err error) {
+	a.env.Logger().Warn("what was committed can't be committed at the receiver, and this start gives it up", zap.String("sink", a.env.Operator()), zap.Int64("checkpoint", l.Checkpoint), zap.Error(err))
 }
 
 // clear rolls back what was left at the receiver, but for what is named. The list must be
@@ -141,14 +168,9 @@ func (a *applier[T]) Run(ctx context.Context) error {
 				return nil
 			}
 		}
-		if err := a.commitNext(ctx); err != nil {
-			var gone *GoneError
-			switch {
-			case ctx.Err() != nil:
-				return nil
-			case errors.As(err, &gone):
-				return &sink.Fatal{Err: err}
-			}
+		if err := a.commitNext(ctx); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}
@@ -169,10 +191,13 @@ func (a *applier[T]) commitNext(ctx context.Context) error {
 		err := a.retry(ctx, func() error { return a.to.Commit(ctx, h) })
 		switch {
 		case errors.Is(err, ErrGone):
-			g := &GoneError{Sink: a.env.Operator(), Receiver: a.name, Checkpoint: l.Checkpoint, Handle: h, Err: err}
-			if !accept.Given(acceptEnv, a.env.Operator(), l.Checkpoint) {
+			g := &GoneError{Sink: a.env.Operator(), Receiver: a.name, Checkpoint: l.Checkpoint, AcceptAt: a.acceptAt(l), Handle: h, Err: err}
+			if !accept.Given(acceptEnv, a.env.Operator(), g.AcceptAt) {
+				// Nothing behind it is committed: a receiver may remember how far each writer
+				// has come, as they commit in order, and would say at the next start that this
+				// one is committed.
 				g.Behind = len(handles) - i - 1
-				return a.refuse(ctx, g)
+				return a.unlessReplaced(ctx, &sink.Fatal{Err: g})
 			}
 			gone = append(gone, g)
 		case err != nil:
@@ -198,15 +223,22 @@ func (a *applier[T]) commitNext(ctx context.Context) error {
 	return nil
 }
 
-// refuse returns what a transaction that is gone ends with. Nothing behind it is committed:
-// a receiver may remember how far each writer has come, as they commit in order, and would
-// say at the next start that this one is committed.
-func (a *applier[T]) refuse(ctx context.Context, gone *GoneError) error {
-	// To a process that was replaced it may look gone, because it was committed long ago.
-	if replaced := a.env.Confirm(ctx); replaced != nil {
-		return &sink.Retriable{Err: fmt.Errorf("%w; %v", replaced, gone)}
+// acceptAt is the checkpoint at which the loss of what a log names may be accepted. Within its
+// lineage the log's own id comes once; from a savepoint it would come at each start.
+func (a *applier[T]) acceptAt(l sink.Log) int64 {
+	if l.Lineage == a.env.Lineage() {
+		return l.Checkpoint
 	}
-	return gone
+	return a.restored
+}
+
+// unlessReplaced returns an error that ends the app, or one that lets a process rejoin that was
+// replaced: its successor committed or rolled back what it does not find any more.
+func (a *applier[T]) unlessReplaced(ctx context.Context, err error) error {
+	if replaced := a.env.Confirm(ctx); replaced != nil {
+		return &sink.Retriable{Err: fmt.Errorf("%w; %v", replaced, err)}
+	}
+	return err
 }
 
 // retry calls f until it ends otherwise than with a [sink.Retriable] error, or ctx ends.
@@ -316,6 +348,7 @@ func (a *applier[T]) Close() error {
 
 var _ interface {
 	sink.Applier
+	sink.Finisher
 	sink.Throttler
 	sink.Reporter
 } = (*applier[int])(nil)

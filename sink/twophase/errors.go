@@ -16,6 +16,7 @@ type GoneError struct {
 	Receiver   string
 	Checkpoint int64
 	Handle     []byte
+	AcceptAt   int64 // checkpoint to accept the loss at: another one if the app starts from a savepoint
 	Behind     int   // transactions of the checkpoint behind this one; none of them was tried
 	Err        error // wraps [ErrGone]
 }
@@ -26,7 +27,7 @@ func (e *GoneError) Error() string {
 		behind = fmt.Sprintf("\n  %d more of that checkpoint were not tried: they may be gone as well", e.Behind)
 	}
 	return fmt.Sprintf("sink %q: transaction %s at %s, which checkpoint %d committed, can't be committed: %v%s\n  state, positions and outputs of that checkpoint are committed, and what the transaction held is not at the receiver\n  bring it back there (a backup, or by hand) and start again; or go on without it: %s=%s@%d",
-		e.Sink, printable(e.Handle), e.Receiver, e.Checkpoint, e.Err, behind, acceptEnv, e.Sink, e.Checkpoint)
+		e.Sink, printable(e.Handle), e.Receiver, e.Checkpoint, e.Err, behind, acceptEnv, e.Sink, e.AcceptAt)
 }
 
 func (e *GoneError) Unwrap() error { return e.Err }

@@ -113,8 +113,12 @@ func (w *writer[T]) Flush(ctx context.Context) error {
 		return nil
 	}
 	handle, err := w.open.Prepare(ctx)
-	if err != nil {
-		return fmt.Errorf("preparing a transaction: %w", err) // it is rolled back by Close
+	if err != nil { // it is rolled back by Close
+		err = fmt.Errorf("preparing a transaction: %w", err)
+		if again := (*sink.Retriable)(nil); errors.As(err, &again) || ctx.Err() != nil {
+			return err
+		}
+		return w.a.unlessReplaced(ctx, err)
 	}
 	w.open, w.handle = nil, handle
 	return nil

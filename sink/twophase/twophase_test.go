@@ -165,7 +165,7 @@ func (r *runtime) barrier(checkpoint int64) (l sink.Log, err error) {
 }
 
 func logOf(checkpoint int64, parts ...[]byte) sink.Log {
-	l := sink.Log{Checkpoint: checkpoint, Created: time.Now(), Read: func(context.Context) ([][]byte, error) { return parts, nil }}
+	l := sink.Log{Checkpoint: checkpoint, Lineage: (*runtime)(nil).Lineage(), Created: time.Now(), Read: func(context.Context) ([][]byte, error) { return parts, nil }}
 	for _, p := range parts {
 		l.Bytes += int64(len(p))
 	}
@@ -396,6 +396,44 @@ func TestTransactionThatIsGoneIsALoudStop(t *testing.T) {
 		}
 		r.heard("commit a; commit b; commit c; commit d; leftovers but for [a b c d]; confirm; abort old")
 	})
+}
+
+// What was accepted once, and left set, must not count when the app is set back to that
+// savepoint: its log has the same id again.
+func TestLossInASavepointIsAcceptedForOneStart(t *testing.T) {
+	r := begin(t, &told{answer: gone("b")})
+	l := naming(12, "b")
+	l.Lineage = "00000000000000b2"
+	t.Setenv(acceptEnv, "out@12")
+	var g *GoneError
+	err := r.a.Recover(r.ctx, 20, []sink.Log{l})
+	if !errors.As(err, &g) || g.Checkpoint != 12 || !strings.Contains(err.Error(), "WEIR_TWOPHASE_ACCEPT=out@20") {
+		t.Fatalf("Recover: %v", err)
+	}
+	t.Setenv(acceptEnv, "out@20")
+	if err := begin(t, r.p).a.Recover(r.ctx, 20, []sink.Log{l}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A successor may have rolled back what a process began that was paused.
+func TestWhoWasReplacedRejoinsIfNothingCanBePrepared(t *testing.T) {
+	lost := errors.New("no such transaction")
+	r := begin(t, &told{answer: func(call string) error {
+		if strings.HasPrefix(call, "prepare") {
+			return lost
+		}
+		return nil
+	}})
+	var again *sink.Retriable
+	r.write("x")
+	if _, err := r.barrier(1); errors.As(err, &again) || !errors.Is(err, lost) {
+		t.Errorf("the active one: %v", err)
+	}
+	r.confirm = errors.New("replaced")
+	if _, err := r.barrier(1); !errors.As(err, &again) || !errors.Is(err, r.confirm) {
+		t.Errorf("one that was replaced: %v", err)
+	}
 }
 
 // TestNothingBehindWhatIsGoneIsCommitted has a receiver that remembers how far it came, since
