@@ -22,6 +22,13 @@
 // says whether the file was committed. One that was lost is never below a mark unless somebody
 // accepted the loss: package twophase commits nothing behind it before that.
 //
+// While the prepared file is there, it is not committed, whatever its mark says. So a rename
+// that fails takes the mark back, durably, and so does a start that rolls the file back. One
+// instant is left at which nothing can tell: the process dies between mark and rename, or
+// can't take the mark back, and somebody else removes the prepared file before the next
+// commit. It passes for one that was committed and taken away then. So leave the hidden
+// folder alone while an app that writes there may be started again.
+//
 // A mark replaces the one before it. The last one of a subtask in an incarnation stays: a
 // savepoint may name its files, and an app may start from that at any time.
 package file

@@ -331,6 +331,172 @@ func TestFileWhoseRenameWasAnsweredLateIsThere(t *testing.T) {
 	}
 }
 
+// full makes the file system refuse renames into a directory.
+func full(t *testing.T, dir string, err error) (over func()) {
+	real := rename
+	rename = func(from, to string) error {
+		if filepath.Dir(to) == dir {
+			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		}
+		return real(from, to)
+	}
+	over = func() { rename = real }
+	t.Cleanup(over)
+	return over
+}
+
+// A mark is made before the rename. If that fails, the mark would say of a file that is lost
+// afterwards that it is committed.
+func TestFileThatIsLostAfterItsRenameFailedIsGone(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	r := connect(t, o)
+	for i := range 3 { // without a mark before, and with one
+		h := prepare(t, r, 0, fmt.Sprint(i))
+		d, err := decode(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		over := full(t, o.Dir, syscall.ENOSPC)
+		for range 2 {
+			err := r.Commit(t.Context(), h)
+			if again := (*sink.Retriable)(nil); !errors.As(err, &again) || !errors.Is(err, syscall.ENOSPC) {
+				t.Fatalf("the file system is full: %v", err)
+			}
+		}
+		path := filepath.Join(r.folder(), d.File)
+		aside := filepath.Join(t.TempDir(), d.File)
+		if err := os.Rename(path, aside); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []*receiver[string]{r, connect(t, o)} {
+			if err := r.Commit(t.Context(), h); !errors.Is(err, twophase.ErrGone) {
+				t.Errorf("file %d is lost: %v", i, err)
+			}
+		}
+		if err := os.Rename(aside, path); err != nil {
+			t.Fatal(err)
+		}
+		over()
+		commit(t, r, h)
+		take(t, o.Dir)
+		commit(t, r, h)
+	}
+	if marks := inside(t, r); len(marks) != 1 {
+		t.Errorf("marks: %q", marks)
+	}
+}
+
+// So it is if the mark was made, and could not be made durable.
+func TestFileThatIsLostAfterItsMarkFailedIsGone(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	r := connect(t, o)
+	h := prepare(t, r, 0, "a")
+	d, err := decode(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	real, failing := syncDir, true
+	defer func() { syncDir = real }()
+	syncDir = func(dir string) error {
+		if failing && dir == r.folder() {
+			failing = false
+			return syscall.EIO
+		}
+		return real(dir)
+	}
+	if err := r.Commit(t.Context(), h); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(r.folder(), d.File)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Commit(t.Context(), h); !errors.Is(err, twophase.ErrGone) {
+		t.Errorf("%v", err)
+	}
+}
+
+// The rename of one process fails while another one does it, and readers are fast.
+func TestMarkStaysIfTwoProcessesCommitAndOneOfThemFails(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	r, other := connect(t, o), connect(t, o)
+	defer func() { rename = os.Rename }()
+	for name, hinder := range map[string]func(h []byte, from, to string) error{
+		"before the mark is taken back": func(h []byte, from, to string) error {
+			if filepath.Dir(to) == o.Dir {
+				return syscall.ENOSPC
+			}
+			rename = os.Rename
+			commit(t, other, h)
+			take(t, o.Dir)
+			return os.Rename(from, to)
+		},
+		"after the mark is taken back": func(h []byte, from, to string) error {
+			rename = os.Rename
+			over := full(t, o.Dir, syscall.ENOSPC)
+			if err := other.Commit(t.Context(), h); !errors.Is(err, syscall.ENOSPC) {
+				t.Error(err)
+			}
+			over()
+			return os.Rename(from, to)
+		},
+	} {
+		first, h := prepare(t, r, 0, "first"), prepare(t, r, 0, name)
+		commit(t, r, first)
+		rename = func(from, to string) error { return hinder(h, from, to) }
+		_ = r.Commit(t.Context(), h)
+		take(t, o.Dir)
+		for _, h := range [][]byte{first, h} {
+			if err := r.Commit(t.Context(), h); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
+// The process dies between mark and rename, and a start from an older checkpoint rolls the
+// file back. Then the app is set to the newer one again.
+func TestFileThatIsRolledBackIsNotCommittedWhateverItsMarkSays(t *testing.T) {
+	for name, o := range map[string]Options{"plain": {}, "parts of names that look alike": {Prefix: "T000000.000Z-0-0123456789abcdef-000001", Suffix: "7.txt"}} {
+		t.Run(name, func(t *testing.T) {
+			o.Dir = t.TempDir()
+			r := connect(t, o)
+			var hs [][]byte
+			for i := range 3 {
+				hs = append(hs, prepare(t, r, 0, fmt.Sprint(i)))
+			}
+			done := prepare(t, r, 1, "done")
+			commit(t, r, hs[0], done)
+			take(t, o.Dir)
+			d, err := decode(hs[1])
+			if err == nil {
+				err = mark(r.folder(), d)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			r = connect(t, o)
+			left, err := r.Leftovers(t.Context(), nil)
+			if err != nil || len(left) != 2 {
+				t.Fatalf("left over: %q, %v", left, err)
+			}
+			for _, l := range slices.Concat(left, left) {
+				if err := r.Abort(t.Context(), l); err != nil {
+					t.Fatal(err)
+				}
+			}
+			commit(t, r, hs[0], done)
+			for _, h := range hs[1:] {
+				if err := r.Commit(t.Context(), h); !errors.Is(err, twophase.ErrGone) {
+					t.Errorf("a file that was rolled back: %v", err)
+				}
+			}
+			if marks := inside(t, r); len(marks) != 2 {
+				t.Errorf("marks: %q", marks)
+			}
+		})
+	}
+}
+
 func TestDirectoryMayBeAnotherAtTheNextStart(t *testing.T) {
 	was := Options{Dir: filepath.Join(t.TempDir(), "was")}
 	r := connect(t, was)

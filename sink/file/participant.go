@@ -87,7 +87,8 @@ type receiver[T any] struct {
 
 func (r *receiver[T]) folder() string { return filepath.Join(r.dir, r.in) }
 
-// handle names a prepared file. Leftovers have folder and file only.
+// handle names a prepared file. Leftovers have folder and file, and subtask and number if
+// the mark is to be taken back that says that it is committed.
 type handle struct {
 	Dir     string `json:"dir,omitempty"` // where it was prepared
 	In      string `json:"in"`            // its folder, from there
@@ -172,7 +173,7 @@ func (tx *transaction[T]) Prepare(ctx context.Context) ([]byte, error) {
 		tx.Rollback(ctx)
 		return nil, nil
 	}
-	if err := errors.Join(tx.out.Flush(), tx.f.Sync()); err != nil {
+	if err := errors.Join(tx.out.Flush(), syncFile(tx.f)); err != nil {
 		return nil, passing(err)
 	}
 	r := tx.r
@@ -241,14 +242,15 @@ func (r *receiver[T]) commitIn(dir string, h handle) error {
 		return fmt.Errorf("%w: %s has %d bytes, and %d were prepared: the file was damaged", twophase.ErrGone, from, info.Size(), h.Bytes)
 	}
 	if err := mark(in, h); err != nil {
-		return passing(err)
+		return passing(errors.Join(err, unmark(in, h)))
 	}
 	if err := rename(from, to); errors.Is(err, fs.ErrNotExist) {
 		return committed(in, to, h)
 	} else if err != nil {
-		return passing(err)
+		return passing(errors.Join(err, unmark(in, h)))
 	}
-	if err := errors.Join(syncDir(dir), syncDir(in)); err != nil {
+	// Another process, whose rename failed, may have taken the mark back.
+	if err := errors.Join(touch(in, h), syncDir(dir), syncDir(in)); err != nil {
 		return passing(err)
 	}
 	before := h
@@ -285,13 +287,54 @@ const marked = "committed-"
 func (h handle) mark() string { return fmt.Sprintf("%s%s-%d", marked, h.Subtask, h.Number) }
 
 // mark notes, durably, that the file is going to be in the directory. A mark is made under a
-// new name, so a process that was replaced can't set it back.
+// new name, so a process that was replaced can't set it back, but for that of a file that is
+// still prepared.
 func mark(in string, h handle) error {
+	if err := touch(in, h); err != nil {
+		return err
+	}
+	return syncDir(in)
+}
+
+// touch makes the mark if there is none.
+func touch(in string, h handle) error {
 	f, err := os.OpenFile(filepath.Join(in, h.mark()), os.O_CREATE|os.O_WRONLY, defaultMode)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Close(), syncDir(in))
+	return f.Close()
+}
+
+// unmark takes back, durably, the mark of a file that is still prepared, and so was not
+// committed whatever the mark says. If it is not there, the mark stays.
+func unmark(in string, h handle) error {
+	isPrepared := func() (bool, error) {
+		_, err := os.Lstat(filepath.Join(in, h.File))
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	if is, err := isPrepared(); !is {
+		return err
+	}
+	before := h
+	before.Number--
+	var err error
+	if is := filepath.Join(in, h.mark()); before.Number > 0 {
+		err = rename(is, filepath.Join(in, before.mark())) // in one step: it is never without a mark
+	} else {
+		err = os.Remove(is)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if is, err := isPrepared(); err != nil {
+		return err
+	} else if !is {
+		return mark(in, h) // another process committed it meanwhile
+	}
+	return syncDir(in)
 }
 
 // markName is what marks are called. A prepared file may begin as they do, but then has a
@@ -308,8 +351,26 @@ func parseMark(name string) (subtask string, number int64, ok bool) {
 	return m[1], number, err == nil
 }
 
+// preparedName is what the names of prepared files have between prefix and suffix. A suffix
+// that begins with a digit makes the number longer.
+var preparedName = regexp.MustCompile(`T[0-9]{6}\.[0-9]{3}Z-([0-9]+)-([0-9a-f]{16})-([0-9]{6,})`)
+
+// markOf returns the mark that says of a prepared file that it is committed, if it is the
+// last one of its subtask: subtask and number of a handle.
+func markOf(name string, last map[string]int64) (subtask string, number int64) {
+	for _, m := range preparedName.FindAllStringSubmatch(name, -1) {
+		subtask = m[2] + "-" + m[1]
+		if number, ok := last[subtask]; ok && strings.HasPrefix(m[3], fmt.Sprintf("%06d", number)) {
+			return subtask, number
+		}
+	}
+	return "", 0
+}
+
 // Leftovers implements [twophase.Receiver]. Among them are marks that a later one replaces.
 // The last one of a subtask stays, also if nothing that is named needs it: a savepoint may.
+// Where that one was made for a file that is left over, Abort takes it back, and the one
+// before it stays as well.
 func (r *receiver[T]) Leftovers(_ context.Context, named [][]byte) ([][]byte, error) {
 	var files []string
 	for _, b := range named {
@@ -323,7 +384,7 @@ func (r *receiver[T]) Leftovers(_ context.Context, named [][]byte) ([][]byte, er
 	if err != nil {
 		return nil, passing(err)
 	}
-	last := map[string]int64{}
+	last, taken := map[string]int64{}, map[string]bool{} // by subtask: its last mark, and whether that is taken back
 	for _, e := range entries {
 		if subtask, number, ok := parseMark(e.Name()); ok {
 			last[subtask] = max(last[subtask], number)
@@ -332,13 +393,27 @@ func (r *receiver[T]) Leftovers(_ context.Context, named [][]byte) ([][]byte, er
 	if err := syncDir(r.folder()); err != nil { // who made them may have died
 		return nil, passing(err)
 	}
-	var left [][]byte
+	var handles []handle
 	for _, e := range entries {
-		subtask, number, isMark := parseMark(e.Name())
-		if isMark && number == last[subtask] || slices.Contains(files, e.Name()) {
+		if _, _, isMark := parseMark(e.Name()); isMark || slices.Contains(files, e.Name()) {
 			continue
 		}
-		b, err := handle{In: r.in, File: e.Name()}.encode()
+		h := handle{In: r.in, File: e.Name()}
+		if h.Subtask, h.Number = markOf(e.Name(), last); h.Number > 0 {
+			taken[h.Subtask] = true
+		}
+		handles = append(handles, h)
+	}
+	for _, e := range entries {
+		subtask, number, isMark := parseMark(e.Name())
+		if !isMark || number == last[subtask] || number == last[subtask]-1 && taken[subtask] {
+			continue
+		}
+		handles = append(handles, handle{In: r.in, File: e.Name()})
+	}
+	var left [][]byte
+	for _, h := range handles {
+		b, err := h.encode()
 		if err != nil {
 			return nil, err
 		}
@@ -353,7 +428,13 @@ func (r *receiver[T]) Abort(_ context.Context, leftover []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(filepath.Join(r.dir, h.In, h.File)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	in := filepath.Join(r.dir, h.In)
+	if h.Number > 0 {
+		if err := unmark(in, h); err != nil {
+			return passing(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(in, h.File)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return passing(err)
 	}
 	return nil // if the removal is not durable, the next start finds it again
@@ -387,10 +468,14 @@ func makeDir(dir string) error {
 	return syncDir(filepath.Dir(dir))
 }
 
-// rename is a variable for a test.
-var rename = os.Rename
+// Variables for tests.
+var (
+	rename   = os.Rename
+	syncFile = (*os.File).Sync
+	syncDir  = fsyncDir
+)
 
-func syncDir(dir string) error {
+func fsyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
