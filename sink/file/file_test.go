@@ -597,6 +597,56 @@ func TestDescriptionIsChecked(t *testing.T) {
 	}
 }
 
+// The disk fails, or the process dies, after a directory was made. That it is there later does
+// not say that its entry is on disk.
+func TestDirectoryThatWasNotSyncedIsSyncedLater(t *testing.T) {
+	o := Options{Dir: filepath.Join(t.TempDir(), "a", "out")}
+	synced, failing := map[string]bool{}, ""
+	defer func() { syncDir = fsyncDir }()
+	syncDir = func(dir string) error {
+		if dir == failing {
+			return syscall.EIO
+		}
+		synced[dir] = true
+		return fsyncDir(dir)
+	}
+	begin := func() error {
+		_, err := lines(o, line).Connect(twophase.Env{App: "app", Operator: "out"})
+		return err
+	}
+	top := filepath.Dir(filepath.Dir(o.Dir))
+	for dir := filepath.Join(o.Dir, hidden, "app"); len(dir) >= len(top); dir = filepath.Dir(dir) {
+		failing = dir
+		if err := begin(); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s can't be synced: %v", dir, err)
+		}
+		if err := begin(); len(dir) >= len(o.Dir) && !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s can't be synced at the next start: %v", dir, err)
+		}
+		failing = ""
+		if err := begin(); err != nil || len(dir) >= len(o.Dir) && !synced[dir] {
+			t.Errorf("%s was not synced: %v", dir, err)
+		}
+		if err := os.RemoveAll(filepath.Join(top, "a")); err != nil {
+			t.Fatal(err)
+		}
+		clear(synced)
+	}
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := begin(); err != nil || !synced[filepath.Dir(o.Dir)] {
+		t.Errorf("the directory's own entry was not synced: %v", err)
+	}
+	if err := os.RemoveAll(filepath.Join(o.Dir, hidden)); err != nil {
+		t.Fatal(err)
+	}
+	failing = filepath.Dir(o.Dir)
+	if err := begin(); err != nil {
+		t.Errorf("a directory above ours, which is not ours to open: %v", err)
+	}
+}
+
 func TestDirectoryThatCannotBeMadeStopsTheApp(t *testing.T) {
 	f := filepath.Join(t.TempDir(), "f")
 	if err := os.WriteFile(f, nil, 0o600); err != nil {

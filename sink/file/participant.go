@@ -61,7 +61,7 @@ func (p *participant[T]) Connect(env twophase.Env) (twophase.Receiver[T], error)
 		p: p, dir: dir, in: folder(env.App, env.Operator),
 		open: map[*transaction[T]]bool{}, prepared: map[int]int64{},
 	}
-	if err := makeDir(r.folder()); err != nil {
+	if err := makeDir(r.folder(), dir); err != nil {
 		return nil, fmt.Errorf("file: %w", passing(err))
 	}
 	nonce := make([]byte, 8)
@@ -452,20 +452,30 @@ func (r *receiver[T]) Close() error {
 	return errors.Join(errs...)
 }
 
-// makeDir makes a directory and those above it, and makes that durable.
-func makeDir(dir string) error {
-	if info, err := os.Stat(dir); err == nil && info.IsDir() {
-		return nil
-	}
-	if above := filepath.Dir(dir); above != dir {
-		if err := makeDir(above); err != nil {
+// makeDir makes a directory in ours and those above it, and syncs each one that got a new
+// entry. So it does above a directory that is there: who made it may have died before.
+func makeDir(dir, ours string) error {
+	above := filepath.Dir(dir)
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && !info.IsDir():
+		return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
+	case err == nil:
+		// Above our directory there are others' file systems, and some that can't be opened.
+		if err := syncDir(above); err != nil && len(dir) > len(ours) {
 			return err
 		}
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if err := makeDir(above, ours); err != nil {
+		return err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return syncDir(above)
 }
 
 // Variables for tests.
