@@ -58,6 +58,9 @@ func records[T any](o Options, c codec.Codec[T]) *participant[T] {
 		if err != nil {
 			return dst, err
 		}
+		if n := uint64(len(b)); n > mostRecord {
+			return dst, fmt.Errorf("file: the value has %d bytes, the most are %d", n, mostRecord)
+		}
 		return append(binary.AppendUvarint(dst, uint64(len(b))), b...), nil
 	}
 	return p
@@ -70,14 +73,15 @@ const (
 	magic     = magicName + "1 "
 )
 
-// mostHeader bounds the first line of a file of records, and mostRecord a value.
-const (
-	mostHeader = 4 << 10
-	mostRecord = 1 << 30
-)
+// mostHeader bounds the first line of a file of records.
+const mostHeader = 4 << 10
+
+// mostRecord bounds a value. It is a variable for a test.
+var mostRecord uint64 = 1 << 30
 
 // Read reads what [Records] wrote, with a codec of the same name, until the end or the first
-// error. Values of an older version are read if the codec is a codec.Migrator.
+// error, which is the reader's own if that fails. Values of an older version are read if the
+// codec is a codec.Migrator.
 func Read[T any](r io.Reader, c codec.Codec[T]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var zero T
@@ -104,6 +108,9 @@ func Read[T any](r io.Reader, c codec.Codec[T]) iter.Seq2[T, error] {
 
 func readHeader(in *bufio.Reader, name string) (version int, err error) {
 	line, err := in.ReadSlice('\n')
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF && err != bufio.ErrBufferFull {
+		return 0, fmt.Errorf("reading the first line: %w", err)
+	}
 	if rest, ok := strings.CutPrefix(string(line), magicName); ok {
 		format, _, _ := strings.Cut(rest, " ")
 		if n, err := strconv.ParseUint(format, 10, 31); err == nil && n > 1 {
@@ -137,8 +144,15 @@ func readRecord[T any](in *bufio.Reader, c codec.Codec[T], version int) (v T, er
 		return v, fmt.Errorf("its length is %d bytes: the file is damaged", n)
 	}
 	var b bytes.Buffer // grows with what is there, whatever the length says
-	if _, err := io.CopyN(&b, in, int64(n)); err != nil {
+	switch _, err := io.CopyN(&b, in, int64(n)); err {
+	case nil:
+	case io.EOF, io.ErrUnexpectedEOF:
 		return v, fmt.Errorf("it ends early: %w", io.ErrUnexpectedEOF)
+	default:
+		return v, fmt.Errorf("reading it: %w", err)
 	}
-	return codec.DecodeVersion(c, version, b.Bytes())
+	if v, err = codec.DecodeVersion(c, version, b.Bytes()); err == io.EOF {
+		err = io.ErrUnexpectedEOF // it is the value that ends, and not the file
+	}
+	return v, err
 }

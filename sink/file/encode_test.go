@@ -8,7 +8,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"github.com/weirstream/weir/codec"
 	"github.com/weirstream/weir/sink/twophase"
@@ -113,6 +115,47 @@ func TestDamagedRecordsAreNotRead(t *testing.T) {
 	}
 	for range Read(strings.NewReader(good), codec.String) {
 		break // a loop may end early
+	}
+}
+
+func TestErrorOfTheReaderIsNoDamage(t *testing.T) {
+	const header = "weir-records 1 string 1\n"
+	for _, text := range []string{"", "weir-records 2", header[:5], header, header + "\x01a", header + "\x80", header + "\x03", header + "\x03ab"} {
+		for _, err := range Read(io.MultiReader(strings.NewReader(text), iotest.ErrReader(syscall.EIO)), codec.String) {
+			if err == nil {
+				continue
+			}
+			if !errors.Is(err, syscall.EIO) || strings.Contains(err.Error(), "no file of records") || strings.Contains(err.Error(), "ends early") {
+				t.Errorf("behind %q: %v", text, err)
+			}
+		}
+	}
+}
+
+// short is a codec that says of a value what a reader says at the end.
+type short struct{ codec.Codec[string] }
+
+func (short) Decode([]byte) (string, error) { return "", io.EOF }
+
+func TestValueThatEndsEarlyIsNotTheEnd(t *testing.T) {
+	if _, err := all("weir-records 1 string 1\n\x01a\x01b", short{codec.String}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestValueThatCannotBeReadIsNotWritten(t *testing.T) {
+	defer func(most uint64) { mostRecord = most }(mostRecord)
+	mostRecord = 3
+	p := records(Options{Dir: "d"}, codec.String)
+	b, err := p.encode(nil, "abc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if vs, err := all("weir-records 1 string 1\n"+string(b), codec.String); err != nil || !slices.Equal(vs, []string{"abc"}) {
+		t.Errorf("the longest value is read as %q, %v", vs, err)
+	}
+	if b, err := p.encode([]byte("x"), "abcd"); err == nil || string(b) != "x" || !strings.Contains(err.Error(), "4 bytes") {
+		t.Errorf("a value that is too long: %q, %v", b, err)
 	}
 }
 
