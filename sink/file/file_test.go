@@ -702,6 +702,21 @@ func TestValuesThatCannotBeWrittenLeaveTheFileAsItIs(t *testing.T) {
 	}
 }
 
+func TestErrorOfTheDiskIsNotTheRecords(t *testing.T) {
+	r := connect(t, Options{Dir: t.TempDir()})
+	tx, err := r.Begin(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.(*transaction[string]).f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	err = tx.Write(strings.Repeat("more than is buffered", 1<<16))
+	if outage := (*sink.Outage)(nil); !errors.As(err, &outage) || !errors.Is(err, os.ErrClosed) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestFileSystemThatIsFullIsTriedAgain(t *testing.T) {
 	for err, want := range map[error]bool{syscall.ENOSPC: true, syscall.ESTALE: true, syscall.EMFILE: true, syscall.EACCES: false, syscall.EIO: false} {
 		var again *sink.Retriable

@@ -162,7 +162,7 @@ func (tx *transaction[T]) put(b []byte) error {
 	n, err := tx.out.Write(b)
 	tx.bytes += int64(n)
 	if err != nil {
-		return passing(err)
+		return &sink.Outage{Err: passing(err)} // the value can't help it
 	}
 	return nil
 }

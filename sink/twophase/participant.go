@@ -69,7 +69,8 @@ type Receiver[T any] interface {
 type Transaction[T any] interface {
 	// Write adds a value, and keeps no reference to it. Errors are treated like those of a
 	// handler; after one that skips the record, or puts it aside as a dead letter, the
-	// transaction goes on.
+	// transaction goes on. One that is the receiver's and not the value's is a sink.Outage:
+	// then no record is skipped for it.
 	Write(v T) error
 	// Prepare makes what was written durable, so that nothing but Commit is left to do, in
 	// whatever process, and shows nothing of it to readers. The handle is what Commit needs.
