@@ -718,7 +718,7 @@ func TestErrorOfTheDiskIsNotTheRecords(t *testing.T) {
 }
 
 func TestFileSystemThatIsFullIsTriedAgain(t *testing.T) {
-	for err, want := range map[error]bool{syscall.ENOSPC: true, syscall.ESTALE: true, syscall.EMFILE: true, syscall.EACCES: false, syscall.EIO: false} {
+	for err, want := range map[error]bool{syscall.ENOSPC: true, syscall.ESTALE: true, syscall.EMFILE: true, syscall.ENOTCONN: true, syscall.EHOSTDOWN: true, syscall.EHOSTUNREACH: true, syscall.ENETUNREACH: true, syscall.ECONNREFUSED: true, syscall.ECONNRESET: true, syscall.EACCES: false, syscall.EIO: false} {
 		var again *sink.Retriable
 		if got := errors.As(passing(&os.PathError{Op: "write", Path: "p", Err: err}), &again); got != want {
 			t.Errorf("%v: retriable %v", err, got)

@@ -493,10 +493,17 @@ func fsyncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// passing marks errors of the file system that may be over at the next try: it is full, out
-// of reach, or the process has too many files open. An error of the disk is none of them.
+// passes are errors of the file system that may be over at the next try: it is full, out of
+// reach, or the process has too many files open. An error of the disk is none of them.
+var passes = []error{
+	syscall.ENOSPC, syscall.EDQUOT,
+	syscall.EAGAIN, syscall.EINTR, syscall.EMFILE, syscall.ENFILE,
+	syscall.ESTALE, syscall.ETIMEDOUT, syscall.ENOTCONN, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ECONNREFUSED, syscall.ECONNRESET,
+}
+
+// passing marks errors that pass.
 func passing(err error) error {
-	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EINTR, syscall.EMFILE, syscall.ENFILE} {
+	for _, e := range passes {
 		if errors.Is(err, e) {
 			return &sink.Retriable{Err: err}
 		}
