@@ -540,6 +540,19 @@ func TestDirectoryMayBeACopyAtTheNextStart(t *testing.T) {
 	}
 }
 
+// A file that somebody has open and that is removed stays under a name like that on NFS.
+func TestWhatIsNotOursIsNotLeftOver(t *testing.T) {
+	r := connect(t, Options{Dir: t.TempDir()})
+	sub := filepath.Join(r.folder(), "sub")
+	if err := errors.Join(os.Mkdir(sub, 0o755), os.WriteFile(filepath.Join(sub, "a"), nil, 0o600), os.WriteFile(filepath.Join(r.folder(), ".nfs0001"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	left, err := r.Leftovers(t.Context(), nil)
+	if err != nil || len(left) != 0 {
+		t.Errorf("left over: %q, %v", left, err)
+	}
+}
+
 func TestPreparedFileWithThePrefixOfAMarkIsLeftOver(t *testing.T) {
 	r := connect(t, Options{Dir: t.TempDir(), Prefix: marked})
 	prepare(t, r, 0, "a")

@@ -384,6 +384,9 @@ func (r *receiver[T]) Leftovers(_ context.Context, named [][]byte) ([][]byte, er
 	if err != nil {
 		return nil, passing(err)
 	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return e.IsDir() || strings.HasPrefix(e.Name(), ".") // as .nfs0001 is, a file that somebody has open
+	})
 	last, taken := map[string]int64{}, map[string]bool{} // by subtask: its last mark, and whether that is taken back
 	for _, e := range entries {
 		if subtask, number, ok := parseMark(e.Name()); ok {
