@@ -744,10 +744,15 @@ func TestFileSystemThatIsFullIsTriedAgain(t *testing.T) {
 
 func TestTransactionsOfAnotherFormatAreRefused(t *testing.T) {
 	r := connect(t, Options{Dir: t.TempDir()})
-	for _, h := range []string{"", "x", `{"in":"a","file":""}`, `{"in":"a","file":"../b"}`, `{"in":"../a","file":"b"}`} {
+	for _, h := range []string{"", "x", `{"xid":7}`, `{"in":"a","file":""}`, `{"in":"","file":"b"}`, strings.Repeat("long", 1<<10), `{"in":"a","file":"../b"}`, `{"in":"../a","file":"b"}`} {
 		err := r.Commit(t.Context(), []byte(h))
 		if err == nil || errors.Is(err, twophase.ErrGone) {
 			t.Errorf("Commit of %q: %v", h, err)
+		}
+		for _, want := range []string{"another kind of sink", `weir.AllowDroppedState("out")`} {
+			if !strings.Contains(err.Error(), want) || len(err.Error()) > 500 {
+				t.Errorf("the error lacks %q, or is too long: %v", want, err)
+			}
 		}
 		if err := r.Abort(context.Background(), []byte(h)); err == nil {
 			t.Errorf("Abort of %q succeeds", h)

@@ -58,7 +58,7 @@ func (p *participant[T]) Connect(env twophase.Env) (twophase.Receiver[T], error)
 		return nil, fmt.Errorf("file: directory %s: %w", p.o.Dir, err)
 	}
 	r := &receiver[T]{
-		p: p, dir: dir, in: folder(env.App, env.Operator),
+		p: p, operator: env.Operator, dir: dir, in: folder(env.App, env.Operator),
 		open: map[*transaction[T]]bool{}, prepared: map[int]int64{},
 	}
 	if err := makeDir(r.folder(), dir); err != nil {
@@ -74,10 +74,11 @@ func (p *participant[T]) Connect(env twophase.Env) (twophase.Receiver[T], error)
 
 // receiver is the directory in one incarnation.
 type receiver[T any] struct {
-	p     *participant[T]
-	dir   string // absolute
-	in    string // our folder in it
-	nonce string // of the incarnation
+	p        *participant[T]
+	operator string // ID of the sink
+	dir      string // absolute
+	in       string // our folder in it
+	nonce    string // of the incarnation
 
 	mu       sync.Mutex
 	begun    int64
@@ -100,12 +101,24 @@ type handle struct {
 
 func (h handle) encode() ([]byte, error) { return json.Marshal(h) }
 
+// decode returns a handle that the checkpoint has for this sink's operator ID.
+func (r *receiver[T]) decode(b []byte) (handle, error) {
+	h, err := decode(b)
+	if err != nil {
+		err = fmt.Errorf("%w\n  if this was prepared by another kind of sink: start once with that sink, which commits it, and stop; then give this sink a new ID, and start with weir.AllowDroppedState(%q)", err, r.operator)
+	}
+	return h, err
+}
+
 func decode(b []byte) (h handle, err error) {
 	if err := json.Unmarshal(b, &h); err != nil {
-		return h, fmt.Errorf("file: transaction %q: %w", b, err)
+		return h, fmt.Errorf("file: transaction %.64q is no file: %w", b, err)
 	}
-	if h.File == "" || h.File != filepath.Base(h.File) || !filepath.IsLocal(h.In) {
-		return h, fmt.Errorf("file: transaction %q names a file outside of its directory", b)
+	if h.In == "" || h.File == "" {
+		return h, fmt.Errorf("file: transaction %.64q names no file", b)
+	}
+	if h.File != filepath.Base(h.File) || !filepath.IsLocal(h.In) {
+		return h, fmt.Errorf("file: transaction %.64q names a file outside of its directory", b)
 	}
 	return h, nil
 }
@@ -213,7 +226,7 @@ func (tx *transaction[T]) Rollback(context.Context) {
 
 // Commit implements [twophase.Receiver].
 func (r *receiver[T]) Commit(_ context.Context, b []byte) error {
-	h, err := decode(b)
+	h, err := r.decode(b)
 	if err != nil {
 		return err
 	}
@@ -374,7 +387,7 @@ func markOf(name string, last map[string]int64) (subtask string, number int64) {
 func (r *receiver[T]) Leftovers(_ context.Context, named [][]byte) ([][]byte, error) {
 	var files []string
 	for _, b := range named {
-		h, err := decode(b)
+		h, err := r.decode(b)
 		if err != nil {
 			return nil, err
 		}

@@ -147,7 +147,7 @@ func handleOf(part []byte) ([]byte, error) {
 	case n <= 0 || len(part) == n:
 		return nil, fmt.Errorf("a logged transaction of %d bytes is none", len(part))
 	case version != partVersion:
-		return nil, fmt.Errorf("a transaction was logged in version %d, this build has version %d: run the build that wrote it", version, partVersion)
+		return nil, fmt.Errorf("a transaction was logged in version %d, this build has version %d: run the build that wrote it, or the kind of sink if it was another one; then give this sink a new ID, and start with weir.AllowDroppedState for the old one", version, partVersion)
 	}
 	return part[n:], nil
 }
