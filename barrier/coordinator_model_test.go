@@ -355,7 +355,7 @@ func (d *drive) request(r Reason) {
 	d.shutdown = d.shutdown || r == Shutdown
 	if r != Shutdown || d.phase != 0 || d.open.dirty || len(d.open.asked) > 0 {
 		d.open.ask(r)
-		d.open.fresh = true
+		d.open.fresh = d.open.fresh || r != Memory
 	}
 	d.happen(event{kind: "request"}, func() []Action { return d.c.Request(d.now, r) })
 }
@@ -434,7 +434,7 @@ func checkCoordinator(t *rapid.T) {
 			}
 		case 3:
 			if rapid.IntRange(0, 3).Draw(t, "request") == 0 {
-				d.request(rapid.SampledFrom([]Reason{Requested, Requested, Revoke}).Draw(t, "reason"))
+				d.request(rapid.SampledFrom([]Reason{Memory, Requested, Requested, Revoke}).Draw(t, "reason"))
 			} else if rare("shutdown") {
 				d.request(Shutdown)
 			}

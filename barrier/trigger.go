@@ -86,7 +86,8 @@ type TriggerConfig struct {
 	// of the next. Without it a store that refuses at once uses up the tolerable
 	// failures in no time when what was observed is beyond Records or Bytes. It also
 	// holds back requests that were part of the failed checkpoint; a request that
-	// came later overrides it.
+	// came later overrides it, except for Memory: memory stays full for as long as
+	// checkpoints fail, and would ask again at once.
 	RetryPause time.Duration
 }
 
@@ -135,7 +136,7 @@ type Trigger struct {
 	open    epoch // since the last Begun
 	taken   epoch // in the checkpoint under way
 	running bool
-	fresh   bool      // somebody asked since the last failure
+	fresh   bool      // somebody who waits asked since the last Begun
 	begunAt time.Time // start of the last checkpoint, or of the Trigger
 	pauseTo time.Time // MinPause
 	retryAt time.Time // RetryPause
@@ -165,13 +166,16 @@ func (t *Trigger) Dirty() bool { return t.open.dirty }
 
 // Request asks for a checkpoint, for one of the reasons Memory, Requested, Revoke and Shutdown;
 // others are ignored. It is due at once, or right after the one under way, which may have
-// been cut too early for whoever asks. Equal requests become one.
+// been cut too early for whoever asks. Memory waits for the end of RetryPause. Equal requests
+// become one.
 func (t *Trigger) Request(r Reason) {
 	if !r.requestable() {
 		return
 	}
 	t.open.asked = t.open.asked.with(r)
-	t.fresh = true
+	if r != Memory {
+		t.fresh = true
+	}
 }
 
 // drain asks for a checkpoint like Request, except that it never overrides RetryPause:

@@ -89,7 +89,7 @@ func checkTriggerNext(t *rapid.T) {
 		case 1:
 			tr.MarkDirty()
 		case 2:
-			tr.Request(rapid.SampledFrom([]Reason{Requested, Revoke, Shutdown}).Draw(t, "reason"))
+			tr.Request(rapid.SampledFrom([]Reason{Memory, Requested, Revoke, Shutdown}).Draw(t, "reason"))
 		case 3, 4:
 			now = now.Add(drawDuration(t, "passed"))
 		case 5:
