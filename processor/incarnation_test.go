@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/weirstream/weir/barrier"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
@@ -181,5 +184,25 @@ func TestAnErrorSaysWhatBecameOfTheCommitUnderWay(t *testing.T) {
 	}
 	if handler.Attempted != 0 || lookup.Attempted != 0 || lost.Attempted != -1 || handler.Checkpoint != 6 {
 		t.Error("others may read the errors that are there already")
+	}
+}
+
+func TestFetchErrorThatNoRestartMends(t *testing.T) {
+	inc := &incarnation{cfg: &Config{Group: "g"}}
+	p := offsets.Partition{Topic: "in", Partition: 3}
+	err := inc.fetchError(t.Context(), p, &kgo.ErrDataLoss{Topic: "in", Partition: 3, ConsumedTo: 120, ResetTo: 97})
+	if err == nil || !isFatal(err) {
+		t.Fatalf("a restart would find the same: %v", err)
+	}
+	for _, want := range []string{p.String(), "120", "97", "WEIR_RECOVER=offsets"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in: %v", want, err)
+		}
+	}
+	if err := inc.fetchError(t.Context(), p, kerr.NotLeaderForPartition); err != nil {
+		t.Errorf("the client deals with that: %v", err)
+	}
+	if err := inc.fetchError(t.Context(), p, errors.New("else")); err == nil || isFatal(err) {
+		t.Errorf("a restart may help: %v", err)
 	}
 }

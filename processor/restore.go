@@ -12,6 +12,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/event"
@@ -786,7 +787,11 @@ func (inc *incarnation) assign(positions map[offsets.Partition]offsets.Position)
 // fetchError classifies an error of the poll loop; nil means that the client
 // deals with it.
 func (inc *incarnation) fetchError(ctx context.Context, p offsets.Partition, err error) error {
+	var loss *kgo.ErrDataLoss
 	switch {
+	case errors.As(err, &loss):
+		return fatal(fmt.Errorf("input %s was truncated: the next one to read is %d, its log now ends at %d or has others from there: an unclean leader election, or the loss of replicas, took records that the state and the outputs may already contain\n  %s",
+			p, loss.ConsumedTo, loss.ResetTo, goOnByHand))
 	case errors.Is(err, kerr.OffsetOutOfRange):
 		return fatal(inc.outOfRange(ctx, p))
 	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
@@ -822,6 +827,8 @@ func (inc *incarnation) outOfRange(ctx context.Context, p offsets.Partition) err
 			last = fmt.Sprint(o.Offset)
 		}
 	}
-	return fmt.Errorf("input %s has offsets %s to %s, the next one to read is %s: retention passed the position, or the topic was recreated; the records in between are lost"+
-		"\n  to go on with the records that are left, set the group's offset of the partition by hand and start with WEIR_RECOVER=offsets", p, first, last, at)
+	return fmt.Errorf("input %s has offsets %s to %s, the next one to read is %s: retention passed the position, or the topic was recreated; the records in between are lost\n  %s",
+		p, first, last, at, goOnByHand)
 }
+
+const goOnByHand = "to go on with the records that are left, set the group's offset of the partition by hand and start with WEIR_RECOVER=offsets"
