@@ -44,6 +44,7 @@ var refusedOptions = []refusedOption{
 	{"ServerSideBalancer", kgo.ServerSideBalancer, "choose the next-generation group protocol in the app's options"},
 	{"FetchIsolationLevel", kgo.FetchIsolationLevel, "inputs are always read committed"},
 	{"KeepControlRecords", kgo.KeepControlRecords, "the source always keeps them, to know when a transactional input is drained"},
+	{"KeepRetryableFetchErrors", kgo.KeepRetryableFetchErrors, "the client tries again by itself, and any other error of a fetch ends the app or restarts it"},
 	{"ConsumeTopics", kgo.ConsumeTopics, reasonInput},
 	{"ConsumePartitions", kgo.ConsumePartitions, reasonInput},
 	{"ConsumeRegex", kgo.ConsumeRegex, reasonInput},

@@ -17,25 +17,26 @@ import (
 func TestOptionsThatBreakTheGuaranteeAreRefusedByName(t *testing.T) {
 	hook := func(context.Context, *kgo.Client, map[string][]int32) {}
 	refused := map[string]kgo.Opt{
-		"TransactionalID":      kgo.TransactionalID("x"),
-		"ConsumerGroup":        kgo.ConsumerGroup("x"),
-		"InstanceID":           kgo.InstanceID("x"),
-		"ShareGroup":           kgo.ShareGroup("x"),
-		"TransactionTimeout":   kgo.TransactionTimeout(time.Second),
-		"SessionTimeout":       kgo.SessionTimeout(20 * time.Second),
-		"RebalanceTimeout":     kgo.RebalanceTimeout(20 * time.Second),
-		"HeartbeatInterval":    kgo.HeartbeatInterval(time.Second),
-		"GroupProtocol":        kgo.GroupProtocol("x"),
-		"Balancers":            kgo.Balancers(kgo.RangeBalancer()),
-		"ServerSideBalancer":   kgo.ServerSideBalancer(),
-		"FetchIsolationLevel":  kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		"KeepControlRecords":   kgo.KeepControlRecords(),
-		"ConsumeTopics":        kgo.ConsumeTopics("x"),
-		"ConsumePartitions":    kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"x": {0: kgo.NewOffset()}}),
-		"ConsumeRegex":         kgo.ConsumeRegex(),
-		"ConsumeExcludeTopics": kgo.ConsumeExcludeTopics("x"),
-		"ConsumeStartOffset":   kgo.ConsumeStartOffset(kgo.NewOffset().AtEnd()),
-		"ConsumeResetOffset":   kgo.ConsumeResetOffset(kgo.NewOffset().AtEnd()),
+		"TransactionalID":          kgo.TransactionalID("x"),
+		"ConsumerGroup":            kgo.ConsumerGroup("x"),
+		"InstanceID":               kgo.InstanceID("x"),
+		"ShareGroup":               kgo.ShareGroup("x"),
+		"TransactionTimeout":       kgo.TransactionTimeout(time.Second),
+		"SessionTimeout":           kgo.SessionTimeout(20 * time.Second),
+		"RebalanceTimeout":         kgo.RebalanceTimeout(20 * time.Second),
+		"HeartbeatInterval":        kgo.HeartbeatInterval(time.Second),
+		"GroupProtocol":            kgo.GroupProtocol("x"),
+		"Balancers":                kgo.Balancers(kgo.RangeBalancer()),
+		"ServerSideBalancer":       kgo.ServerSideBalancer(),
+		"FetchIsolationLevel":      kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		"KeepControlRecords":       kgo.KeepControlRecords(),
+		"KeepRetryableFetchErrors": kgo.KeepRetryableFetchErrors(),
+		"ConsumeTopics":            kgo.ConsumeTopics("x"),
+		"ConsumePartitions":        kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"x": {0: kgo.NewOffset()}}),
+		"ConsumeRegex":             kgo.ConsumeRegex(),
+		"ConsumeExcludeTopics":     kgo.ConsumeExcludeTopics("x"),
+		"ConsumeStartOffset":       kgo.ConsumeStartOffset(kgo.NewOffset().AtEnd()),
+		"ConsumeResetOffset":       kgo.ConsumeResetOffset(kgo.NewOffset().AtEnd()),
 		"AdjustFetchOffsetsFn": kgo.AdjustFetchOffsetsFn(func(_ context.Context, m map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 			return m, nil
 		}),
@@ -56,6 +57,11 @@ func TestOptionsThatBreakTheGuaranteeAreRefusedByName(t *testing.T) {
 		"RecordDeliveryTimeout":              kgo.RecordDeliveryTimeout(time.Second),
 		"ManualFlushing":                     kgo.ManualFlushing(),
 		"WithContext":                        kgo.WithContext(t.Context()),
+	}
+	for name := range refused {
+		if !slices.Contains(RefusedOptions(), name) {
+			t.Errorf("%s is not refused", name)
+		}
 	}
 	for _, name := range RefusedOptions() {
 		opt, ok := refused[name]
