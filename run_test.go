@@ -764,6 +764,44 @@ func TestEndOfARunLeavesNoTransactionOpen(t *testing.T) {
 	consume(t, brokers, "out", 2000)
 }
 
+func TestHandlerThatFailsDuringACommitLeavesNoTransactionOpen(t *testing.T) {
+	c := cluster(t, 1, "in", "out")
+	committing := make(chan struct{})
+	var once sync.Once
+	c.ControlKey(int16(kmsg.TxnOffsetCommit), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		once.Do(func() { close(committing) })
+		return nil, errors.New("no answer"), true
+	})
+	produce(t, c.ListenAddrs(), "in", "a:1")
+	r := start(t, "app", c.ListenAddrs(), sums(same), weir.Store(checkpoint.NewMem()), weir.Parallelism(1))
+	select {
+	case <-committing:
+	case <-time.After(deadline):
+		t.Fatal("nothing is committed")
+	}
+	produce(t, c.ListenAddrs(), "in", "fail:1")
+	wantError(t, r.wait(), "asked to")
+	wantNoOpenTransaction(t, c.ListenAddrs())
+}
+
+func TestRefusedOutputLeavesNoTransactionOpen(t *testing.T) {
+	brokers := broker(t, 1, "in", "out")
+	r := start(t, "app", brokers, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		out := weir.Map(in, "repeat", func(s string) (string, error) {
+			n, err := strconv.Atoi(s)
+			return strings.Repeat("x", n), err
+		})
+		weir.To(out, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	}, weir.Store(checkpoint.NewMem()), weir.Parallelism(1), weir.CheckpointEvery(0), weir.AfterRecords(1e9))
+	produce(t, brokers, "in", "1")
+	consumeAt(t, kgo.ReadUncommitted(), brokers, "out", 1)
+	produce(t, brokers, "in", strconv.Itoa(2<<20))
+	wantError(t, r.wait(), "MESSAGE_TOO_LARGE")
+	wantNoOpenTransaction(t, brokers)
+}
+
 func TestInputOfLongAgoIsProcessedAndKeepsItsTimestamp(t *testing.T) {
 	brokers := broker(t, 1, "in", "out")
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))

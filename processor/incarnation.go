@@ -344,7 +344,7 @@ func (inc *incarnation) thrownOut() bool {
 	return errors.As(inc.sess.Err(), &te) && (te.Kind == txn.Fenced || te.Kind == txn.Lost)
 }
 
-// abort ends the transaction that is open, unless the session failed, so that it does
+// abort ends the transaction that is open, where [txn.Session.Abort] may, so that it does
 // not hold up readers until the next start. What can't be aborted in time stays open
 // until then, or until the broker's timeout.
 func (inc *incarnation) abort() {

@@ -36,6 +36,13 @@ const (
 
 	// implicitGroupRequest is the version of TxnOffsetCommit that does so.
 	implicitGroupRequest = 5
+
+	// bumpingEndRequest is the version of EndTxn that ends the producer's epoch as well.
+	bumpingEndRequest = 5
+
+	// implicitPartitionRequest is the version of Produce that adds the partition to the
+	// transaction by itself.
+	implicitPartitionRequest = 12
 )
 
 // Commit says what a checkpoint is.
@@ -171,13 +178,16 @@ func (s *Session) commit(ctx context.Context, c Commit) *commitError {
 	start = time.Now()
 	full, cancelFull := context.WithTimeout(ctx, s.cfg.TransactionTimeout-s.txnAge())
 	defer cancelFull()
+	s.ending.Store(true)
 	if err := s.cl.EndTransaction(full, kgo.TryCommit); err != nil {
 		e := s.endError(c, err)
+		s.ending.Store(e.Attempted >= 0)
 		if guard.Broken(guard.ReadBack) && e.Kind == Unknown {
 			return &commitError{error: e, believedAborted: true}
 		}
 		return fatal(e)
 	}
+	s.ending.Store(false)
 	crashpoint.Hit(crashpoint.AfterCommit)
 	info.End = time.Since(start)
 	s.last.Store(max(s.last.Load(), c.Manifest.Checkpoint))
@@ -348,6 +358,7 @@ func (s *Session) tryOffsets(ctx context.Context, c Commit, added *bool) error {
 	if err != nil {
 		return err
 	}
+	s.staging.Store(true)
 	if !*added {
 		add := kmsg.NewPtrAddOffsetsToTxnRequest()
 		add.TransactionalID, add.ProducerID, add.ProducerEpoch, add.Group = s.txnID, req.ProducerID, req.ProducerEpoch, s.cfg.Group
@@ -356,6 +367,7 @@ func (s *Session) tryOffsets(ctx context.Context, c Commit, added *bool) error {
 			return err
 		}
 		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			s.staging.Store(false)
 			return err
 		}
 		*added = true
@@ -364,6 +376,7 @@ func (s *Session) tryOffsets(ctx context.Context, c Commit, added *bool) error {
 	if err != nil {
 		return err
 	}
+	s.staging.Store(false)
 	return checkOffsets(req, resp)
 }
 

@@ -189,6 +189,11 @@ type Session struct {
 	revoked atomic.Bool
 	// aborting is set by Abort: records that fail from then on were to fail.
 	aborting atomic.Bool
+	// ending is set while it is not known whether EndTxn was sent to commit the open
+	// transaction: then nobody may abort it.
+	ending atomic.Bool
+	// staging is set while a request that adds offsets to the open transaction is not answered.
+	staging atomic.Bool
 	// joined is set when the group has assigned something, if only nothing.
 	joined atomic.Bool
 
@@ -521,12 +526,13 @@ func (s *Session) confirm(ctx context.Context) error {
 
 // Abort ends the open transaction without committing it, so that what was produced in
 // it doesn't hold up readers until the broker's timeout. It is for a session that
-// ends in good order or through its caller's own error; after a failure of the session
-// it does nothing, since then only recovery may decide. Nobody may be inside Produce
-// or Commit, and after Abort there is only Close. An error means that the transaction
-// stays open until the next incarnation or the broker ends it.
+// ends in good order, through its caller's own error, or because something of a commit
+// failed. It does nothing if only recovery may decide: when the request that commits may have
+// been sent, and when others took over. Nobody may be inside Produce or Commit, and after
+// Abort there is only Close. An error means that the transaction stays open until the next
+// incarnation or the broker ends it.
 func (s *Session) Abort(ctx context.Context) error {
-	if !s.began.Load() || s.Err() != nil {
+	if !s.mayAbort() {
 		return nil
 	}
 	s.aborting.Store(true)
@@ -537,6 +543,30 @@ func (s *Session) Abort(ctx context.Context) error {
 		return fmt.Errorf("abort the transaction of %s: %w", s.txnID, err)
 	}
 	return nil
+}
+
+// mayAbort tells whether the open transaction is surely ours and undecided.
+func (s *Session) mayAbort() bool {
+	if !s.began.Load() || s.ending.Load() {
+		return false
+	}
+	if s.staging.Load() && !s.bumpsEpoch() {
+		// Offsets that come to their coordinator after the end of the transaction would stay
+		// undecided: they have the epoch of the next one, and old brokers take them.
+		return false
+	}
+	var e *Error
+	if errors.As(s.Err(), &e) {
+		return e.Kind != Fenced && e.Kind != Lost && e.Kind != Expired
+	}
+	return true
+}
+
+// bumpsEpoch tells whether each transaction has an epoch of its own. The client has it so only
+// if it may send all the requests that go with it.
+func (s *Session) bumpsEpoch() bool {
+	return s.tv.transactionVersion >= implicitGroupVersion &&
+		spoken(s.cl, kmsg.EndTxn) >= bumpingEndRequest && spoken(s.cl, kmsg.Produce) >= implicitPartitionRequest
 }
 
 // Close ends the session: handlers that run are cancelled, buffered records fail,
