@@ -52,7 +52,8 @@ func edge[T any](app *App, n *node, opts []EdgeOption[T]) codec.Codec[T] {
 
 // KeyBy divides a stream by the key that key returns. c encodes the key, for the
 // choice of the key-group and in state; the same key must always give the same
-// bytes. Keys that were read from a checkpoint are compared with those that key returns,
+// bytes, and be decoded from them: if not, a record fails whose key is to get state. Keys
+// that were read from a checkpoint are compared with those that key returns,
 // by ==: so K must hold no pointer, channel, interface or time.Time.
 func KeyBy[T any, K comparable](in Stream[T], id string, key func(T) K, c codec.Codec[K], opts ...EdgeOption[T]) Keyed[K, T] {
 	app := in.app

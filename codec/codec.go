@@ -10,7 +10,10 @@ import (
 
 // Codec encodes values of type T. It is safe for concurrent use.
 //
-// A codec of keys must be deterministic: equal keys have equal bytes.
+// A codec of keys must tell them apart as == does: equal keys have equal bytes, different
+// keys have different bytes, and Decode gives back a key that is == to the one that was
+// encoded. A key of a stream that it does not give back can hold no state: its record fails.
+// The keys of a map in state are told apart by their bytes alone.
 type Codec[T any] interface {
 	// Append appends the encoding of v to dst and returns the extended slice. It
 	// keeps no reference to dst. After an error the bytes beyond len(dst) are

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"github.com/weirstream/weir/internal/exact"
 )
 
 // Sizes of encoded values, in bytes.
@@ -17,7 +19,7 @@ const (
 // Kafka's IntegerSerializer, LongSerializer, FloatSerializer and DoubleSerializer
 // write. Floats keep every bit, so 0 and -0 have different bytes, and so have two NaNs of
 // different bits. That makes them bad keys of a stream: to Go 0 and -0 are one key, which
-// then has two encodings, and each NaN is another key.
+// then has two encodings, and each NaN is another key, so that its state is refused.
 var (
 	Int32   Codec[int32]   = int32Codec{}
 	Int64   Codec[int64]   = int64Codec{}
@@ -40,7 +42,7 @@ var Nothing Empty
 // Unit encodes Nothing as no bytes.
 var Unit Codec[Empty] = unitCodec{}
 
-type int32Codec struct{}
+type int32Codec struct{ exact.Marker }
 
 func (int32Codec) Append(dst []byte, v int32) ([]byte, error) {
 	return binary.BigEndian.AppendUint32(dst, uint32(v)), nil
@@ -55,7 +57,7 @@ func (int32Codec) Decode(b []byte) (int32, error) {
 func (int32Codec) Name() string { return "int32" }
 func (int32Codec) Version() int { return 1 }
 
-type int64Codec struct{}
+type int64Codec struct{ exact.Marker }
 
 func (int64Codec) Append(dst []byte, v int64) ([]byte, error) {
 	return binary.BigEndian.AppendUint64(dst, uint64(v)), nil
@@ -70,7 +72,7 @@ func (int64Codec) Decode(b []byte) (int64, error) {
 func (int64Codec) Name() string { return "int64" }
 func (int64Codec) Version() int { return 1 }
 
-type uint32Codec struct{}
+type uint32Codec struct{ exact.Marker }
 
 func (uint32Codec) Append(dst []byte, v uint32) ([]byte, error) {
 	return binary.BigEndian.AppendUint32(dst, v), nil
@@ -85,7 +87,7 @@ func (uint32Codec) Decode(b []byte) (uint32, error) {
 func (uint32Codec) Name() string { return "uint32" }
 func (uint32Codec) Version() int { return 1 }
 
-type uint64Codec struct{}
+type uint64Codec struct{ exact.Marker }
 
 func (uint64Codec) Append(dst []byte, v uint64) ([]byte, error) {
 	return binary.BigEndian.AppendUint64(dst, v), nil
@@ -130,7 +132,7 @@ func (float64Codec) Decode(b []byte) (float64, error) {
 func (float64Codec) Name() string { return "float64" }
 func (float64Codec) Version() int { return 1 }
 
-type boolCodec struct{}
+type boolCodec struct{ exact.Marker }
 
 func (boolCodec) Append(dst []byte, v bool) ([]byte, error) {
 	if v {
@@ -151,7 +153,7 @@ func (boolCodec) Decode(b []byte) (bool, error) {
 func (boolCodec) Name() string { return "bool" }
 func (boolCodec) Version() int { return 1 }
 
-type unitCodec struct{}
+type unitCodec struct{ exact.Marker }
 
 func (unitCodec) Append(dst []byte, _ Empty) ([]byte, error) { return dst, nil }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strings"
 	"unsafe"
+
+	"github.com/weirstream/weir/internal/exact"
 )
 
 // String encodes a string as its bytes, like Kafka's StringSerializer. Decode
@@ -12,7 +14,7 @@ import (
 // fetched batch in memory, so keep a [Clone]. The bytes need not be UTF-8.
 var String Codec[string] = stringCodec{}
 
-type stringCodec struct{}
+type stringCodec struct{ exact.Marker }
 
 func (stringCodec) Append(dst []byte, v string) ([]byte, error) { return append(dst, v...), nil }
 func (stringCodec) Decode(b []byte) (string, error) {

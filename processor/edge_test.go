@@ -1,6 +1,7 @@
 package processor
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -43,7 +44,7 @@ func TestPanicInAKeysHashNamesItsRecord(t *testing.T) {
 	inc.states = []checkpoint.StateInfo{{ID: 1, Operator: "count", Name: "n"}}
 	s := inc.newSubtask(SourcesID, 0)
 	anyKey := codec.Func("any", 1,
-		func(dst []byte, v any) ([]byte, error) { return append(dst, 'k'), nil },
+		func(dst []byte, v any) ([]byte, error) { return fmt.Appendf(dst, "%s", v), nil },
 		func(b []byte) (any, error) { return string(b), nil })
 	st := NewKeyedStage("by-any", func(v any) any { return v }, anyKey)
 	st.Add(KeyedOperator[any, any]{ID: "count", Build: func(s *Subtask, _ *state.Keyspace[any]) (*state.Scope, func(any)) {

@@ -17,6 +17,7 @@ import (
 	"github.com/weirstream/weir/offsets"
 	"github.com/weirstream/weir/record"
 	"github.com/weirstream/weir/sink"
+	"github.com/weirstream/weir/state"
 	"github.com/weirstream/weir/state/segment"
 )
 
@@ -228,11 +229,17 @@ func (s *Subtask) deadLetter(op string, cause error) {
 		Partition: offsets.Partition{Topic: r.Topic, Partition: r.Partition}, Offset: r.Offset, Err: cause})
 }
 
-// guarded runs f and turns a panic of a user function into the subtask's error.
+// guarded runs f and turns a panic of a user function into the subtask's error, and a
+// [state.KeyError] into an error of the operator.
 func (s *Subtask) guarded(f func()) {
 	defer func() {
 		p := recover()
 		if p == nil {
+			return
+		}
+		if bad, ok := p.(*state.KeyError); ok && s.op != nil {
+			s.op.Fail(bad)
+			s.op, s.echo = nil, false
 			return
 		}
 		op := "(runtime)"

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/internal/exact"
 	"github.com/weirstream/weir/internal/guard"
 	"github.com/weirstream/weir/state/segment"
 )
@@ -85,6 +86,7 @@ type Keyspace[K comparable] struct {
 	curOK   bool // curSlot is cur's slot
 	keyless bool // there is no current key
 
+	exact   bool   // the codec is known to give every key back
 	reach   reach  // what a K refers to
 	touched uint64 // of no meaning: keeps reads ahead from being optimised away
 
@@ -130,12 +132,37 @@ type slotKey[K comparable] struct {
 	used bool // since the hand of evict came by
 }
 
+// KeyError says that a key can hold no state, because its codec does not give it back:
+// after a restart its state would be that of another key, or lost. A handle that finds it
+// panics with it, so that the handler does not go on; the runtime makes it the error of the
+// record.
+type KeyError struct {
+	Key     any
+	Codec   string
+	Encoded string // what the codec made of it
+	Decoded any    // what it made of that
+	Err     error  // why it made nothing; may be nil
+}
+
+func (e *KeyError) Error() string {
+	s := fmt.Sprintf("the key %+v can hold no state: codec %s ", e.Key, e.Codec)
+	switch {
+	case e.Err != nil && e.Encoded == "":
+		return s + fmt.Sprintf("does not encode it: %v", e.Err)
+	case e.Err != nil:
+		return s + fmt.Sprintf("encodes it as %q, which it does not decode: %v", e.Encoded, e.Err)
+	}
+	return s + fmt.Sprintf("encodes it as %q and decodes that as %+v, which is another key: after a restart its state would be lost, or that of another key; give KeyBy a codec that gives each key back as it was, and keys that are == to themselves: with codec.JSON only exported fields count, and text must be UTF-8; a NaN is no key", e.Encoded, e.Decoded)
+}
+
+func (e *KeyError) Unwrap() error { return e.Err }
+
 // NewKeyspace returns an empty keyspace whose keys are encoded by c.
 func NewKeyspace[K comparable](c codec.Codec[K], cfg Config) *Keyspace[K] {
 	t := reflect.TypeFor[K]()
 	unknown := [segment.EventTime + 1]int64{segment.ProcessingTime: unknownTime, segment.EventTime: unknownTime}
 	ks := &Keyspace[K]{cfg: cfg, codec: c, index: newIndex(), seed: maphash.MakeSeed(), byID: map[uint16]column{},
-		times: unknown, removed: unknown, out: math.MaxInt64, flatKey: flat(t), reach: reachOf(t)}
+		times: unknown, removed: unknown, out: math.MaxInt64, flatKey: flat(t), exact: exact.Is(c), reach: reachOf(t)}
 	if cfg.Watch {
 		ks.seen = &watch{map[any]func() error{}}
 	}
@@ -325,7 +352,7 @@ func (ks *Keyspace[K]) slot(create bool) (uint32, bool) {
 		if !create && ks.cfg.Backing == nil {
 			return 0, false
 		}
-		slot = ks.insert(hash, codec.Clone(ks.codec, ks.cur), ks.curKG)
+		slot = ks.insert(hash, ks.own(ks.cur), ks.curKG)
 		if ks.cfg.Backing != nil {
 			for _, c := range ks.columns {
 				c.unknown(slot)
@@ -338,6 +365,23 @@ func (ks *Keyspace[K]) slot(create bool) (uint32, bool) {
 	ks.at(slot).used = true
 	ks.curSlot, ks.curOK = slot, true
 	return slot, true
+}
+
+// own returns k in memory of its own, as the codec decodes it. If that is another key it
+// panics with a [KeyError].
+func (ks *Keyspace[K]) own(k K) K {
+	if ks.exact || ks.keyless {
+		return codec.Clone(ks.codec, k)
+	}
+	b, err := ks.codec.Append(nil, k) // not into memory that is used again: the key may alias it
+	if err != nil {
+		panic(&KeyError{Key: k, Codec: ks.codec.Name(), Err: err})
+	}
+	back, err := ks.codec.Decode(b)
+	if err != nil || back != k {
+		panic(&KeyError{Key: k, Codec: ks.codec.Name(), Encoded: string(b), Decoded: back, Err: err})
+	}
+	return back // all that it may alias is b
 }
 
 // find returns k's slot, or NoSlot.

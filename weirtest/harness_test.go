@@ -766,3 +766,39 @@ func TestAHandlerDoesNotDriveItsHarness(t *testing.T) {
 		})
 	}
 }
+
+// account is a key that JSON does not tell from another.
+type account struct{ tenant, user string }
+
+func TestRecordWhoseKeyItsCodecDoesNotGiveBackIsNamed(t *testing.T) {
+	h := weirtest.New(t, func(app *weir.App) {
+		in := weir.From(app, "in", source.Values("in", codec.String))
+		byAccount := weir.KeyBy(in, "by-account", func(s string) (k account) {
+			k.tenant, k.user, _ = strings.Cut(s, "/")
+			return k
+		}, codec.JSON[account]())
+		counts := weir.Process(byAccount, "count", func(s *weir.Setup) weir.Handler[account, string, string] {
+			n := state.Value(s, "n", codec.Int64)
+			return weir.OnRecord(func(c *weir.Context[account, string], s string) error {
+				n.Set(n.Get() + 1)
+				c.Emit(fmt.Sprint(s, " ", n.Get()))
+				return nil
+			})
+		})
+		weir.To(counts, "out", kafka.Values("out", kafka.NoKey, codec.String))
+	})
+	in, out := weirtest.In[string](h, "in"), weirtest.Out[string](h, "out")
+	in.Send("")
+	h.Checkpoint()
+	err := h.Fails(func() { in.Send("acme/alice", "", "acme/bob") })
+	var he *weir.HandlerError
+	if !errors.As(err, &he) || he.Operator != "count" || he.Offset != 1 || he.Panic || !strings.Contains(err.Error(), "{tenant:acme user:alice} can hold no state") {
+		t.Fatalf("got %v", err)
+	}
+	h.Start(weir.SkipRecords("in/0@1,in/0@3"))
+	h.Checkpoint()
+	out.WantCommitted(" 1", " 2")
+	if sk := h.Skipped(); len(sk) != 2 || sk[0].Operator != "count" {
+		t.Errorf("skipped are %+v", sk)
+	}
+}
