@@ -193,7 +193,7 @@ func (c *committed) allShown(ctx context.Context, store checkpoint.Store) error 
 		}
 	}
 	if len(hidden) > 0 {
-		return fmt.Errorf("Kafka does not show the offsets of %s, as this user may not describe it: grant DESCRIBE", strings.Join(hidden, ", "))
+		return fmt.Errorf("this user may not describe %s, so Kafka does not show the offsets: grant DESCRIBE", strings.Join(hidden, ", "))
 	}
 	return nil
 }
