@@ -107,6 +107,10 @@ type options struct {
 	errs []error
 }
 
+// rebalanceMargin is by how much the rebalance timeout is above the session timeout: who has
+// not rejoined by then may have missed a generation, and must not have a session any more.
+const rebalanceMargin = 15 * time.Second
+
 // byCores is the parallelism of an app that was given none.
 const byCores = math.MinInt
 
@@ -497,7 +501,7 @@ func (o options) config(app string) (processor.Config, []error) {
 		CheckpointTimeout: o.checkpointTimeout, TolerableFailures: o.tolerable,
 		Unaligned: o.unaligned, AlignmentTimeout: o.alignmentTimeout,
 		Store: o.opened, Retain: o.retain, MergeCPU: o.mergeCPU, MergeBandwidth: o.mergeBandwidth, MergeFanIn: o.mergeFanIn, BloomBits: o.bloomBits, Backend: o.backend, HeldBytes: o.held,
-		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute),
+		SessionTimeout: o.sessionTimeout, RebalanceTimeout: max(o.stopTimeout, time.Minute, o.sessionTimeout+rebalanceMargin),
 		HeartbeatInterval: min(3*time.Second, o.sessionTimeout/3),
 		CommitTopic:       or(o.commitTopic, app+commitTopicSuffix), CommitTopicReplication: o.commitReplication,
 		DeadLetterTopic: o.deadLetters, AllowDropped: dropped(o.allowed),
