@@ -10,7 +10,7 @@ import (
 
 // Verdict is what the committed offsets say about the checkpoint to restore.
 type Verdict struct {
-	Fresh    bool        // nothing is committed anywhere
+	Fresh    bool        // nothing is committed for the partitions that were passed in
 	Manifest ManifestRef // the manifest to restore; zero if Fresh
 	Instance string      // the instance that committed it
 	New      []Partition // partitions without a committed offset, sorted

@@ -346,7 +346,7 @@ func TestCommitToATopicThatStaysUnknownIsRejected(t *testing.T) {
 		w := r.start("a", func(c *Config, _ *worker) { c.TransactionTimeout = time.Minute }).up()
 		w.take(2)
 		r.c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Topic: inTopic, Partitions: []int32{1}, Err: kerr.UnknownTopicOrPartition, Count: -1})
-		if e := asError(t, w.commit(1), Rejected); !strings.Contains(e.Error(), "in/1") || !strings.Contains(e.Error(), "create the topic") {
+		if e := asError(t, w.commit(1), Rejected); !strings.Contains(e.Error(), "in/1") || !strings.Contains(e.Error(), "is gone or was recreated") || strings.Contains(e.Error(), "create the topic") {
 			t.Errorf("the error names no partition or remedy: %v", e)
 		}
 		r.want(outTopic)
@@ -558,6 +558,30 @@ func TestLastCommitRecordReadsBackwards(t *testing.T) {
 		rec, ok, err := LastCommitRecord(t.Context(), r.opts(), commitTopic, testApp)
 		if err != nil || !ok || rec.Manifest.Checkpoint != 2 {
 			t.Errorf("got %+v, %v, %v", rec, ok, err)
+		}
+	})
+}
+
+// TestLastCommitRecordWaitsForAQuota lets a broker answer as one whose quota is used up.
+func TestLastCommitRecordWaitsForAQuota(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		rec := offsets.CommitRecord{App: testApp, Instance: "a", Manifest: offsets.ManifestRef{Checkpoint: 1}}
+		if err := r.cl.ProduceSync(t.Context(), &kgo.Record{Topic: commitTopic, Key: []byte(testApp), Value: rec.Append(nil)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		const throttle = 3 * time.Second
+		r.c.ControlKey(int16(kmsg.Fetch), func(kreq kmsg.Request) (kmsg.Response, error, bool) { // once
+			resp := kreq.ResponseKind().(*kmsg.FetchResponse)
+			resp.ThrottleMillis = int32(throttle.Milliseconds())
+			return resp, nil, true
+		})
+		begun := time.Now()
+		got, ok, err := LastCommitRecord(t.Context(), r.opts(), commitTopic, testApp)
+		if err != nil || !ok || got.Manifest.Checkpoint != 1 {
+			t.Errorf("got %+v, %v, %v", got, ok, err)
+		}
+		if took := time.Since(begun); took < throttle {
+			t.Errorf("asked again after %v, before the quota had room", took)
 		}
 	})
 }

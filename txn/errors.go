@@ -121,7 +121,7 @@ func (e *Error) remedy() string {
 			return "grant IdempotentWrite on the cluster to this principal"
 		case errors.Is(e.Err, kerr.MessageTooLarge), errors.Is(e.Err, kerr.RecordListTooLarge):
 			return "raise max.message.bytes of the topic and the client's batch size, or emit smaller records"
-		case errors.Is(e.Err, kerr.UnknownTopicID):
+		case errors.Is(e.Err, kerr.UnknownTopicID), errors.Is(e.Err, kerr.UnknownTopicOrPartition) && !e.produced() && !strings.HasPrefix(e.Op, askOp):
 			return "a topic is gone or was recreated: offsets and checkpoints refer to the old one"
 		case errors.Is(e.Err, kerr.UnknownTopicOrPartition):
 			return "create the topic: kafka-topics --create --topic NAME --partitions N"
@@ -134,7 +134,11 @@ func (e *Error) remedy() string {
 	return ""
 }
 
-const produceOp = "produce to topic "
+// What the Op of an Error begins with that is about one topic.
+const (
+	produceOp = "produce to topic "
+	askOp     = "ask for the id of topic "
+)
 
 // produced tells whether it is about what the app writes, and not about what it reads.
 func (e *Error) produced() bool { return strings.HasPrefix(e.Op, produceOp) }

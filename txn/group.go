@@ -117,7 +117,7 @@ func (s *Session) takeOver(ctx context.Context, standby bool) error {
 	if s.cleared.Swap(true) {
 		return nil
 	}
-	if err := s.fence(ctx, s.txnID, s.cfg.TransactionTimeout/2); err != nil {
+	if err := s.fence(ctx, s.txnID, time.Now(), s.cfg.TransactionTimeout/2); err != nil {
 		return s.errorf("take over transactional id "+s.txnID, err)
 	}
 	return nil
@@ -141,12 +141,13 @@ func (s *Session) begin(ctx context.Context) error {
 // producerID has the client get its producer id, which takes the end of the predecessor's
 // transaction. The client would wait for that without a limit, and tell nobody.
 func (s *Session) producerID(ctx context.Context) error {
-	limited, cancel := context.WithTimeout(ctx, s.cfg.TransactionTimeout/2)
+	start, wait := time.Now(), s.cfg.TransactionTimeout/2
+	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	_, _, err := s.cl.ProducerID(limited)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
 		// Asked once more by ourselves, the brokers say what it waited for.
-		return cmp.Or(s.fence(ctx, s.txnID, 0), err)
+		return cmp.Or(s.fence(ctx, s.txnID, start, wait), err)
 	}
 	return err
 }
@@ -463,7 +464,7 @@ func (s *Session) askTopicIDs(ctx context.Context, topics []string) error {
 			continue
 		}
 		if err := kerr.ErrorForCode(t.ErrorCode); err != nil {
-			return s.errorf("ask for the id of topic "+*t.Topic, err)
+			return s.errorf(askOp+*t.Topic, err)
 		}
 		s.topicID[*t.Topic] = t.TopicID
 		for _, p := range t.Partitions {

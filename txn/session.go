@@ -139,8 +139,8 @@ func (c Config) validate() error {
 func TransactionalID(app, instance string) string { return app + "/" + instance }
 
 // Handler is the runtime's side of a session. Its methods are called from the
-// client's goroutines, never two at a time, and not before Open returned nor after
-// Close was called.
+// client's goroutines, never two at a time, and not after Close was called. They may be called
+// before the caller of Open has its *Session.
 type Handler interface {
 	// Restore is given newly assigned partitions with what is committed for them, and
 	// loads their state. Nothing of them is fetched before it returned. ctx is
@@ -482,7 +482,7 @@ func (s *Session) Rejoin() { s.cl.ForceRebalance() }
 // nothing any more. An error after ten seconds may mean that the transaction was ended, but
 // that the brokers can't write its markers.
 func (s *Session) Fence(ctx context.Context, instance string) error {
-	return s.fence(ctx, TransactionalID(s.cfg.App, instance), fenceWait)
+	return s.fence(ctx, TransactionalID(s.cfg.App, instance), time.Now(), fenceWait)
 }
 
 // Confirm asks the group whether this session still has what it was assigned. If it returns

@@ -748,7 +748,7 @@ func TestTakeoverOfATransactionThatCannotBeEndedIsGivenUpByName(t *testing.T) {
 			if !errors.As(a.Err(), &e) || e.Kind != Transient || !errors.Is(e, kerr.ConcurrentTransactions) {
 				t.Fatalf("error %v (%T)", a.Err(), a.Err())
 			}
-			for _, want := range []string{"app/a", "no leader", "--unavailable-partitions"} {
+			for _, want := range []string{"app/a", "within 10s", "no leader", "--unavailable-partitions"} {
 				if !strings.Contains(e.Error(), want) {
 					t.Errorf("error doesn't say %q: %v", want, e)
 				}

@@ -239,7 +239,7 @@ func (s *Session) fenceCommitters(ctx context.Context, f *fencing, parts []offse
 		if id == s.txnID || slices.Contains(f.asked, id) { // ours was ended by InitProducerId
 			continue
 		}
-		err := s.fence(ctx, id, stableWait)
+		err := s.fence(ctx, id, time.Now(), stableWait)
 		if err != nil {
 			s.log.Warn("fence transactional id", zap.String("transactional_id", id), zap.Error(err))
 			// One whose transaction is ending was fenced.
@@ -314,9 +314,8 @@ func (s *Session) openOfApp(ctx context.Context) ([]string, error) {
 
 // fence ends the open transaction of another transactional id and makes its producer
 // fail. InitProducerId also sets that id's timeout, so it has to be the app's own. It waits
-// for the end that long: a decided transaction whose markers can't be written has none.
-func (s *Session) fence(ctx context.Context, txnID string, wait time.Duration) error {
-	start := time.Now()
+// for the end until wait after start: a decided transaction whose markers can't be written has none.
+func (s *Session) fence(ctx context.Context, txnID string, start time.Time, wait time.Duration) error {
 	req := kmsg.NewPtrInitProducerIDRequest()
 	req.TransactionalID = &txnID
 	req.TransactionTimeoutMillis = int32(s.cfg.TransactionTimeout.Milliseconds())

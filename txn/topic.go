@@ -261,13 +261,23 @@ func (p *commitPartition) fetch(ctx context.Context, from int64) (kgo.FetchParti
 	rp.CurrentLeaderEpoch = -1
 	t.Partitions = append(t.Partitions, rp)
 	req.Topics = append(req.Topics, t)
-	raw, err := p.cl.Broker(int(p.leader)).RetriableRequest(ctx, req)
-	if err != nil {
-		return kgo.FetchPartition{}, 0, err
-	}
-	resp := raw.(*kmsg.FetchResponse)
-	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
-		return kgo.FetchPartition{}, 0, err
+	var resp *kmsg.FetchResponse
+	for {
+		raw, err := p.cl.Broker(int(p.leader)).RetriableRequest(ctx, req)
+		if err != nil {
+			return kgo.FetchPartition{}, 0, err
+		}
+		resp = raw.(*kmsg.FetchResponse)
+		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			return kgo.FetchPartition{}, 0, err
+		}
+		if len(resp.Topics) > 0 {
+			break
+		}
+		// A quota is used up: the answer is empty, and says for how long.
+		if !sleep(ctx, max(commitBackoff, time.Duration(resp.ThrottleMillis)*time.Millisecond)) {
+			return kgo.FetchPartition{}, 0, ctx.Err()
+		}
 	}
 	if len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
 		return kgo.FetchPartition{}, 0, errors.New("the answer doesn't name the partition")
