@@ -3,6 +3,7 @@ package codec
 import (
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"strings"
 	"unicode"
@@ -26,18 +27,21 @@ type Codec[T any] interface {
 	// Name is what manifests remember: "string", "int64", "json",
 	// "proto:pkg.Message". It must never change for data that was written.
 	Name() string
-	// Version is the version that Append writes and Decode reads, at least 1. It
-	// grows when the encoding changes in a way that Decode can't tell. That is for values:
+	// Version is the version that Append writes and Decode reads, from 1 to
+	// 2147483647. It grows when the encoding changes in a way that Decode can't tell. That is for values:
 	// what a codec of keys writes must never change, whatever its version.
 	Version() int
 }
+
+// maxVersion is the highest version that an entry of state can name.
+const maxVersion = math.MaxInt32
 
 // Migrator is implemented by a codec that also reads what its other versions wrote. Of
 // state and records in flight it is given older versions only: newer ones are refused.
 type Migrator[T any] interface {
 	// DecodeVersion decodes what Append wrote when Version was version, which is
 	// never the present Version. It must return an error for a version that it
-	// doesn't know.
+	// doesn't know. The value may alias b if the codec is also a [Cloner].
 	DecodeVersion(version int, b []byte) (T, error)
 }
 
@@ -93,15 +97,15 @@ func (e *VersionError) Error() string {
 }
 
 // Check reports everything that makes c unusable: no codec at all, no name, a name
-// that a manifest can't carry, a version below 1, a [Cloner] that it embeds without being
-// one, and what its own method Check() error reports, if it has one: such as what [Func] and
-// [Proto] found wrong with their arguments, or the Check of a codec that it is made of.
+// that a manifest can't carry, a version out of range, a [Cloner] that it embeds without being
+// one, and what its own method Check() error reports, or that of a codec that it embeds: such
+// as what [Func] and [Proto] found wrong with their arguments.
 func Check[T any](c Codec[T]) error {
 	if c == nil {
 		return fmt.Errorf("codec for %s is nil: pass one, such as codec.String or codec.JSON", reflect.TypeFor[T]())
 	}
-	if b, ok := c.(checker); ok {
-		if err := b.Check(); err != nil {
+	if b := within(reflect.ValueOf(c), reflect.TypeFor[checker]()); b.IsValid() && b.CanInterface() {
+		if err := b.Interface().(checker).Check(); err != nil {
 			return err
 		}
 	}
@@ -113,6 +117,8 @@ func Check[T any](c Codec[T]) error {
 	}
 	if v := c.Version(); v < 1 {
 		errs = append(errs, fmt.Errorf("codec %s: its version is %d, the first version is 1", c.Name(), v))
+	} else if v > maxVersion {
+		errs = append(errs, fmt.Errorf("codec %s: its version is %d, more than %d: count versions from 1", c.Name(), v, maxVersion))
 	}
 	if _, ok := c.(Cloner[T]); !ok {
 		if e := embedded(reflect.ValueOf(c), reflect.TypeFor[Cloner[T]]()); e != nil {
@@ -122,33 +128,55 @@ func Check[T any](c Codec[T]) error {
 	return errors.Join(errs...)
 }
 
+// CheckMapKeys reports what makes c unusable for the keys of a map in state: all that
+// [Check] reports, and an [Ordered] that it embeds without being one, so that the map would
+// not be in the order of its keys.
+func CheckMapKeys[T any](c Codec[T]) error {
+	if err := Check(c); err != nil {
+		return err
+	}
+	if _, ok := c.(Ordered[T]); ok {
+		return nil
+	}
+	if e := embedded(reflect.ValueOf(c), reflect.TypeFor[Ordered[T]]()); e != nil {
+		return fmt.Errorf("codec %s: %T embeds a %s, but not its methods AppendOrdered and DecodeOrdered, so a map would not be in the order of its keys: give %[2]T these methods, which call those of the embedded codec; or, to go on with maps that it wrote already, keep that codec in a field with a name instead", c.Name(), c, e)
+	}
+	return nil
+}
+
 // embedded returns the type of v, or else of what is embedded in it, that implements an
 // interface; nil if none does.
 func embedded(v reflect.Value, want reflect.Type) reflect.Type {
+	if v = within(v, want); !v.IsValid() {
+		return nil
+	}
+	return v.Type()
+}
+
+// within returns v, or else what is embedded in it, that implements an interface; no value
+// if nothing does.
+func within(v reflect.Value, want reflect.Type) reflect.Value {
 	for v.Kind() == reflect.Interface {
 		v = v.Elem()
 	}
-	if !v.IsValid() {
-		return nil
-	}
-	if v.Type().Implements(want) {
-		return v.Type()
+	if !v.IsValid() || v.Type().Implements(want) {
+		return v
 	}
 	if v.Kind() == reflect.Pointer {
-		return embedded(v.Elem(), want)
+		return within(v.Elem(), want)
 	}
 	if v.Kind() != reflect.Struct {
-		return nil
+		return reflect.Value{}
 	}
 	for i := range v.NumField() {
 		if !v.Type().Field(i).Anonymous {
 			continue
 		}
-		if t := embedded(v.Field(i), want); t != nil {
-			return t
+		if in := within(v.Field(i), want); in.IsValid() {
+			return in
 		}
 	}
-	return nil
+	return reflect.Value{}
 }
 
 // checker is implemented by codecs whose constructor can be given nonsense.

@@ -240,14 +240,57 @@ func TestCheckFindsUnusableCodecs(t *testing.T) {
 	unusable(t, Func("x", 0, append, decode), "version is 0")
 	unusable(t, Func("", 1, append, decode), "name is empty")
 	unusable(t, Func("", 0, append, decode), "version is 0") // besides the name
+	unusable(t, Func("x", math.MaxInt32+1, append, decode), "version is 2147483648, more than 2147483647")
 	unusable(t, Func("a\nb", 1, append, decode), `codec "a\nb"`)
 	unusable(t, Func("\xff", 1, append, decode), "UTF-8")
 	unusable(t, Func("x", 1, nil, decode), `codec "x" for int: it needs`)
 	unusable(t, Func("x", 1, append, nil), `codec "x" for int: it needs`)
 	unusable(t, Proto[proto.Message](), "no generated message type")
 	unusable(t, Proto[*dynamicpb.Message](), "no generated message type")
-	if err := Check(Func("x", 1, append, decode)); err != nil {
-		t.Error(err)
+	unusable[int](t, hides[int]{Func("x", 1, append, nil)}, `codec "x" for int: it needs`)
+	unusable[int](t, &hides[int]{hides[int]{Func("x", 1, append, nil)}}, `codec "x" for int: it needs`)
+	unusable[string](t, hidesDeep{&hides[string]{Func[string]("x", 1, nil, nil)}}, `codec "x" for string: it needs`)
+	unusable[proto.Message](t, hides[proto.Message]{Proto[proto.Message]()}, "no generated message type")
+	for _, err := range []error{Check(Func("x", 1, append, decode)), Check[int](hides[int]{Func("x", math.MaxInt32, append, decode)})} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// sorts has the other encoding of the codec that it embeds.
+type sorts struct{ Codec[int64] }
+
+func (c sorts) AppendOrdered(dst []byte, v int64) ([]byte, error) {
+	return c.Codec.(Ordered[int64]).AppendOrdered(dst, v)
+}
+
+func (c sorts) DecodeOrdered(b []byte) (int64, error) {
+	return c.Codec.(Ordered[int64]).DecodeOrdered(b)
+}
+
+// holds has a codec in a field with a name.
+type holds struct{ of Codec[int64] }
+
+func (c holds) Append(dst []byte, v int64) ([]byte, error) { return c.of.Append(dst, v) }
+func (c holds) Decode(b []byte) (int64, error)             { return c.of.Decode(b) }
+func (c holds) Name() string                               { return c.of.Name() }
+func (c holds) Version() int                               { return c.of.Version() }
+
+func TestCodecThatHidesAnOrderIsNoneForMapKeys(t *testing.T) {
+	for _, c := range []Codec[int64]{hides[int64]{Int64}, &hides[int64]{Int64}, hides[int64]{hides[int64]{sorts{Int64}}}, migrating{Int64}} {
+		if err := CheckMapKeys(c); err == nil || !strings.Contains(err.Error(), "methods AppendOrdered and DecodeOrdered") {
+			t.Errorf("%T: %v", c, err)
+		}
+	}
+	if err := CheckMapKeys[int64](nil); err == nil {
+		t.Error("no codec is one for map keys")
+	}
+	for _, err := range []error{CheckMapKeys(Int64), CheckMapKeys[int64](sorts{Int64}), CheckMapKeys(String), CheckMapKeys[string](clones{String}), CheckMapKeys[uint64](hides[uint64]{Uint64}),
+		CheckMapKeys[int64](holds{of: Int64})} {
+		if err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -9,7 +9,8 @@ import (
 // that has another one which does: compared byte by byte, the encodings of two values
 // are in the order of the values. Keys of a map in state are stored in it, so that the
 // map is iterated in the order of its keys. The keys of a codec that is not Ordered
-// sort by the bytes that Append makes.
+// sort by the bytes that Append makes. A type that embeds a Codec[T] does not have these
+// methods of what is in it: as the codec of map keys it needs its own.
 type Ordered[T any] interface {
 	// AppendOrdered is Append in the other encoding.
 	AppendOrdered(dst []byte, v T) ([]byte, error)

@@ -59,6 +59,9 @@ func Values[K, V any](ctx context.Context, s *Snapshot, operator, name string, k
 
 // Maps yields the entries of a map state by key-group, encoded key and map key.
 func Maps[K, M, V any](ctx context.Context, s *Snapshot, operator, name string, keys codec.Codec[K], mapKeys codec.Codec[M], values codec.Codec[V], opts ...Option) iter.Seq2[MapEntry[K, M, V], error] {
+	if err := checkMapKeys(operator, name, mapKeys); err != nil {
+		return failed[MapEntry[K, M, V]](err)
+	}
 	return read(ctx, s, want{operator, name, kindMap, keys.Name(), mapKeys.Name(), values.Name()}, opts, func(e segment.Entry, m Meta, value []byte) (r MapEntry[K, M, V], err error) {
 		return mapEntry(keys, mapKeys, values, e, m, value)
 	})
@@ -73,6 +76,9 @@ func Lists[K, V any](ctx context.Context, s *Snapshot, operator, name string, ke
 
 // Broadcast yields the entries of a broadcast state by map key.
 func Broadcast[M, V any](ctx context.Context, s *Snapshot, operator, name string, mapKeys codec.Codec[M], values codec.Codec[V], opts ...Option) iter.Seq2[MapEntry[codec.Empty, M, V], error] {
+	if err := checkMapKeys(operator, name, mapKeys); err != nil {
+		return failed[MapEntry[codec.Empty, M, V]](err)
+	}
 	return read(ctx, s, want{operator, name, kindBroadcast, "", mapKeys.Name(), values.Name()}, opts, func(e segment.Entry, m Meta, value []byte) (r MapEntry[codec.Empty, M, V], err error) {
 		r.Meta = m
 		if r.MapKey, err = decodeOrdered(mapKeys, e.Key); err == nil {
@@ -132,6 +138,9 @@ func Get[K, V any](ctx context.Context, s *Snapshot, operator, name string, keys
 
 // GetMap yields the entries of one key of a map state.
 func GetMap[K, M, V any](ctx context.Context, s *Snapshot, operator, name string, keys codec.Codec[K], mapKeys codec.Codec[M], values codec.Codec[V], key K, opts ...Option) iter.Seq2[MapEntry[K, M, V], error] {
+	if err := checkMapKeys(operator, name, mapKeys); err != nil {
+		return failed[MapEntry[K, M, V]](err)
+	}
 	w := want{operator, name, kindMap, keys.Name(), mapKeys.Name(), values.Name()}
 	return readKey(ctx, s, w, opts, keys, key, func(e segment.Entry, m Meta, value []byte) (MapEntry[K, M, V], error) {
 		return mapEntry(keys, mapKeys, values, e, m, value)
@@ -308,6 +317,22 @@ func decodeVersion[T any](c codec.Codec[T], version int, b []byte) (T, error) {
 	return codec.Clone(c, v), nil
 }
 
+// checkMapKeys refuses a codec that would read or write other map keys than the app.
+func checkMapKeys[M any](operator, name string, c codec.Codec[M]) error {
+	if err := codec.CheckMapKeys(c); err != nil {
+		return fmt.Errorf("operator %q: state %q: map key: %w", operator, name, err)
+	}
+	return nil
+}
+
+// failed yields an error and nothing else.
+func failed[R any](err error) iter.Seq2[R, error] {
+	return func(yield func(R, error) bool) {
+		var none R
+		yield(none, err)
+	}
+}
+
 func decodeOrdered[T any](c codec.Codec[T], b []byte) (T, error) {
 	if o, ok := c.(codec.Ordered[T]); ok {
 		v, err := o.DecodeOrdered(b)
@@ -322,6 +347,9 @@ func decodeOrdered[T any](c codec.Codec[T], b []byte) (T, error) {
 func appendOrdered[T any](c codec.Codec[T], dst []byte, v T) ([]byte, error) {
 	if o, ok := c.(codec.Ordered[T]); ok {
 		return o.AppendOrdered(dst, v)
+	}
+	if err := codec.CheckMapKeys(c); err != nil {
+		return dst, fmt.Errorf("map key: %w", err)
 	}
 	return c.Append(dst, v)
 }

@@ -444,3 +444,30 @@ func TestAValueWithoutHeaderIsAnError(t *testing.T) {
 		}
 	}
 }
+
+// cents hides the order of the codec that it embeds.
+type cents struct{ codec.Codec[int64] }
+
+func TestMapKeysWhoseCodecHidesAnOrderAreRefused(t *testing.T) {
+	store, _ := sample(t)
+	s, c := openLatest(t, store), codec.Codec[int64](cents{codec.Int64})
+	var errs []error
+	for _, err := range Maps(t.Context(), s, "op", "m", codec.String, c, codec.Int64) {
+		errs = append(errs, err)
+	}
+	for _, err := range GetMap(t.Context(), s, "op", "m", codec.String, c, codec.Int64, "k") {
+		errs = append(errs, err)
+	}
+	for _, err := range Broadcast(t.Context(), s, "op", "m", c, codec.Int64) {
+		errs = append(errs, err)
+	}
+	_, err := appendOrdered(c, nil, 1)
+	if errs = append(errs, err); len(errs) != 4 {
+		t.Errorf("got %v", errs)
+	}
+	for _, err := range errs {
+		if err == nil || !strings.Contains(err.Error(), "map key: codec int64: offline.cents embeds a codec.int64Codec") {
+			t.Errorf("got %v", err)
+		}
+	}
+}

@@ -1094,11 +1094,13 @@ func TestDamagedEntriesAreReported(t *testing.T) {
 
 func TestMistakesInDeclarationsAreFound(t *testing.T) {
 	for want, declare := range map[string]func(s state.Setup){
-		`state "m": map key: codec for string is nil`: func(s state.Setup) { state.Map(s, "m", codec.Codec[string](nil), codec.Int64) },
-		`state "m": codec for int64 is nil`:           func(s state.Setup) { state.Map(s, "m", codec.String, codec.Codec[int64](nil)) },
-		`state "l": codec for int64 is nil`:           func(s state.Setup) { state.List(s, "l", codec.Codec[int64](nil)) },
-		`state "l": the time to live must be`:         func(s state.Setup) { state.List(s, "l", codec.Int64, state.TTL(time.Microsecond)) },
-		`state "r": the function that reduces is nil`: func(s state.Setup) { state.Reducing(s, "r", nil, codec.Int64) },
+		`state "m": map key: codec int64: state_test.cents embeds a codec.int64Codec`: func(s state.Setup) { state.Map(s, "m", codec.Codec[int64](cents{codec.Int64}), codec.Int64) },
+		`state "b": map key: codec int64: state_test.cents embeds a codec.int64Codec`: func(s state.Setup) { state.Broadcast(s, "b", codec.Codec[int64](cents{codec.Int64}), codec.Int64) },
+		`state "m": map key: codec for string is nil`:                                 func(s state.Setup) { state.Map(s, "m", codec.Codec[string](nil), codec.Int64) },
+		`state "m": codec for int64 is nil`:                                           func(s state.Setup) { state.Map(s, "m", codec.String, codec.Codec[int64](nil)) },
+		`state "l": codec for int64 is nil`:                                           func(s state.Setup) { state.List(s, "l", codec.Codec[int64](nil)) },
+		`state "l": the time to live must be`:                                         func(s state.Setup) { state.List(s, "l", codec.Int64, state.TTL(time.Microsecond)) },
+		`state "r": the function that reduces is nil`:                                 func(s state.Setup) { state.Reducing(s, "r", nil, codec.Int64) },
 		`state "a": the aggregator needs Zero`: func(s state.Setup) {
 			state.Aggregating(s, "a", state.Aggregator[int, int64, int]{Codec: codec.Int64})
 		},
@@ -1336,5 +1338,17 @@ func TestALoopBeginsTheTimeToLive(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// cents hides the order of the codec that it embeds.
+type cents struct{ codec.Codec[int64] }
+
+func TestCodecThatHidesAnOrderIsGoodForValues(t *testing.T) {
+	scope := state.NewScope("op")
+	state.Value(setup{scope}, "v", codec.Codec[int64](cents{codec.Int64}))
+	state.Map(setup{scope}, "m", codec.String, codec.Codec[int64](cents{codec.Int64}))
+	if errs := scope.Errors(); len(errs) > 0 {
+		t.Error(errs)
 	}
 }

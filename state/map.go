@@ -201,7 +201,7 @@ type subkeys[MK any] struct {
 
 func newSubkeys[MK any](scope *Scope, name string, c codec.Codec[MK]) subkeys[MK] {
 	k := subkeys[MK]{codec: c, where: fmt.Sprintf("operator %q: state %q: map key", scope.operator, name), text: reflect.TypeFor[MK]().Kind() == reflect.String}
-	if err := codec.Check(c); err != nil {
+	if err := codec.CheckMapKeys(c); err != nil {
 		scope.errs = append(scope.errs, fmt.Errorf("%s: %w", k.where, err))
 		return k
 	}
