@@ -3,6 +3,7 @@ package lookup
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 )
@@ -15,6 +16,13 @@ const (
 	DefaultWaiting        = 4096
 	DefaultTimeout        = 5 * time.Second
 	DefaultGiveUpAfter    = 30 * time.Second
+)
+
+// What the options allow at most.
+const (
+	mostInFlight = 1 << 20
+	mostWaiting  = 1 << 30
+	mostCached   = math.MaxInt32
 )
 
 // Option changes how weir.Lookup looks up.
@@ -57,7 +65,7 @@ func NewSettings(opts []Option) Settings {
 // Check reports every mistake of the options.
 func (s Settings) Check() error { return errors.Join(s.errs...) }
 
-// String lists what differs from the defaults.
+// String lists what differs from the defaults, but for OnError.
 func (s Settings) String() string {
 	var parts []string
 	if s.CacheEntries > 0 {
@@ -68,6 +76,15 @@ func (s Settings) String() string {
 	}
 	if s.InFlight != 0 {
 		parts = append(parts, fmt.Sprintf("%d in flight", s.InFlight))
+	}
+	if s.Waiting != DefaultWaiting {
+		parts = append(parts, fmt.Sprintf("%d waiting", s.Waiting))
+	}
+	if s.Timeout != DefaultTimeout {
+		parts = append(parts, fmt.Sprintf("timeout %v", s.Timeout))
+	}
+	if s.GiveUpAfter != DefaultGiveUpAfter {
+		parts = append(parts, fmt.Sprintf("given up after %v", s.GiveUpAfter))
 	}
 	return strings.Join(parts, ", ")
 }
@@ -91,8 +108,8 @@ func BatchSize(keys int) Option {
 // Default 4, and 64 for [Each].
 func InFlight(calls int) Option {
 	return option(func(s *Settings) {
-		if s.InFlight = calls; calls < 1 {
-			s.bad("lookup.InFlight(%d): want at least 1", calls)
+		if s.InFlight = calls; calls < 1 || calls > mostInFlight {
+			s.bad("lookup.InFlight(%d): want at least 1, and at most %d", calls, mostInFlight)
 		}
 	})
 }
@@ -101,8 +118,8 @@ func InFlight(calls int) Option {
 // of one before them. Beyond that the subtask takes no more input. Default 4096.
 func Waiting(records int) Option {
 	return option(func(s *Settings) {
-		if s.Waiting = records; records < 1 {
-			s.bad("lookup.Waiting(%d): want at least 1", records)
+		if s.Waiting = records; records < 1 || records > mostWaiting {
+			s.bad("lookup.Waiting(%d): want at least 1, and at most %d", records, mostWaiting)
 		}
 	})
 }
@@ -137,8 +154,8 @@ func GiveUpAfter(d time.Duration) Option {
 // that begins after it came, which it shares with the other records of the batch.
 func Cache(entries int, ttl time.Duration) Option {
 	return option(func(s *Settings) {
-		if s.CacheEntries, s.CacheTTL = entries, ttl; entries < 1 || ttl <= 0 {
-			s.bad("lookup.Cache(%d, %v): want at least one entry, and more than 0", entries, ttl)
+		if s.CacheEntries, s.CacheTTL = entries, ttl; entries < 1 || entries > mostCached || ttl <= 0 {
+			s.bad("lookup.Cache(%d, %v): want from 1 to %d entries, and a time of more than 0", entries, ttl, mostCached)
 		}
 	})
 }

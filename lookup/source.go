@@ -2,9 +2,14 @@ package lookup
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/weirstream/weir/sink"
 )
@@ -15,7 +20,7 @@ type Source[K comparable, V any] interface {
 	// Check tells what is wrong with the description. It has no side effects.
 	Check() error
 	// Open makes the client of one incarnation. It should not wait for the other side. ctx
-	// ends with the incarnation. An error stops the app, one of weir.Retry restarts it.
+	// ends with the incarnation. An error stops the app, one that is [Passing] restarts it.
 	Open(ctx context.Context) (Client[K, V], error)
 	// String says what is asked, for plans and messages.
 	String() string
@@ -52,13 +57,39 @@ type Answer[V any] struct {
 }
 
 // Passing tells whether an error may be over at the next try: it comes from weir.Retry, it
-// is a timeout, or one of package net.
+// is a timeout, or it comes from the network: a *net.OpError, such as of a connection that is
+// refused or reset, or a *net.DNSError, also of a host that is not found. A *url.Error, as
+// package net/http returns it, is what is in it, and one of a connection that ended without
+// an answer is passing, too. What is wrong with a certificate is not.
 func Passing(err error) bool {
-	var (
-		again *sink.Retriable
-		wire  net.Error
-	)
-	return errors.As(err, &again) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &wire)
+	var again *sink.Retriable
+	return errors.As(err, &again) || errors.Is(err, context.DeadlineExceeded) || ofNetwork(err)
+}
+
+// ofNetwork tells whether err, or one that it wraps, is one of the network that may pass.
+func ofNetwork(err error) bool {
+	switch e := err.(type) {
+	case *tls.CertificateVerificationError:
+		return false
+	case *net.DNSError:
+		return true
+	case *net.OpError:
+		// So it is if the other side refuses the certificate, which TLS tells with an alert.
+		return !strings.HasSuffix(e.Op, " error") || !strings.Contains(e.Err.Error(), "certificate")
+	case *url.Error:
+		return errors.Is(e.Err, io.EOF) || errors.Is(e.Err, io.ErrUnexpectedEOF) || ofNetwork(e.Err)
+	case net.Error:
+		if e.Timeout() {
+			return true
+		}
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		return ofNetwork(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), ofNetwork)
+	}
+	return false
 }
 
 // Each makes a source of a function that looks up one key; found is false for one that

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"reflect"
 	"runtime/debug"
@@ -202,7 +203,9 @@ func (o *asker[A, K, V]) ask(k K) place[K, V] {
 			cloneString(&k)
 		}
 		o.open.keys = append(o.open.keys, k)
-		o.flying[k] = p
+		if k == k { // a NaN is never found again
+			o.flying[k] = p
+		}
 	}
 	p.from.users++
 	if o.open != nil && len(o.open.keys) >= o.batch {
@@ -281,11 +284,8 @@ func (o *asker[A, K, V]) answer(r *request[K, V]) {
 		for i, k := range r.keys {
 			delete(o.flying, k)
 			if a := &r.answers[i]; a.Err == nil {
-				o.cache.put(k, a.Value, a.Found, r.began+int64(o.spec.How.CacheTTL))
+				o.cache.put(k, a.Value, a.Found, r.began+min(int64(o.spec.How.CacheTTL), math.MaxInt64-r.began))
 			}
-		}
-		if o.asked == 0 && o.open == nil && o.full.len() == 0 && len(o.flying) > 0 {
-			clear(o.flying) // a NaN is never found again
 		}
 	}
 	o.send(false)

@@ -746,6 +746,15 @@ func TestAnswerCacheAgreesWithAModel(t *testing.T) {
 	})
 }
 
+func TestAnswerThatIsKeptForEverIsKept(t *testing.T) {
+	d := newDesk(t, lookup.Cache(10, math.MaxInt64))
+	d.in("a")
+	d.sub.idle()
+	d.answer(d.call())
+	d.in("a")
+	d.wantTold("a=1,true@0", "a=1,true@1")
+}
+
 func TestKeysThatEqualNothingDoNotPileUp(t *testing.T) {
 	c := newAnswerCache[float64, int](2)
 	for range 10 {
@@ -760,6 +769,9 @@ func TestKeysThatEqualNothingDoNotPileUp(t *testing.T) {
 	o.sub.wake = make(chan struct{}, 1)
 	for range 3 {
 		o.ask(math.NaN())
+	}
+	if len(o.flying) > 0 {
+		t.Errorf("%d keys are under way that nobody finds", len(o.flying))
 	}
 	o.send(true)
 	o.await(nil)
