@@ -16,9 +16,10 @@ import (
 // without a key.
 type KeyFunc[T any] func(dst []byte, v T) (key []byte, has bool, err error)
 
-// KeyBy takes the record key from the value.
+// KeyBy takes the record key from the value. Without a function, or with a codec that
+// [codec.Check] refuses, it is nil, which [Values] reports.
 func KeyBy[T, K any](key func(T) K, c codec.Codec[K]) KeyFunc[T] {
-	if key == nil || c == nil {
+	if key == nil || codec.Check(c) != nil {
 		return nil // reported by Values
 	}
 	return func(dst []byte, v T) ([]byte, bool, error) {
@@ -55,7 +56,7 @@ func Values[T any](topic string, key KeyFunc[T], c codec.Codec[T]) sink.Sink[T] 
 	case err != nil:
 		s.bad = fmt.Errorf("kafka sink for topic %q: %w", topic, err)
 	case key == nil:
-		s.bad = fmt.Errorf("kafka sink for topic %q: the key function is nil, or kafka.KeyBy was given no function or no codec; use kafka.NoKey for records without a key", topic)
+		s.bad = fmt.Errorf("kafka sink for topic %q: the key function is nil, or kafka.KeyBy was given no function, no codec or one that codec.Check refuses; use kafka.NoKey for records without a key", topic)
 	default:
 		s.value = c.Append
 	}
