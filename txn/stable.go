@@ -314,7 +314,8 @@ func (s *Session) openOfApp(ctx context.Context) ([]string, error) {
 
 // fence ends the open transaction of another transactional id and makes its producer
 // fail. InitProducerId also sets that id's timeout, so it has to be the app's own. It waits
-// for the end until wait after start: a decided transaction whose markers can't be written has none.
+// for the end until wait after start: a decided transaction whose markers can't be written has
+// none.
 func (s *Session) fence(ctx context.Context, txnID string, start time.Time, wait time.Duration) error {
 	req := kmsg.NewPtrInitProducerIDRequest()
 	req.TransactionalID = &txnID
