@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -48,7 +50,7 @@ func profileService(base string) lookup.Source[string, Profile] {
 		}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
-			return p, false, err // of package net: it is tried again
+			return p, false, err // if it is one of the network, it is tried again
 		}
 		defer resp.Body.Close()
 		switch {
@@ -57,7 +59,11 @@ func profileService(base string) lookup.Source[string, Profile] {
 		case resp.StatusCode != http.StatusOK:
 			return p, false, weir.Retry(errors.New(resp.Status))
 		}
-		return p, true, json.NewDecoder(resp.Body).Decode(&p)
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return p, false, weir.Retry(err) // the connection is gone: no fault of the key
+		}
+		return p, true, json.Unmarshal(body, &p)
 	})
 }
 
@@ -107,13 +113,24 @@ func TestGuidesLookupInRedisWorks(t *testing.T) {
 }
 
 func TestGuidesLookupOverHTTPWorks(t *testing.T) {
-	fails := 2
+	fails, cut := 2, false
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		country := map[string]string{"/profiles/alice": "pt", "/profiles/bob": "no"}[r.URL.Path]
 		switch {
 		case r.URL.Path == "/profiles/alice" && fails > 0:
 			fails--
 			http.Error(w, "not now", http.StatusServiceUnavailable)
+		case r.URL.Path == "/profiles/bob" && !cut:
+			cut = true
+			conn, buf, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			body := `{"Country":"no"}`
+			fmt.Fprintf(buf, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:len(body)/2])
+			buf.Flush()
+			conn.Close()
 		case country == "":
 			http.NotFound(w, r)
 		default:
@@ -130,4 +147,7 @@ func TestGuidesLookupOverHTTPWorks(t *testing.T) {
 			return v, nil
 		})
 	}, viewsWanted...)
+	if !cut {
+		t.Error("no connection was cut")
+	}
 }
