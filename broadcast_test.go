@@ -11,6 +11,7 @@ import (
 	"github.com/weirstream/weir"
 	"github.com/weirstream/weir/checkpoint"
 	"github.com/weirstream/weir/codec"
+	"github.com/weirstream/weir/offline"
 	"github.com/weirstream/weir/sink/kafka"
 	"github.com/weirstream/weir/source"
 	"github.com/weirstream/weir/state"
@@ -107,6 +108,38 @@ func TestBroadcastReachesEverySubtaskAndSurvives(t *testing.T) {
 				t.Fatalf("run %d: %q came %d times; all of it: %v", i, v, got[v], got)
 			}
 		}
+	}
+}
+
+// A broadcast state has no keys, so one that was built without an app names no codec of theirs.
+func TestAnAppStartsFromABroadcastStateThatWasBuiltOffline(t *testing.T) {
+	url := "file://" + t.TempDir()
+	store, err := checkpoint.OpenStore(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := offline.New("rated", weir.DefaultKeyGroups, offline.BuildOptions{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	table, err := offline.BroadcastState(b, "rate", "table", codec.String, codec.String)
+	if err == nil {
+		err = table.Put("rate", "7", offline.Meta{})
+	}
+	if err == nil {
+		_, err = b.Write(t.Context(), store, "rules")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokers := broker(t, 1, "events", "rules", "out")
+	produce(t, brokers, "events", "a")
+	if err := start(t, "rated", brokers, rated, weir.Store(checkpoint.NewMem()), weir.FromSavepoint(url, "rules"), weir.Drain(), fast).wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(consume(t, brokers, "out", 1)[0].Value); got != "a 1 7/1" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -499,7 +499,7 @@ type MapOf[K, M, V any] struct {
 
 // MapState declares a map state to write.
 func MapState[K, M, V any](b *Builder, operator, name string, keys codec.Codec[K], mapKeys codec.Codec[M], values codec.Codec[V]) (*MapOf[K, M, V], error) {
-	if err := errors.Join(checkCodecs(keys, values), codec.Check(mapKeys)); err != nil {
+	if err := errors.Join(checkCodecs(keys, values), codec.CheckMapKeys(mapKeys)); err != nil {
 		return nil, err
 	}
 	l, err := b.Declare(checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindMap, KeyCodec: keys.Name(), SubCodec: mapKeys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()})
@@ -585,7 +585,7 @@ type BroadcastOf[M, V any] struct {
 
 // BroadcastState declares a broadcast state to write.
 func BroadcastState[M, V any](b *Builder, operator, name string, mapKeys codec.Codec[M], values codec.Codec[V]) (*BroadcastOf[M, V], error) {
-	if err := checkCodecs(mapKeys, values); err != nil {
+	if err := errors.Join(checkCodecs(mapKeys, values), codec.CheckMapKeys(mapKeys)); err != nil {
 		return nil, err
 	}
 	info := checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindBroadcast, SubCodec: mapKeys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()}

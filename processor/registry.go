@@ -44,7 +44,7 @@ func (inc *incarnation) register() error {
 		was := old[i]
 		info.Follow(was, inc.clock.Now().UnixMilli(), inc.base.EventTime.Stage(d.Stage))
 		where := fmt.Sprintf("operator %q, state %q", d.Operator, d.Name)
-		if was.KeyCodec != d.KeyCodec {
+		if both := was.Kind == state.KindBroadcast && d.Kind == state.KindBroadcast; !both && was.KeyCodec != d.KeyCodec { // such a state has no keys
 			errs = append(errs, fmt.Errorf("%s: the keys of checkpoint %d were written by codec %q, the topology uses %q; keys never change type: give the operator a new ID, or go back to the old codec", where, inc.base.Checkpoint, was.KeyCodec, d.KeyCodec))
 		}
 		if was.Kind != d.Kind {
