@@ -28,8 +28,9 @@ type Codec[T any] interface {
 	// "proto:pkg.Message". It must never change for data that was written.
 	Name() string
 	// Version is the version that Append writes and Decode reads, from 1 to
-	// 2147483647. It grows when the encoding changes in a way that Decode can't tell. That is for values:
-	// what a codec of keys writes must never change, whatever its version.
+	// 2147483647. It grows when the encoding changes in a way that Decode can't tell.
+	// That is for values: what a codec of keys writes must never change, whatever its
+	// version.
 	Version() int
 }
 

@@ -456,7 +456,7 @@ type ValuesOf[K, V any] struct {
 
 // ValueState declares a value state to write.
 func ValueState[K, V any](b *Builder, operator, name string, keys codec.Codec[K], values codec.Codec[V]) (*ValuesOf[K, V], error) {
-	if err := checkCodecs(keys, values); err != nil {
+	if err := checkCodecs(codec.Check(keys), codec.Check(values)); err != nil {
 		return nil, err
 	}
 	info := checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindValue, KeyCodec: keys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()}
@@ -499,7 +499,7 @@ type MapOf[K, M, V any] struct {
 
 // MapState declares a map state to write.
 func MapState[K, M, V any](b *Builder, operator, name string, keys codec.Codec[K], mapKeys codec.Codec[M], values codec.Codec[V]) (*MapOf[K, M, V], error) {
-	if err := errors.Join(checkCodecs(keys, values), codec.CheckMapKeys(mapKeys)); err != nil {
+	if err := checkCodecs(codec.Check(keys), checkMapKeys(operator, name, mapKeys), codec.Check(values)); err != nil {
 		return nil, err
 	}
 	l, err := b.Declare(checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindMap, KeyCodec: keys.Name(), SubCodec: mapKeys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()})
@@ -549,7 +549,7 @@ type ListOf[K, V any] struct {
 
 // ListState declares a list state to write.
 func ListState[K, V any](b *Builder, operator, name string, keys codec.Codec[K], values codec.Codec[V]) (*ListOf[K, V], error) {
-	if err := checkCodecs(keys, values); err != nil {
+	if err := checkCodecs(codec.Check(keys), codec.Check(values)); err != nil {
 		return nil, err
 	}
 	l, err := b.Declare(checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindList, KeyCodec: keys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()})
@@ -585,7 +585,7 @@ type BroadcastOf[M, V any] struct {
 
 // BroadcastState declares a broadcast state to write.
 func BroadcastState[M, V any](b *Builder, operator, name string, mapKeys codec.Codec[M], values codec.Codec[V]) (*BroadcastOf[M, V], error) {
-	if err := errors.Join(checkCodecs(mapKeys, values), codec.CheckMapKeys(mapKeys)); err != nil {
+	if err := checkCodecs(checkMapKeys(operator, name, mapKeys), codec.Check(values)); err != nil {
 		return nil, err
 	}
 	info := checkpoint.StateInfo{Operator: operator, Name: name, Kind: kindBroadcast, SubCodec: mapKeys.Name(), ValueCodec: values.Name(), ValueVersion: values.Version()}
@@ -660,8 +660,9 @@ func (s *TimersOf[K]) Delete(key K, at int64) error {
 	return s.b.delete(keygroup.Of(enc, s.b.keyGroups), s.l.State.ID, appendTimer(nil, at, enc))
 }
 
-func checkCodecs[K, V any](keys codec.Codec[K], values codec.Codec[V]) error {
-	if err := errors.Join(codec.Check(keys), codec.Check(values)); err != nil {
+// checkCodecs makes one error of what is wrong with the codecs of a state.
+func checkCodecs(errs ...error) error {
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("build savepoint: %w", err)
 	}
 	return nil

@@ -348,9 +348,6 @@ func appendOrdered[T any](c codec.Codec[T], dst []byte, v T) ([]byte, error) {
 	if o, ok := c.(codec.Ordered[T]); ok {
 		return o.AppendOrdered(dst, v)
 	}
-	if err := codec.CheckMapKeys(c); err != nil {
-		return dst, fmt.Errorf("map key: %w", err)
-	}
 	return c.Append(dst, v)
 }
 

@@ -461,8 +461,15 @@ func TestMapKeysWhoseCodecHidesAnOrderAreRefused(t *testing.T) {
 	for _, err := range Broadcast(t.Context(), s, "op", "m", c, codec.Int64) {
 		errs = append(errs, err)
 	}
-	_, err := appendOrdered(c, nil, 1)
-	if errs = append(errs, err); len(errs) != 4 {
+	b, err := New("app", 8, BuildOptions{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	_, err = MapState(b, "op", "m", codec.String, c, codec.Int64)
+	errs = append(errs, err)
+	_, err = BroadcastState(b, "op", "b", c, codec.Int64)
+	if errs = append(errs, err); len(errs) != 5 {
 		t.Errorf("got %v", errs)
 	}
 	for _, err := range errs {

@@ -47,7 +47,12 @@ type loginFlags struct {
 }
 
 // loginFlagNames are the flags that loginFlags adds.
-var loginFlagNames = []string{"tls", "tls-ca", "tls-cert", "tls-key", "sasl", "user"}
+func loginFlagNames() (names []string) {
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(loginFlags).add(fs)
+	fs.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return names
+}
 
 func (f *loginFlags) add(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.tls, "tls", false, "connect to the brokers with TLS; the other --tls flags say so too")

@@ -108,7 +108,7 @@ checkpoint.`,
 				return fmt.Errorf("--name: %w", err)
 			}
 			if at != "" {
-				for _, other := range append([]string{"store", "checkpoint", "brokers", "group"}, loginFlagNames...) {
+				for _, other := range append([]string{"store", "checkpoint", "brokers", "group"}, loginFlagNames()...) {
 					if cmd.Flags().Changed(other) {
 						return fmt.Errorf("--admin asks the app, which knows its checkpoints: leave --%s out", other)
 					}
